@@ -1,0 +1,1 @@
+"""What runs: Ray shells over plain objects (engines, backends, scorers, transports)."""

@@ -1,0 +1,1 @@
+"""Learner backends: what holds parameters and optimizer state and steps them."""

@@ -1,0 +1,54 @@
+"""The learner-backend seam: who holds parameters and optimizer state.
+
+One contract test (`tests/contract/test_backend.py`) holds every backend to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
+
+from torch import Tensor
+
+from manta.actors.rows import Row
+from manta.actors.weights import Weights
+from manta.algorithms.tokens import LossTerms
+from manta.envs.records import WeightVersion
+
+Want: TypeAlias = Literal["logprob", "entropy"]
+
+Loss: TypeAlias = Callable[[Sequence[Row], Mapping[str, Tensor]], LossTerms]
+"""From a micro-batch's rows and their flat per-trained-token statistics to its share of the loss
+(already divided by global denominators)."""
+
+
+class Backend(Protocol):
+    def evaluate(
+        self, rows: Sequence[Row], wants: Sequence[Want], temperature: float
+    ) -> dict[str, Tensor]:
+        """float32[T] per want, over the rows' trained tokens in row order, without gradients."""
+        ...
+
+    def update(
+        self,
+        micro_batches: Iterable[Sequence[Row]],
+        wants: Sequence[Want],
+        temperature: float,
+        loss: Loss,
+        learning_rate: float,
+    ) -> dict[str, float]:
+        """One optimizer update: gradients of all micro-batches and ranks are summed, clipped by
+        global norm and applied. Returns the summed `sums`, the maxima, `grad_norm`, `loss`.
+
+        A non-finite gradient norm skips the update and is reported as `skipped_updates` = 1.
+        """
+        ...
+
+    def weights(self, version: WeightVersion) -> Weights: ...
+
+    def save(self, folder: Path) -> None:
+        """Writes parameters and optimizer state below `folder` (safetensors and JSON)."""
+        ...
+
+    def load(self, folder: Path) -> None: ...

@@ -1,0 +1,29 @@
+"""What the learner is told (no torch here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSettings:
+    """`learner:` in a run file: the learner named `policy`.
+
+    `tokens_per_micro_batch` bounds rows x longest row of a micro-batch (padding counted);
+    `warmup_steps` is a linear ramp of the learning rate, constant after it; `threads` are torch
+    threads of each rank (0: all cores of the node, shared among its ranks).
+    """
+
+    backend: Literal["plain"] = "plain"
+    workers: int = 1
+    threads: int = 0
+    tokens_per_micro_batch: int = 8192
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    adam_epsilon: float = 1e-8
+    momentum: float = 0.0
+    clip_norm: float = 1.0
+    warmup_steps: int = 0

@@ -1,0 +1,1 @@
+"""Engines: what turns a prefix into completions, behind one protocol."""

@@ -1,0 +1,40 @@
+"""The engine seam: token ids in, token ids and log-probs out, weights swapped under way.
+
+One contract test (`tests/contract/test_engine.py`) holds every engine to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from manta.actors.weights import Receipt, Weights
+from manta.envs.records import Completion, Float32, GenerateRequest, Int32
+
+
+class Engine(Protocol):
+    """Generates, scores fixed tokens, and takes new weights between two decoding steps."""
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
+        """All samples of every request, in order. Safe to call concurrently.
+
+        Raises ValueError where a prefix plus its budget exceeds the model's context.
+        """
+        ...
+
+    async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
+        """float32[L] per row: log-prob (temperature 1) of each token after those before it.
+
+        The first token has no predecessor and gets 0. Works while paused: the probe of a publish.
+        """
+        ...
+
+    async def pause(self) -> None:
+        """Returns once no decoding step is running. Requests are kept and continue on resume."""
+        ...
+
+    async def load(self, weights: Weights) -> Receipt:
+        """Takes `weights` (only while paused) and hashes the bytes it was handed."""
+        ...
+
+    async def resume(self) -> None: ...

@@ -1,0 +1,35 @@
+"""What a rollout engine is told (no torch here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedSettings:
+    """The simulated engine's token clock and length distribution (lognormal, in tokens)."""
+
+    tokens_per_second: float = 1000.0
+    length_median: float = 64.0
+    length_sigma: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """`rollout:` in a run file: the engine named `policy`.
+
+    `max_rows` bounds the samples decoded side by side in one engine; `threads` are torch threads
+    of each worker (0: all cores of the node).
+    """
+
+    engine: Literal["embedded", "simulated"] = "embedded"
+    workers: int = 1
+    threads: int = 0
+    max_rows: int = 256
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_staleness: int = 0
+    simulated: SimulatedSettings = SimulatedSettings()

@@ -1,0 +1,1 @@
+"""Policy models: families that answer `evaluate(rows, wants)`."""

@@ -1,0 +1,38 @@
+"""Which model a run uses, as plain values (no torch here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSpec:
+    """A small causal language model that is built on the spot from its sizes.
+
+    `width` is the hidden size, `mlp_width` the feed-forward size; the initial weights follow the
+    run's seed.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    mlp_width: int
+    kv_heads: int | None = None
+    architecture: Literal["qwen2", "llama"] = "qwen2"
+    tie_embeddings: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Either `path` (a Hugging Face folder or name) or `build`.
+
+    `tokenizer` is `byte`, `char:ALPHABET`, or a path of a `tokenizer.json` or its folder; without
+    it the tokenizer in `path` is used. `context` bounds prompt plus answer, in tokens.
+    """
+
+    path: str | None = None
+    build: BuildSpec | None = None
+    tokenizer: str | None = None
+    context: int = 512
+    dtype: Literal["float32", "bfloat16"] = "float32"

@@ -1,0 +1,1 @@
+"""Scorers: models that score trajectories (reference log-probs first)."""

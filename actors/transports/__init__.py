@@ -1,0 +1,1 @@
+"""Transports: how weights travel from the learner to the engines."""

@@ -1,0 +1,79 @@
+"""Weights as canonical bytes: one contiguous buffer, an index of named tensors, and a hash.
+
+The hash is taken over names, shapes, dtypes and bytes in name order, so equal weights have equal
+hashes wherever they are computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from manta.envs.records import WeightVersion
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """`data` uint8[bytes] holds the tensors of `specs` back to back, in name order."""
+
+    version: WeightVersion
+    specs: tuple[TensorSpec, ...]
+    data: npt.NDArray[np.uint8]
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof of delivery: the hash an engine process computed over the bytes it was handed."""
+
+    version: WeightVersion
+    sha256: str
+
+
+def content_hash(specs: tuple[TensorSpec, ...], data: npt.NDArray[np.uint8]) -> str:
+    """SHA-256 over the index and the bytes."""
+    digest = hashlib.sha256(repr([(s.name, s.dtype, s.shape) for s in specs]).encode())
+    digest.update(data.data)
+    return digest.hexdigest()
+
+
+def pack(state: Mapping[str, Tensor], version: WeightVersion) -> Weights:
+    """Copies the named tensors of `state` (any device) into canonical bytes."""
+    specs: list[TensorSpec] = []
+    parts: list[npt.NDArray[np.uint8]] = []
+    start = 0
+    for name in sorted(state):
+        tensor = state[name].detach().to("cpu").contiguous()
+        raw = tensor.reshape(-1).view(torch.uint8).numpy()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        specs.append(TensorSpec(name, dtype, tuple(tensor.shape), start, start + raw.size))
+        parts.append(raw)
+        start += raw.size
+    data = np.concatenate(parts)
+    return Weights(version, tuple(specs), data, content_hash(tuple(specs), data))
+
+
+def unpack(weights: Weights) -> dict[str, Tensor]:
+    """The named tensors as fresh copies (`data` may be a read-only view of shared memory)."""
+    buffer = torch.from_numpy(weights.data.copy())
+    return {
+        spec.name: buffer[spec.start : spec.end]
+        .view(getattr(torch, spec.dtype))
+        .reshape(spec.shape)
+        for spec in weights.specs
+    }

@@ -1,0 +1,51 @@
+"""What an algorithm is made of, as plain values. Loads no torch, so that a run file can be checked.
+
+The defaults of the fields mean "as simple as it gets"; published settings are the presets in
+`manta.algorithms.presets`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class KlSettings:
+    """KL penalty to the reference policy: `coef` times estimator, in the loss or in the reward."""
+
+    coef: float = 0.0
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    placement: Literal["loss", "reward"] = "loss"
+
+
+@dataclass(frozen=True, slots=True)
+class AlgorithmSettings:
+    """A resolved algorithm. `name` is the preset that it started from.
+
+    `samples_from`: `policy` (engines sample) or `given` (gold answers or written trajectories).
+    `proximal`: the log-probs in the ratio's denominator are the engine's (`behaviour`), or are
+    recomputed by the learner in one no-gradient pass before the step's first update (`learner`).
+    `constant_length` is the divisor of the `sequence_sum_constant` aggregation.
+    """
+
+    name: str
+    samples_from: Literal["policy", "given"] = "policy"
+    samples_per_prompt: int = 1
+    advantage: Literal["group_relative", "reward"] = "group_relative"
+    divide_by_std: bool = True
+    std_epsilon: float = 1e-6
+    loss: Literal["clipped_surrogate", "cross_entropy"] = "clipped_surrogate"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum_constant"] = "token_mean"
+    constant_length: int = 0
+    kl: KlSettings = field(default_factory=KlSettings)
+    entropy_coef: float = 0.0
+    proximal: Literal["behaviour", "learner"] = "behaviour"
+    whiten_advantages: bool = False
+    drop_zero_variance_groups: bool = False
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl.coef != 0.0

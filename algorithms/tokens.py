@@ -1,0 +1,49 @@
+"""The flat token batch that every loss sees: T trained tokens of R rows, whatever the packing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Trained tokens of some rows, flat, in row order.
+
+    row_T: int64[T], index of each token's row in 0..R-1.
+    weight_T: float32[T], the factor of each token's loss in the global mean (see
+        `manta.algorithms.aggregate`): the batch loss is `sum(weight_T * loss_T)`, summed over
+        micro-batches and ranks without further division.
+    advantage_T: float32[T].
+    behaviour_T: float32[T], log-prob under the policy that sampled the token (None for given
+        answers); proximal_T: float32[T], the ratio's denominator; reference_T: float32[T].
+    coefficients_R: named float32[R] columns of the plan.
+    """
+
+    row_T: Tensor
+    weight_T: Tensor
+    advantage_T: Tensor
+    behaviour_T: Tensor | None
+    proximal_T: Tensor | None
+    reference_T: Tensor | None
+    coefficients_R: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """`loss`: the scalar to call backward on. `sums`: detached scalars that add up over
+    micro-batches and ranks to the global mean; `maxima`: detached scalars that combine by max."""
+
+    loss: Tensor
+    sums: Mapping[str, Tensor]
+    maxima: Mapping[str, Tensor]
+
+
+def per_row(values_T: Tensor, row_T: Tensor, num_rows: int) -> Tensor:
+    """Sum of `values_T` by row, shape [R]."""
+    return torch.zeros(num_rows, dtype=values_T.dtype, device=values_T.device).index_add(
+        0, row_T, values_T
+    )

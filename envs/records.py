@@ -1,0 +1,279 @@
+"""The records that flow through a run, each stage making a new frozen type.
+
+`Task -> Completion -> Trajectory -> ScoredGroup -> StepPlan -> Update`. Arrays are numpy, so that
+Ray moves them without a copy; a field never means "filled in later". This file owns the shape of
+the data and its content hash. It does not know how anything is computed or moved.
+
+Shapes: T generated tokens, L tokens of a whole trajectory, N rows (trajectories) of a step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Int32: TypeAlias = npt.NDArray[np.int32]
+Float32: TypeAlias = npt.NDArray[np.float32]
+Bool: TypeAlias = npt.NDArray[np.bool_]
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+FinishReason: TypeAlias = Literal["stop", "length", "abort"]
+
+GIVEN = "given"
+"""`Trajectory.model` of an answer that no engine sampled (gold answers, demonstrations)."""
+
+
+class Message(NamedTuple):
+    role: str
+    content: str
+
+
+class GroupId(NamedTuple):
+    """Where a group stands in the data order, and which try at it this is."""
+
+    epoch: int
+    position: int
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}.{self.position}.{self.attempt}"
+
+
+class WeightVersion(NamedTuple):
+    """The weights after `step` steps, made by the learner group's `incarnation`-th life."""
+
+    step: int
+    incarnation: int
+
+    def __str__(self) -> str:
+        return f"{self.step}.{self.incarnation}"
+
+
+class VersionSpan(NamedTuple):
+    """From token `start` on, tokens were sampled under `version`."""
+
+    start: int
+    version: WeightVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    kind: str
+    content_hash: str
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One problem. `reference` is what a verifier needs (gold answer, tests, schema)."""
+
+    id: str
+    prompt: str | tuple[Message, ...]
+    reference: Json
+    env: str
+    tags: tuple[str, ...] = ()
+    facts: Mapping[str, float | str] = field(default_factory=dict)
+    media: tuple[Media, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. `top_p` 1 and `top_k` 0 mean no truncation; temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """`len(seeds)` samples that continue one prefix.
+
+    `budgets[i]` bounds the new tokens of sample i. A stop token ends a sample and belongs to it.
+    """
+
+    prefix: Int32
+    seeds: tuple[int, ...]
+    budgets: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine returns for one sample.
+
+    `logprobs` float32[T] are those of the behaviour policy: of the distribution that the token was
+    drawn from, after temperature and truncation (at temperature 0: of the untempered one).
+    """
+
+    token_ids: Int32
+    logprobs: Float32
+    weight_versions: tuple[VersionSpan, ...]
+    finish_reason: FinishReason
+    extras: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Tokens `start:end` of a trajectory were spoken by `role`."""
+
+    role: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One episode as tokens. `loss_mask` bool[L] is True where a token trains.
+
+    `logprobs` float32[L] (0 where the policy did not speak) is None where no ratio is needed.
+    `artifact` is what rewards and people look at: for text, the policy's decoded last turn.
+    """
+
+    task_id: str
+    sample: int
+    model: str
+    token_ids: Int32
+    loss_mask: Bool
+    logprobs: Float32 | None
+    weight_versions: tuple[VersionSpan, ...]
+    turns: tuple[Turn, ...]
+    finish_reason: FinishReason
+    artifact: str
+    parent: tuple[str, int] | None = None
+    payload: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+    media: tuple[Media, ...] = ()
+    env_info: Mapping[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A named value over tokens `start:end`: a step's or a turn's score."""
+
+    name: str
+    start: int
+    end: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A trajectory's reward and its named components. An absent component is absent, not 0."""
+
+    value: float
+    components: Mapping[str, float]
+    spans: tuple[Span, ...] = ()
+    columns: Mapping[str, Float32] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceStatistics:
+    """Log-probs of each trajectory's tokens under the reference model `version`, float32[L]."""
+
+    version: str
+    logprobs: tuple[Float32, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A task with its trajectories and their scores, in sample order."""
+
+    id: GroupId
+    task: Task
+    trajectories: tuple[Trajectory, ...]
+    scores: tuple[Score, ...]
+    reference: ReferenceStatistics | None
+    reward_versions: Mapping[str, str]
+    timings: Mapping[str, float]
+
+    def content_hash(self) -> str:
+        """SHA-256 of what trains: task, tokens, masks, behaviour log-probs and rewards."""
+        digest = hashlib.sha256(self.task.id.encode())
+        for trajectory, score in zip(self.trajectories, self.scores, strict=True):
+            digest.update(trajectory.token_ids.tobytes())
+            digest.update(trajectory.loss_mask.tobytes())
+            if trajectory.logprobs is not None:
+                digest.update(trajectory.logprobs.tobytes())
+            digest.update(np.float64(score.value).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSummary:
+    """The scalars of a group, small enough for the driver; one entry per sample in each array.
+
+    `components` holds NaN where a component is absent. `num_tokens` counts trained tokens,
+    `lengths` all tokens. `oldest` and `newest` bound the weight versions sampled from (None for
+    given answers).
+    """
+
+    id: GroupId
+    task_id: str
+    rewards: Float32
+    components: Mapping[str, Float32]
+    num_tokens: Int32
+    lengths: Int32
+    num_truncated: int
+    oldest: WeightVersion | None
+    newest: WeightVersion | None
+    content_hash: str
+    timings: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Everything that decides a step but its tensors: rows, units and their coefficients.
+
+    Row i is sample `sample_N[i]` of group `group_N[i]` (an index into `groups`); rows that share
+    `unit_N` form a unit that a loss may couple. `coefficients` are named float32[N] columns such as
+    `advantage`, `weight`, `label`, `margin`, `keep`. `lengths_N` counts all tokens, `num_tokens_N`
+    the trained ones. No tensors of tokens, and no shards: every rank computes its own share.
+    """
+
+    step: int
+    groups: tuple[GroupId, ...]
+    group_N: Int32
+    sample_N: Int32
+    unit_N: Int32
+    coefficients: Mapping[str, Float32]
+    lengths_N: Int32
+    num_tokens_N: Int32
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a learner group reports of one step."""
+
+    version: WeightVersion
+    metrics: Mapping[str, float]
+    weights_hash: str
+
+
+def summarise(group: ScoredGroup) -> GroupSummary:
+    """The summary of `group` that travels to the driver."""
+    names = sorted({name for score in group.scores for name in score.components})
+    versions = [span.version for t in group.trajectories for span in t.weight_versions]
+    return GroupSummary(
+        id=group.id,
+        task_id=group.task.id,
+        rewards=np.array([score.value for score in group.scores], np.float32),
+        components={
+            name: np.array(
+                [score.components.get(name, np.nan) for score in group.scores], np.float32
+            )
+            for name in names
+        },
+        num_tokens=np.array([t.loss_mask.sum() for t in group.trajectories], np.int32),
+        lengths=np.array([len(t.token_ids) for t in group.trajectories], np.int32),
+        num_truncated=sum(t.finish_reason == "length" for t in group.trajectories),
+        oldest=min(versions, default=None),
+        newest=max(versions, default=None),
+        content_hash=group.content_hash(),
+        timings=group.timings,
+    )

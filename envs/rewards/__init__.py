@@ -1,0 +1,1 @@
+"""Rule rewards: pure functions of a task and what the policy wrote."""

@@ -1,0 +1,1 @@
+"""Task sources: files, hub data sets and generators, all by index."""

@@ -1,0 +1,1 @@
+"""What decides: config, placement, feed, loop, publish, checkpoint, metrics, command line."""

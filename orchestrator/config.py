@@ -1,0 +1,154 @@
+"""The run file as one strict tree of frozen values, each part owned by the part it configures.
+
+Loads no torch, ray or vllm. How YAML becomes this tree is in `manta.orchestrator.run_file`; what
+must fit together is checked in `manta.orchestrator.cross_check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from manta.actors.backends.settings import LearnerSettings
+from manta.actors.engines.settings import EngineSettings
+from manta.actors.models.spec import ModelSpec
+from manta.algorithms.settings import AlgorithmSettings
+from manta.envs.records import Json
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """`dir` is the folder that holds run directories; this run's is `dir/name`."""
+
+    name: str
+    seed: int = 0
+    dir: str = "runs"
+    max_hours: float | None = None
+    deterministic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EnvConfig:
+    """A task family by registry name or `module:attribute`; `options` go to its constructor."""
+
+    name: str
+    options: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentConfig:
+    """A reward component: registry name (default: the component's key) and its options."""
+
+    reward: str
+    options: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardConfig:
+    """`formula` combines the components by name: numbers, + - * / ( ), min, max."""
+
+    formula: str
+    components: Mapping[str, ComponentConfig]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateConfig:
+    """Held-out evaluation. `metric` is the component that counts as accuracy (above 0.5 is right);
+    `gold_likelihood` also reports the mean log-prob per token of the gold answers."""
+
+    every_steps: int = 10
+    prompts: int = 256
+    samples_per_prompt: int = 1
+    temperature: float = 0.0
+    metric: str = "correct"
+    gold_likelihood: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StageConfig:
+    """One stage. `trajectories` is a folder of written trajectories to learn from.
+
+    Kinds: `train`; `generate` (sample and write trajectories, train nothing); `evaluate`.
+    `env`, `reward` and `evaluate` of a stage default to those at the top of the run file.
+    """
+
+    name: str
+    kind: Literal["train", "generate", "evaluate"] = "train"
+    algorithm: AlgorithmSettings | None = None
+    env: EnvConfig | None = None
+    reward: RewardConfig | None = None
+    evaluate: EvaluateConfig | None = None
+    trajectories: str | None = None
+    steps: int = 0
+    prompts_per_step: int = 1
+    updates_per_step: int = 1
+    epochs_per_step: int = 1
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersConfig:
+    """Environment workers; `groups_per_call` tasks travel together (1 streams best)."""
+
+    workers: int = 1
+    groups_per_call: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RewardWorkersConfig:
+    workers: int = 1
+    deadline_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceConfig:
+    """`model` is what the reference policy is: the weights at the start of the stage."""
+
+    workers: int = 1
+    threads: int = 0
+    tokens_per_batch: int = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class PublishConfig:
+    """`probe_tolerance` bounds |engine - learner| over the probe's log-probs."""
+
+    transport: Literal["object_store"] = "object_store"
+    probe_tolerance: float = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointConfig:
+    every_steps: int = 20
+    keep: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class WandbConfig:
+    project: str
+    mode: Literal["online", "offline"] = "online"
+    entity: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrackConfig:
+    wandb: WandbConfig | None = None
+    write_trajectories: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RunFile:
+    """A whole run file, resolved."""
+
+    run: RunConfig
+    model: ModelSpec
+    stages: tuple[StageConfig, ...]
+    rollout: EngineSettings = EngineSettings()
+    learner: LearnerSettings = LearnerSettings()
+    reference: ReferenceConfig = ReferenceConfig()
+    environment: WorkersConfig = WorkersConfig()
+    reward_workers: RewardWorkersConfig = RewardWorkersConfig()
+    publish: PublishConfig = PublishConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    track: TrackConfig = TrackConfig()
