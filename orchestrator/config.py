@@ -144,11 +144,11 @@ class RunFile:
     run: RunConfig
     model: ModelSpec
     stages: tuple[StageConfig, ...]
-    rollout: EngineSettings = EngineSettings()
-    learner: LearnerSettings = LearnerSettings()
-    reference: ReferenceConfig = ReferenceConfig()
-    environment: WorkersConfig = WorkersConfig()
-    reward_workers: RewardWorkersConfig = RewardWorkersConfig()
-    publish: PublishConfig = PublishConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    track: TrackConfig = TrackConfig()
+    rollout: EngineSettings = field(default_factory=EngineSettings)
+    learner: LearnerSettings = field(default_factory=LearnerSettings)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    environment: WorkersConfig = field(default_factory=WorkersConfig)
+    reward_workers: RewardWorkersConfig = field(default_factory=RewardWorkersConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)

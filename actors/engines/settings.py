@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -32,4 +32,4 @@ class EngineSettings:
     top_p: float = 1.0
     top_k: int = 0
     max_staleness: int = 0
-    simulated: SimulatedSettings = SimulatedSettings()
+    simulated: SimulatedSettings = field(default_factory=SimulatedSettings)
