@@ -154,3 +154,26 @@ class RunFile:
     publish: PublishConfig = field(default_factory=PublishConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
+
+    @property
+    def needs_rollout(self) -> bool:
+        """Does any stage sample: to train on, to write, or to evaluate?"""
+        return any(
+            stage.kind != "train"
+            or stage.evaluate is not None
+            or (stage.algorithm is not None and stage.algorithm.samples_from == "policy")
+            for stage in self.stages
+        )
+
+    @property
+    def needs_reference(self) -> bool:
+        return any(
+            stage.kind == "train"
+            and stage.algorithm is not None
+            and stage.algorithm.needs_reference
+            for stage in self.stages
+        )
+
+    @property
+    def needs_reward(self) -> bool:
+        return any(stage.reward is not None for stage in self.stages)
