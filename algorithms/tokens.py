@@ -17,6 +17,8 @@ class TokenBatch:
     weight_T: float32[T], the factor of each token's loss in the global mean (see
         `manta.algorithms.aggregate`): the batch loss is `sum(weight_T * loss_T)`, summed over
         micro-batches and ranks without further division.
+    mean_T: float32[T], the factor of each token in a diagnostic's mean over the update's trained
+        tokens: the `token_mean` weight, whatever the loss is aggregated by.
     advantage_T: float32[T].
     behaviour_T: float32[T], log-prob under the policy that sampled the token (None for given
         answers); proximal_T: float32[T], the ratio's denominator; reference_T: float32[T].
@@ -25,6 +27,7 @@ class TokenBatch:
 
     row_T: Tensor
     weight_T: Tensor
+    mean_T: Tensor
     advantage_T: Tensor
     behaviour_T: Tensor | None
     proximal_T: Tensor | None

@@ -1,0 +1,78 @@
+"""From rows and flat token statistics to the `TokenBatch` that the token stage and losses see.
+
+Knows which columns of the plan make a token's weight and advantage. Does not know where rows come
+from, nor how they are packed for the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from manta.algorithms.aggregate import Denominators, row_weight, token_weights
+from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.tokens import TokenBatch
+
+
+def flatten(
+    settings: AlgorithmSettings,
+    num_tokens_R: Tensor,
+    coefficients_R: Mapping[str, Tensor],
+    update: Denominators,
+    behaviour_T: Tensor | None = None,
+    proximal_T: Tensor | None = None,
+    reference_T: Tensor | None = None,
+    advantage_T: Tensor | None = None,
+) -> TokenBatch:
+    """The batch of R rows with `num_tokens_R` int64[R] trained tokens each, T in all.
+
+    `coefficients_R` are the plan's columns for these rows (`advantage`, and `weight` or `keep`);
+    `update` holds the denominators of the whole update that the rows belong to. The flat log-probs
+    [T] are in row order. `advantage_T` is the token stage's result for these rows; without it each
+    token gets its row's advantage.
+
+    Raises ValueError where a flat tensor is not of T tokens.
+    """
+    num_rows = len(num_tokens_R)
+    row_T = torch.repeat_interleave(
+        torch.arange(num_rows, device=num_tokens_R.device), num_tokens_R
+    )
+    flat = {
+        "behaviour_T": behaviour_T,
+        "proximal_T": proximal_T,
+        "reference_T": reference_T,
+        "advantage_T": advantage_T,
+    }
+    for name, tensor in flat.items():
+        if tensor is not None and tensor.shape != row_T.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, the {num_rows} rows have {len(row_T)} "
+                "trained tokens: give one value per trained token"
+            )
+    weight_R = row_weight(coefficients_R)
+    weight_T, mean_T = (
+        token_weights(
+            mode,
+            row_T,
+            num_tokens_R,
+            weight_R,
+            update.total_tokens,
+            update.total_rows,
+            settings.constant_length,
+        )
+        for mode in (settings.aggregation, "token_mean")
+    )
+    if advantage_T is None:
+        advantage_T = coefficients_R["advantage"][row_T]
+    return TokenBatch(
+        row_T=row_T,
+        weight_T=weight_T,
+        mean_T=mean_T,
+        advantage_T=advantage_T,
+        behaviour_T=behaviour_T,
+        proximal_T=proximal_T,
+        reference_T=reference_T,
+        coefficients_R=coefficients_R,
+    )

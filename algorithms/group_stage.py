@@ -1,0 +1,79 @@
+"""The group stage: from the rewards of a step's rows to the coefficients of its plan.
+
+Runs on the driver, over scalars, in float64. Rows are flat with a group index; groups are
+independent of each other, so a step may be given whole or group by group. What needs token tensors
+(KL in the reward, whitening) is the token stage's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from manta.algorithms.advantages import group_relative
+from manta.algorithms.settings import AlgorithmSettings
+
+ZERO_VARIANCE = "zero_variance"
+"""Why a group is filtered: all its rewards are equal, so its advantages are 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStage:
+    """`coefficients`: float32[N] columns `advantage`, `weight` and `keep` (0 or 1).
+
+    `filtered` maps the index of a group that shall not train to the reason; its rows have `keep` 0.
+    """
+
+    coefficients: Mapping[str, Tensor]
+    filtered: Mapping[int, str]
+
+
+def group_stage(settings: AlgorithmSettings, rewards_N: Tensor, group_N: Tensor) -> GroupStage:
+    """Coefficients of N rows from their rewards [N] and group indices int64[N].
+
+    Advantages are group-relative, or the rewards themselves (`advantage: reward`); for
+    `cross_entropy`, which has no use for either, they are 1 and the rewards are not read. With
+    `drop_zero_variance_groups` groups of equal rewards are filtered (dynamic sampling of DAPO,
+    arXiv 2503.14476).
+
+    Raises ValueError where a reward that is needed is not finite.
+    """
+    if settings.loss == "cross_entropy":
+        names = ("advantage", "weight", "keep")
+        ones = {name: torch.ones(len(group_N), device=group_N.device) for name in names}
+        return GroupStage(coefficients=ones, filtered={})
+    broken_N = ~torch.isfinite(rewards_N)
+    if bool(broken_N.any()):
+        groups = sorted(set(group_N[broken_N].tolist()))
+        raise ValueError(
+            f"rewards of groups {groups[:8]} are not finite ({int(broken_N.sum())} of "
+            f"{len(rewards_N)} rows): a reward that could not be computed must drop its sample"
+        )
+    if settings.advantage == "group_relative":
+        advantage_N = group_relative(
+            rewards_N, group_N, settings.divide_by_std, settings.std_epsilon
+        )
+    else:
+        advantage_N = rewards_N
+    dropped = zero_variance(rewards_N, group_N) if settings.drop_zero_variance_groups else []
+    keep_N = ~torch.isin(group_N, torch.tensor(dropped, dtype=torch.int64, device=group_N.device))
+    return GroupStage(
+        coefficients={
+            "advantage": advantage_N.float(),
+            "weight": torch.ones(len(rewards_N), device=rewards_N.device),
+            "keep": keep_N.float(),
+        },
+        filtered=dict.fromkeys(dropped, ZERO_VARIANCE),
+    )
+
+
+def zero_variance(rewards_N: Tensor, group_N: Tensor) -> list[int]:
+    """The indices, ascending, of groups whose rewards are all equal (groups of one included)."""
+    names, index_N = torch.unique(group_N, return_inverse=True)
+    empty_G = torch.zeros(len(names), dtype=rewards_N.dtype, device=rewards_N.device)
+    lowest_G = empty_G.scatter_reduce(0, index_N, rewards_N, "amin", include_self=False)
+    highest_G = empty_G.scatter_reduce(0, index_N, rewards_N, "amax", include_self=False)
+    return [int(name) for name in names[lowest_G == highest_G]]

@@ -1,0 +1,131 @@
+"""The objective: from a token batch and the policy's statistics to the terms of a micro-batch.
+
+Puts losses, KL, entropy and aggregation weights together as the settings say, and says which
+statistics of the policy it wants. Evaluating the policy and stepping are the backend's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from manta.algorithms import kl
+from manta.algorithms.losses import clipped_surrogate, cross_entropy
+from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.tokens import LossTerms, TokenBatch
+
+Want: TypeAlias = Literal["logprob", "entropy"]
+
+
+class _Policy(NamedTuple):
+    """The policy's term [T] and what it reports: means [T] still to be averaged, maxima."""
+
+    loss_T: Tensor
+    means: dict[str, Tensor]
+    maxima: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The loss of `settings`. `report_entropy` asks for the entropy where the loss has no use for
+    it (it costs a pass over the vocabulary)."""
+
+    settings: AlgorithmSettings
+    report_entropy: bool = False
+
+    @property
+    def wants(self) -> tuple[Want, ...]:
+        """The statistics that `loss` reads, float[T] each."""
+        if self.settings.entropy_coef != 0.0 or self.report_entropy:
+            return ("logprob", "entropy")
+        return ("logprob",)
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.settings.needs_reference
+
+    def loss(self, batch: TokenBatch, stats: Mapping[str, Tensor]) -> LossTerms:
+        """`sum(weight_T * (policy_T + kl.coef * kl_T - entropy_coef * entropy_T))`, the KL only
+        where it is placed in the loss (GRPO, arXiv 2402.03300, eq. 3).
+
+        `stats` holds the current policy's values of `wants` for the batch's tokens, with gradients.
+        A token of weight 0 contributes nothing, whatever its log-probs are, infinite ones too.
+
+        `sums`: `loss` and `policy_loss` under the loss's own weights; under `mean_T` (so they are
+        means over the update's trained tokens) `kl_reference` (the settings' estimator, where the
+        batch has reference log-probs), `entropy` (if wanted), and for the clipped surrogate
+        `clip_fraction_low`, `clip_fraction_high`, `ratio_mean` and `kl_behaviour`, the k3 estimate
+        of KL(behaviour || policy). `maxima`: `ratio_max`, and `logprob_gap_max`, the largest
+        |logprob - behaviour|, which at a step's first update without staleness is how far engine
+        and learner disagree.
+
+        Raises ValueError where the batch lacks log-probs that the settings need.
+        """
+        active_T = (batch.weight_T != 0) | (batch.mean_T != 0)
+        logprob_T = _only(active_T, stats["logprob"])
+        policy = self._policy(batch, logprob_T, active_T)
+        loss_T, means = policy.loss_T, policy.means
+        if batch.reference_T is not None:
+            reference_T = _only(active_T, batch.reference_T)
+            means["kl_reference"] = kl.estimate(self.settings.kl.estimator, logprob_T, reference_T)
+            if self.settings.kl.placement == "loss" and self.settings.kl.coef != 0.0:
+                loss_T = loss_T + self.settings.kl.coef * means["kl_reference"]
+        elif self.settings.needs_reference:
+            raise ValueError(
+                f"kl.coef is {self.settings.kl.coef} but the batch has no reference log-probs: run "
+                "reference workers, or set kl.coef to 0"
+            )
+        if "entropy" in self.wants:
+            means["entropy"] = _only(active_T, stats["entropy"])
+            if self.settings.entropy_coef != 0.0:
+                loss_T = loss_T - self.settings.entropy_coef * means["entropy"]
+        loss = (batch.weight_T * loss_T).sum()
+        sums = {name: (batch.mean_T * mean.detach()).sum() for name, mean in means.items()}
+        sums["loss"] = loss.detach()
+        sums["policy_loss"] = (batch.weight_T * policy.loss_T.detach()).sum()
+        return LossTerms(loss, sums, policy.maxima)
+
+    def _policy(self, batch: TokenBatch, logprob_T: Tensor, active_T: Tensor) -> _Policy:
+        if self.settings.loss == "cross_entropy":
+            return _Policy(cross_entropy(logprob_T), {}, {})
+        proximal_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
+        if proximal_T is None:
+            raise ValueError(
+                "the clipped surrogate needs log-probs of the sampling policy, and these rows have "
+                "none (given answers?): use the cross_entropy loss, or sample from the policy"
+            )
+        surrogate = clipped_surrogate(
+            logprob_T,
+            _only(active_T, proximal_T),
+            _only(active_T, batch.advantage_T),
+            self.settings.clip_low,
+            self.settings.clip_high,
+        )
+        detached_T, ratio_T = logprob_T.detach(), surrogate.ratio_T.detach()
+        means = {
+            "clip_fraction_low": surrogate.clipped_low_T.to(ratio_T.dtype),
+            "clip_fraction_high": surrogate.clipped_high_T.to(ratio_T.dtype),
+            "ratio_mean": ratio_T,
+        }
+        maxima = {"ratio_max": _greatest(_only(active_T, ratio_T))}
+        if batch.behaviour_T is not None:
+            behaviour_T = _only(active_T, batch.behaviour_T)
+            # The tokens were drawn from the behaviour policy: it is the p of KL(p || q).
+            means["kl_behaviour"] = kl.k3(behaviour_T, detached_T)
+            maxima["logprob_gap_max"] = _greatest((detached_T - behaviour_T).abs())
+        return _Policy(surrogate.loss_T, means, maxima)
+
+
+def _only(active_T: Tensor, values_T: Tensor) -> Tensor:
+    """`values_T` with 0 at tokens that do not count. Multiplying by a weight of 0 would keep the
+    NaN of an infinite log-prob, in the gradient too."""
+    return torch.where(active_T, values_T, 0.0)
+
+
+def _greatest(values_T: Tensor) -> Tensor:
+    """The largest of values that are at least 0; 0 of none."""
+    return values_T.amax() if len(values_T) else values_T.new_zeros(())

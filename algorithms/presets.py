@@ -1,0 +1,172 @@
+"""Named algorithms with their published settings, and what must hold for any settings.
+
+Loads no torch, so that a run file can be checked. Overriding fields is the run file's work
+(`manta.orchestrator`); the numbers that a paper leaves open are named beside the preset.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from manta.algorithms.settings import AlgorithmSettings, KlSettings
+
+PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
+    {
+        # DeepSeekMath, arXiv 2402.03300, section 4.2: 64 samples, KL coefficient 0.04, one update a
+        # step. The paper does not give the clip (0.2 is PPO's) nor an epsilon.
+        "grpo": AlgorithmSettings(
+            name="grpo",
+            samples_per_prompt=64,
+            advantage="group_relative",
+            divide_by_std=True,
+            loss="clipped_surrogate",
+            clip_low=0.2,
+            clip_high=0.2,
+            aggregation="sequence_mean",
+            kl=KlSettings(coef=0.04, estimator="k3", placement="loss"),
+        ),
+        # Understanding R1-Zero-Like Training, arXiv 2503.20783: 8 samples, no KL, the constant is
+        # the generation budget, 3000 new tokens in the paper: set it to yours.
+        "dr_grpo": AlgorithmSettings(
+            name="dr_grpo",
+            samples_per_prompt=8,
+            advantage="group_relative",
+            divide_by_std=False,
+            loss="clipped_surrogate",
+            clip_low=0.2,
+            clip_high=0.2,
+            aggregation="sequence_sum_constant",
+            constant_length=3000,
+        ),
+        # DAPO, arXiv 2503.14476, section 4.1: 16 samples, clip 0.2 / 0.28, no KL. Its overlong
+        # penalty is a reward component.
+        "dapo": AlgorithmSettings(
+            name="dapo",
+            samples_per_prompt=16,
+            advantage="group_relative",
+            divide_by_std=True,
+            loss="clipped_surrogate",
+            clip_low=0.2,
+            clip_high=0.28,
+            aggregation="token_mean",
+            drop_zero_variance_groups=True,
+        ),
+        # Williams, "Simple statistical gradient-following algorithms", 1992: the mean over rows of
+        # reward times the row's summed log-prob gradient, no baseline. With one on-policy update a
+        # step the ratio is 1 and the clip never acts.
+        "reinforce": AlgorithmSettings(
+            name="reinforce",
+            samples_per_prompt=1,
+            advantage="reward",
+            divide_by_std=False,
+            loss="clipped_surrogate",
+            aggregation="sequence_sum_constant",
+            constant_length=1,
+        ),
+        # Maximum likelihood of given answers, mean over tokens.
+        "sft": AlgorithmSettings(
+            name="sft",
+            samples_from="given",
+            samples_per_prompt=1,
+            advantage="reward",
+            divide_by_std=False,
+            loss="cross_entropy",
+            aggregation="token_mean",
+        ),
+    }
+)
+
+
+def check(settings: AlgorithmSettings) -> None:
+    """Raises ValueError where the settings contradict each other or cannot be computed with."""
+    problems = [
+        *_sampling(settings),
+        *_numbers(settings),
+        *_kl(settings),
+        *_cross_entropy(settings),
+    ]
+    if problems:
+        raise ValueError(f"algorithm {settings.name!r}: " + "; ".join(problems))
+
+
+def _sampling(settings: AlgorithmSettings) -> list[str]:
+    problems = []
+    if settings.samples_per_prompt < 1:
+        problems.append(
+            f"samples_per_prompt is {settings.samples_per_prompt}, it must be 1 or more"
+        )
+    elif settings.samples_per_prompt == 1 and settings.advantage == "group_relative":
+        problems.append(
+            "a group of one has no group-relative advantage: set samples_per_prompt to 2 or more, "
+            "or advantage to reward"
+        )
+    elif settings.samples_per_prompt == 1 and settings.drop_zero_variance_groups:
+        problems.append(
+            "drop_zero_variance_groups would drop every group of one: set samples_per_prompt to 2 "
+            "or more, or switch it off"
+        )
+    return problems
+
+
+def _numbers(settings: AlgorithmSettings) -> list[str]:
+    problems = []
+    for name, value in (("clip_low", settings.clip_low), ("clip_high", settings.clip_high)):
+        if not value > 0:
+            problems.append(f"{name} is {value}, it must be above 0 (0.2 is usual)")
+    if settings.divide_by_std and not (settings.std_epsilon > 0):
+        problems.append(
+            f"std_epsilon is {settings.std_epsilon}, it must be above 0: a group of equal rewards "
+            "would divide by 0"
+        )
+    if settings.aggregation == "sequence_sum_constant" and settings.constant_length <= 0:
+        problems.append(
+            f"constant_length is {settings.constant_length}: sequence_sum_constant divides by it, "
+            "set it to the largest number of new tokens"
+        )
+    if not math.isfinite(settings.entropy_coef):
+        problems.append(f"entropy_coef is {settings.entropy_coef}, it must be a finite number")
+    return problems
+
+
+def _kl(settings: AlgorithmSettings) -> list[str]:
+    penalty = settings.kl
+    if not (math.isfinite(penalty.coef) and penalty.coef >= 0):
+        return [f"kl.coef is {penalty.coef}, it must be 0 or more"]
+    if penalty.coef == 0:
+        return []
+    if penalty.placement == "loss" and penalty.estimator == "k1":
+        return [
+            "the k1 estimator has no expected gradient as a loss: set kl.estimator to k2 or k3, or "
+            "place the KL in the reward"
+        ]
+    if penalty.placement == "reward" and penalty.estimator != "k1":
+        return [
+            f"KL in the reward needs an estimator whose policy gradient is that of the KL: set "
+            f"kl.estimator to k1 instead of {penalty.estimator}"
+        ]
+    return []
+
+
+def _cross_entropy(settings: AlgorithmSettings) -> list[str]:
+    if settings.loss != "cross_entropy":
+        return []
+    unused = {
+        "advantage: group_relative": settings.advantage == "group_relative",
+        "whiten_advantages": settings.whiten_advantages,
+        "drop_zero_variance_groups": settings.drop_zero_variance_groups,
+        "proximal: learner": settings.proximal == "learner",
+        "kl in the reward": settings.kl.coef != 0 and settings.kl.placement == "reward",
+    }
+    problems = [
+        f"cross_entropy uses neither rewards nor a ratio, so `{name}` has no effect: remove it"
+        for name, is_set in unused.items()
+        if is_set
+    ]
+    if settings.kl.coef != 0 and settings.samples_from == "given":
+        problems.append(
+            "the KL estimators need tokens that the policy sampled, given answers are not: set "
+            "kl.coef to 0"
+        )
+    return problems

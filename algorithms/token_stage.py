@@ -1,0 +1,94 @@
+"""The token stage: what advantages owe to token tensors, on the learner's ranks.
+
+Runs once a step, before its first update, over all rows of a rank. Batch moments are summed over
+ranks by a function that the caller passes in; nothing here knows how ranks talk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from manta.algorithms import kl
+from manta.algorithms.advantages import return_to_go
+from manta.algorithms.aggregate import row_weight
+from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.tokens import TokenBatch
+
+AllReduce: TypeAlias = Callable[[Tensor], Tensor]
+"""The sum of a small float64 tensor over all ranks; every rank calls it equally often."""
+
+WHITEN_EPSILON = 1e-8
+"""Added to the variance, so that equal advantages become 0."""
+
+
+def token_stage(
+    settings: AlgorithmSettings, batch: TokenBatch, all_reduce: AllReduce
+) -> TokenBatch:
+    """`batch` with `advantage_T` made from the rows' `advantage` coefficient, in this order:
+
+    1. KL in the reward (`kl.placement` is `reward`): `A_t = A - coef * sum_(s >= t) KL_s` over the
+       rest of the row, undiscounted. This is the return-to-go of per-token rewards that charge
+       every token its KL and pay the row's advantage on the last trained token: InstructGPT (arXiv
+       2203.02155) for the rewards, REINFORCE++ (arXiv 2501.03262, eq. 8 and 9) for the sum. With
+       group-relative advantages the KL is charged after the baseline and is not part of it. KL is
+       the estimate between the log-probs at the start of the step (`proximal_T` if there is one,
+       else `behaviour_T`) and `reference_T`.
+    2. Whitening over the step's tokens, on all ranks, by row weight (`whiten_advantages`).
+
+    With neither, every token gets its row's advantage. `all_reduce` is called once where advantages
+    are whitened, else not at all. Idempotent: an earlier result in `advantage_T` is not read.
+
+    Raises ValueError where the KL needs log-probs that the batch lacks.
+    """
+    advantage_R = batch.coefficients_R["advantage"]
+    advantage_T = advantage_R[batch.row_T]
+    if settings.kl.placement == "reward" and settings.kl.coef != 0.0:
+        old_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
+        if old_T is None or batch.reference_T is None:
+            raise ValueError(
+                "KL in the reward needs log-probs of the sampling policy and of the reference for "
+                "every token: let the policy sample and run reference workers, or set kl.coef to 0"
+            )
+        kl_T = kl.estimate(settings.kl.estimator, old_T, batch.reference_T)
+        rewards_T = token_rewards(advantage_R, kl_T, batch.row_T, settings.kl.coef)
+        advantage_T = return_to_go(rewards_T, batch.row_T, gamma=1.0)
+    if settings.whiten_advantages:
+        weight_T = row_weight(batch.coefficients_R)[batch.row_T]
+        advantage_T = whiten(advantage_T, weight_T, all_reduce)
+    return replace(batch, advantage_T=advantage_T)
+
+
+def token_rewards(reward_R: Tensor, kl_T: Tensor, row_T: Tensor, coef: float) -> Tensor:
+    """Per-token rewards [T]: `-coef * KL_t`, plus the row's reward on its last trained token.
+
+    InstructGPT (arXiv 2203.02155), PPO with a KL penalty per token. A row without trained tokens
+    has nowhere to put its reward, and drops out.
+    """
+    is_last_T = torch.ones_like(row_T, dtype=torch.bool)
+    is_last_T[:-1] = row_T[1:] != row_T[:-1]
+    return torch.where(is_last_T, reward_R[row_T], 0.0) - coef * kl_T
+
+
+def whiten(values_T: Tensor, weight_T: Tensor, all_reduce: AllReduce) -> Tensor:
+    """`(v - mean) / sqrt(variance + 1e-8)` with weighted moments over all ranks, [T].
+
+    Sum, sum of squares and count travel in one float64[3]; the variance is that of the population
+    (divisor: the sum of weights). Tokens of weight 0 do not enter the moments. Batch-wide
+    normalisation as in REINFORCE++ (arXiv 2501.03262, eq. 10). A rank without tokens still takes
+    part in the sum.
+    """
+    values, weight = values_T.double(), weight_T.double()
+    # A value that does not count may be anything, also infinite.
+    values = torch.where(weight != 0, values, 0.0)
+    moments = all_reduce(
+        torch.stack([(weight * values).sum(), (weight * values.square()).sum(), weight.sum()])
+    )
+    mean, mean_square = moments[:2] / moments[2].clamp(min=1e-300)
+    variance = (mean_square - mean.square()).clamp(min=0.0)
+    whitened: Tensor = (values - mean) * torch.rsqrt(variance + WHITEN_EPSILON)
+    return whitened.to(values_T.dtype)
