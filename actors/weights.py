@@ -77,3 +77,14 @@ def unpack(weights: Weights) -> dict[str, Tensor]:
         .reshape(spec.shape)
         for spec in weights.specs
     }
+
+
+def first_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with the first tensor (in `expected`'s order) that differs in name or shape."""
+    for name, tensor in expected.items():
+        if name not in given:
+            return f"{name} is missing"
+        if given[name].shape != tensor.shape:
+            return f"{name} has shape {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
+    extra = next((name for name in given if name not in expected), None)
+    return None if extra is None else f"{extra} is unknown"
