@@ -36,7 +36,6 @@ from manta.envs.records import (
 from manta.envs.trajectory_files import write_groups
 
 
-@ray.remote(max_concurrency=10000)
 class EnvironmentWorker:
     def __init__(
         self,

@@ -15,11 +15,13 @@ from pathlib import Path
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.actor import ActorHandle
 
 from manta.actors.backends.protocol import Backend
 from manta.actors.backends.registry import build_backend
 from manta.actors.backends.settings import LearnerSettings
+from manta.actors.collectives import alone, sum_over
 from manta.actors.learning import Learner
 from manta.actors.mailbox import Mailbox, StepReport, StepWork, Stop
 from manta.actors.models.causal import build_model
@@ -27,7 +29,7 @@ from manta.actors.models.policy import token_logprobs
 from manta.actors.models.spec import ModelSpec
 from manta.actors.rank_files import RankFiles
 from manta.actors.rows import rows_of
-from manta.actors.sharding import shard
+from manta.actors.sharding import IntArray
 from manta.actors.weight_store import WeightStore
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import Float32, GroupId, Int32, ScoredGroup, Update, WeightVersion
@@ -77,10 +79,11 @@ class Rank:
         self._learner = Learner(
             self._backend,
             self._job.stages[stage].algorithm,
-            self._job.settings,
+            self._job.settings.tokens_per_micro_batch,
             self._job.stages[stage].temperature,
             self._rank,
             self._world_size,
+            sum_over(dist.group.WORLD) if self._world_size > 1 else alone,
         )
         return self._backend
 
@@ -108,14 +111,12 @@ class Rank:
             self.enter(work.stage)
         assert self._learner is not None
         stage = self._job.stages[work.stage]
-        indices = sorted(
-            int(i)
-            for update in shard(work.plan, self._world_size, stage.updates_per_step)
-            for i in update[self._rank]
-        )
+        indices = self._learner.rows_needed(work.plan, stage.updates_per_step)
         groups = self._pull(work, indices)
         self._files.note_trained(
-            work.plan.step, incarnation, {name: group.content_hash() for name, group in groups.items()}
+            work.plan.step,
+            incarnation,
+            {name: group.content_hash() for name, group in groups.items()},
         )
         writing = None
         if stage.write_trajectories:
@@ -139,7 +140,7 @@ class Rank:
             {"pull": pulled - started, "step": stepped - pulled, "hand_over": done - stepped},
         )
 
-    def _pull(self, work: StepWork, indices: list[int]) -> dict[GroupId, ScoredGroup]:
+    def _pull(self, work: StepWork, indices: IntArray) -> dict[GroupId, ScoredGroup]:
         """The groups that hold this rank's rows."""
         needed = sorted({int(work.plan.group_N[i]) for i in indices})
         blocks = sorted({work.place_G[g][0] for g in needed})
@@ -156,7 +157,9 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
     job = config["job"]
     context = ray.train.get_context()
     rank_index, world_size = context.get_world_rank(), context.get_world_size()
-    threads = job.settings.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+    threads = job.settings.threads or max(
+        1, (os.cpu_count() or 1) // context.get_local_world_size()
+    )
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(job.deterministic)
     order = ray.get(job.mailbox.enlist.remote(world_size))

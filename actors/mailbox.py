@@ -122,7 +122,6 @@ class StepLog:
                 del log[old]
 
 
-@ray.remote(num_cpus=0, max_concurrency=1000)
 class Mailbox:
     """The shell of `StepLog`."""
 

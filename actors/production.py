@@ -14,7 +14,7 @@ from manta.envs.episode import Limits, Speaker, prompt_ids
 from manta.envs.group import Draw, Scoring, given_group, run_group
 from manta.envs.protocols import Env, Generate, TaskSource
 from manta.envs.records import Bool, Int32, Sampling, Score, ScoredGroup, Task, Trajectory
-from manta.envs.registry import build_env
+from manta.envs.registry import build
 from manta.envs.render import Renderer
 from manta.envs.tokenizer import build_tokenizer
 from manta.envs.trajectory_files import TrajectoryReader
@@ -47,9 +47,7 @@ class SampledGroups:
         return len(self.source)
 
     async def make(self, admission: Admission) -> ScoredGroup:
-        draw = Draw(
-            admission.id, self.lane.seed, self.lane.purpose, self.lane.samples_per_prompt
-        )
+        draw = Draw(admission.id, self.lane.seed, self.lane.purpose, self.lane.samples_per_prompt)
         task = self.source.task(admission.index)
         return await run_group(
             self.env, task, self.renderer, self.speaker, draw, self.limits, self.scoring
@@ -102,7 +100,7 @@ def build_production(
         return WrittenGroups(TrajectoryReader(lane.trajectories))
     text = build_tokenizer(tokenizer)
     renderer = Renderer(text)
-    env = build_env(lane.env, lane.env_options)
+    env = build("env", lane.env, lane.env_options)
     source = env.source(lane.split)
     limits = Limits(lane.max_new_tokens, lane.context)
     if lane.samples_from == "given":
@@ -116,7 +114,7 @@ class GoldRows:
     """The tokens of gold answers, for their likelihood under a policy."""
 
     def __init__(self, lane: Lane, tokenizer: str) -> None:
-        self._env = build_env(lane.env, lane.env_options)
+        self._env = build("env", lane.env, lane.env_options)
         self._source = self._env.source(lane.split)
         self._renderer = Renderer(build_tokenizer(tokenizer))
         self._limits = Limits(lane.max_new_tokens, lane.context)

@@ -22,20 +22,16 @@ class RankFiles:
         (run_dir / "trained").mkdir(exist_ok=True)
         self._trained = (run_dir / "trained" / f"rank={rank}.jsonl").open("a")
 
-    def note_trained(
-        self, step: int, incarnation: int, hashes: Mapping[GroupId, str]
-    ) -> None:
+    def note_trained(self, step: int, incarnation: int, hashes: Mapping[GroupId, str]) -> None:
         """Appends a line for each group before the rank steps on it."""
         for group, content_hash in hashes.items():
             line = {"step": step, "incarnation": incarnation, "group": group, "hash": content_hash}
             self._trained.write(json.dumps(line) + "\n")
         self._trained.flush()
 
-    def write_trajectories(
-        self, step: int, groups: list[ScoredGroup]
-    ) -> Future[None]:
+    def write_trajectories(self, step: int, groups: list[ScoredGroup]) -> Future[None]:
         """Writes `trajectories/step=N/rank=R.parquet` beside the step; wait for it to report."""
-        folder = self._run_dir / "trajectories" / f"step={step:06d}"
+        folder = self._run_dir / "trajectories" / f"step={step}"
         folder.mkdir(parents=True, exist_ok=True)
         return self._thread.submit(
             write_groups, str(folder / f"rank={self._rank}.parquet"), groups, step

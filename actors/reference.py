@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import ray
 import torch
 
 from manta.actors.models.causal import build_model
 from manta.actors.models.spec import ModelSpec
 from manta.actors.scorers.logprob import LogprobScorer
-from manta.actors.weights import Weights
+from manta.actors.weights import Receipt, Weights
 from manta.envs.records import ReferenceStatistics, Trajectory
 
 
@@ -52,7 +51,6 @@ class ScoringQueue:
                 start = end
 
 
-@ray.remote(max_concurrency=10000)
 class ReferenceWorker:
     def __init__(
         self,
@@ -73,6 +71,6 @@ class ReferenceWorker:
     async def score(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
         return await self._queue.score(trajectories)
 
-    async def load(self, weights: Weights) -> str:
-        """Makes `weights` the reference; returns the hash of what arrived."""
+    async def load(self, weights: Weights) -> Receipt:
+        """Makes `weights` the reference; the receipt hashes what arrived."""
         return await asyncio.to_thread(self._scorer.load, weights)

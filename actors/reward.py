@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import ray
 
 from manta.actors.lanes import Lane
-from manta.actors.mailbox import Block
 from manta.envs.protocols import Services
 from manta.envs.records import Score, Task, Trajectory
+from manta.envs.registry import build
 from manta.envs.rewards.compose import Composition
+from manta.envs.rewards.formula import Formula
 
 
-@ray.remote(max_concurrency=10000)
 class RewardWorker:
     def __init__(self) -> None:
         self._lanes: dict[str, Composition] = {}
@@ -21,9 +20,14 @@ class RewardWorker:
     async def open(self, lane: Lane) -> Mapping[str, str]:
         """Builds the lane's composition; returns the version of each component."""
         assert lane.reward is not None
-        composition = build_composition(lane.reward)
-        self._lanes[lane.name] = composition
-        return composition.versions
+        components = {
+            name: build("reward", kind, options)
+            for name, (kind, options) in lane.reward.components.items()
+        }
+        self._lanes[lane.name] = Composition(
+            Formula(lane.reward.formula), components, lane.reward.deadline_seconds
+        )
+        return self._lanes[lane.name].versions
 
     async def score_group(
         self, lane: str, task: Task, trajectories: Sequence[Trajectory]

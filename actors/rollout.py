@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import ray
 
 from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
@@ -13,12 +12,15 @@ from manta.actors.weights import Receipt, Weights
 from manta.envs.records import Completion, Float32, GenerateRequest, Int32
 
 
-@ray.remote(max_concurrency=10000)
 class RolloutWorker:
     """Methods as in `manta.actors.engines.protocol.Engine`."""
 
     def __init__(
-        self, settings: EngineSettings, model: ModelSpec, vocab_size: int, seed: int,
+        self,
+        settings: EngineSettings,
+        model: ModelSpec,
+        vocab_size: int,
+        seed: int,
         deterministic: bool,
     ) -> None:
         self._engine = build_engine(settings, model, vocab_size, seed, deterministic)

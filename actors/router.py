@@ -58,7 +58,6 @@ class Leases:
         return dict(self._outstanding)
 
 
-@ray.remote(num_cpus=0, max_concurrency=10000)
 class Router:
     """The shell of `Leases`; hands out the engine's handle with the lease."""
 

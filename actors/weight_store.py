@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-import ray
 
 from manta.actors.weights import Weights
 from manta.envs.records import WeightVersion
 
 
-@ray.remote(num_cpus=0, max_concurrency=100)
 class WeightStore:
     def __init__(self) -> None:
         self._newest: Weights | None = None

@@ -22,9 +22,7 @@ def filter_reason(settings: AlgorithmSettings, summary: GroupSummary) -> str | N
     return None
 
 
-def assemble(
-    step: int, summaries: Sequence[GroupSummary], settings: AlgorithmSettings
-) -> StepPlan:
+def assemble(step: int, summaries: Sequence[GroupSummary], settings: AlgorithmSettings) -> StepPlan:
     """The plan of `step` over `summaries`, in admission order."""
     sizes = [len(summary.rewards) for summary in summaries]
     group_N = np.repeat(np.arange(len(summaries), dtype=np.int32), sizes)

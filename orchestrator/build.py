@@ -8,9 +8,9 @@ from pathlib import Path
 from manta.actors.learner import LearnerJob, LearnerStage
 from manta.actors.mailbox import StartOrder
 from manta.envs.tokenizer import build_tokenizer
+from manta.orchestrator.batch_plan import role_needs
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.learner_group import LearnerGroup
-from manta.orchestrator.needs import cpus_of
 from manta.orchestrator.pools import (
     EnvironmentPool,
     MailboxClient,
@@ -46,13 +46,14 @@ def tokenizer_name(run_file: RunFile) -> str:
 
 def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> Crew:
     """Starts every worker; none is waited for."""
+    cpus = {need.role: need.cpus for need in role_needs(run_file)}
     name = tokenizer_name(run_file)
     vocab_size = build_tokenizer(name).vocab_size
     model = ModelSource(run_file.model, vocab_size, run_file.run.seed)
     client = MailboxClient(order)
     probe = probe_rows(vocab_size, run_file.model.context)
     learner = None
-    if any(stage.kind == "train" for stage in run_file.stages):
+    if run_file.needs_learner:
         job = LearnerJob(
             model=run_file.model,
             vocab_size=vocab_size,
@@ -65,23 +66,23 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
             mailbox=client.mailbox,
             weight_store=client.weight_store,
         )
-        learner = LearnerGroup(job, cpus_of("learner"), run_dir / "learner")
+        learner = LearnerGroup(job, cpus["learner"], run_dir / "learner")
     rollout = RolloutPool(
-        model, run_file.rollout, cpus_of("rollout"), run_file.run.deterministic
+        model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic
     )
-    rewards = RewardPool(run_file.reward_workers.workers, cpus_of("reward"))
+    rewards = RewardPool(run_file.reward_workers.workers, cpus.get("reward", 0.0))
     references = None
-    if any(s.algorithm is not None and s.algorithm.needs_reference for s in run_file.stages):
+    if run_file.needs_reference:
         references = ReferencePool(
             run_file.reference.workers,
-            cpus_of("reference"),
+            cpus["reference"],
             model,
             run_file.reference.threads,
             run_file.reference.tokens_per_batch,
             run_file.rollout.temperature,
         )
     environment = EnvironmentPool(
-        run_file.environment.workers, cpus_of("environment"), name, rollout, rewards, references
+        run_file.environment.workers, cpus["environment"], name, rollout, rewards, references
     )
     publisher = Publisher(
         rollout,

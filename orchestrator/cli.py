@@ -84,21 +84,17 @@ def show(loaded: RunFile, surveyed: Survey, console: Console) -> None:
 
 def _placement(loaded: RunFile) -> Table:
     table = Table(title="Placement", title_justify="left")
-    for heading in ("role", "workers", "CPUs each", "GPUs each", "node resource"):
-        is_number = heading not in ("role", "node resource")
-        table.add_column(heading, justify="right" if is_number else "left")
+    for heading in ("role", "workers", "CPUs each", "GPUs each"):
+        table.add_column(heading, justify="left" if heading == "role" else "right")
     needs = batch_plan.role_needs(loaded)
     for need in needs:
-        table.add_row(
-            need.role, f"{need.workers}", f"{need.cpus:g}", f"{need.gpus:g}", need.resource or "-"
-        )
+        table.add_row(need.role, f"{need.workers}", f"{need.cpus:g}", f"{need.gpus:g}")
     table.add_section()
     table.add_row(
         "total",
         f"{sum(need.workers for need in needs)}",
         f"{sum(need.workers * need.cpus for need in needs):g}",
         f"{sum(need.workers * need.gpus for need in needs):g}",
-        "",
     )
     return table
 

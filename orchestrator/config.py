@@ -166,6 +166,10 @@ class RunFile:
         )
 
     @property
+    def needs_learner(self) -> bool:
+        return any(stage.kind == "train" for stage in self.stages)
+
+    @property
     def needs_reference(self) -> bool:
         return any(
             stage.kind == "train"

@@ -51,7 +51,9 @@ async def evaluate(
     metric = np.concatenate([_component(s, settings.metric) for s in summaries])
     gold = None
     if settings.gold_likelihood:
-        values = await asyncio.gather(*(pool.gold_logprob(lane.name, [a.index for a in b]) for b in blocks))
+        values = await asyncio.gather(
+            *(pool.gold_logprob(lane.name, [a.index for a in b]) for b in blocks)
+        )
         gold = float(np.mean([v for block in values for v in block]))
     return Evaluation(
         accuracy=float(np.mean(metric > 0.5)),

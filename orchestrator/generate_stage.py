@@ -64,9 +64,7 @@ class GenerateStage:
             str(folder / "written.parquet"), step, [group for group, _ in groups], blocks
         )
         dropped = [Entry(name, g, "dropped", step, reason) for g, reason in self._supply.dropped()]
-        written = [
-            Entry(name, g, "written", step, "", f.summary.content_hash) for g, f in groups
-        ]
+        written = [Entry(name, g, "written", step, "", f.summary.content_hash) for g, f in groups]
         run.ledger.record([*dropped, *written])
         await self._supply.free([group for group, _ in groups])
         self._supply.feed.settle(step)

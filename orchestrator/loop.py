@@ -71,7 +71,10 @@ class StageLoop:
     ) -> None:
         self._settings, self._hooks, self._supply, self._client = settings, hooks, supply, client
         self._ledger, self._recorder, self._progress, self._waits = (
-            ledger, recorder, progress, waits,
+            ledger,
+            recorder,
+            progress,
+            waits,
         )
         self._filtered: list[Entry] = []
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import ray
 
+from manta.orchestrator.batch_plan import role_needs
 from manta.orchestrator.config import RunFile
-from manta.orchestrator.needs import placement_needs
 
 _SECRET = re.compile(r"(API_KEY|SECRET|PASSWORD|CREDENTIAL)", re.IGNORECASE)
 
@@ -54,10 +54,10 @@ def connect(working_dir: str) -> Cluster:
 
 def check_resources(run_file: RunFile, cluster: Cluster) -> None:
     """Raises NotEnoughResources, saying what is there and what is asked by role."""
-    needs = placement_needs(run_file)
-    asked = sum(need.count * need.cpus for need in needs)
+    needs = role_needs(run_file)
+    asked = sum(need.workers * need.cpus for need in needs)
     if asked > cluster.cpus + 1e-9:
-        roles = ", ".join(f"{n.count} {n.role} x {n.cpus:g}" for n in needs)
+        roles = ", ".join(f"{n.workers} {n.role} x {n.cpus:g}" for n in needs)
         raise NotEnoughResources(
             f"the run asks for {asked:g} CPUs ({roles}), the Ray cluster has {cluster.cpus:g}: "
             "lower the worker counts in the run file or use a larger cluster"

@@ -41,8 +41,8 @@ class RolloutPool:
     def __init__(
         self, model: ModelSource, settings: EngineSettings, cpus: float, deterministic: bool
     ) -> None:
-        self.router: ActorHandle[Router] = Router.remote()
-        worker = RolloutWorker.options(num_cpus=cpus)
+        self.router: ActorHandle[Router] = ray.remote(Router).options(num_cpus=0).remote()
+        worker = ray.remote(RolloutWorker).options(num_cpus=cpus)
         self._engines = {
             f"policy-{i}": worker.remote(
                 settings, model.spec, model.vocab_size, model.seed, deterministic
@@ -85,7 +85,8 @@ class RolloutPool:
 
 class RewardPool:
     def __init__(self, workers: int, cpus: float) -> None:
-        self.handles = [RewardWorker.options(num_cpus=cpus).remote() for _ in range(workers)]
+        worker = ray.remote(RewardWorker).options(num_cpus=cpus)
+        self.handles = [worker.remote() for _ in range(workers)]
 
     async def open(self, lane: Lane) -> Mapping[str, str]:
         """Opens `lane` on every worker; the version of each component."""
@@ -103,7 +104,7 @@ class ReferencePool:
         tokens_per_batch: int,
         temperature: float,
     ) -> None:
-        worker = ReferenceWorker.options(num_cpus=cpus)
+        worker = ray.remote(ReferenceWorker).options(num_cpus=cpus)
         self.handles = [
             worker.remote(
                 model.spec, model.vocab_size, model.seed, threads, tokens_per_batch, temperature
@@ -111,7 +112,7 @@ class ReferencePool:
             for _ in range(workers)
         ]
 
-    async def load(self, weights: ray.ObjectRef[Weights]) -> list[str]:
+    async def load(self, weights: ray.ObjectRef[Weights]) -> list[Receipt]:
         return await asyncio.gather(*(handle.load.remote(weights) for handle in self.handles))
 
 
@@ -127,7 +128,7 @@ class EnvironmentPool:
         rewards: RewardPool,
         references: ReferencePool | None,
     ) -> None:
-        worker = EnvironmentWorker.options(num_cpus=cpus)
+        worker = ray.remote(EnvironmentWorker).options(num_cpus=cpus)
         self._workers = [
             worker.remote(
                 tokenizer,
@@ -174,8 +175,8 @@ class MailboxClient:
     """The driver's side of the mailbox and the weight store."""
 
     def __init__(self, order: StartOrder) -> None:
-        self.mailbox: ActorHandle[Mailbox] = Mailbox.remote(order)
-        self.weight_store: ActorHandle[WeightStore] = WeightStore.remote()
+        self.mailbox: ActorHandle[Mailbox] = ray.remote(Mailbox).options(num_cpus=0).remote(order)
+        self.weight_store: ActorHandle[WeightStore] = ray.remote(WeightStore).options(num_cpus=0).remote()
 
     async def put(self, work: StepWork) -> None:
         await self.mailbox.put.remote(work)

@@ -40,9 +40,7 @@ def probe_rows(vocab_size: int, context: int) -> tuple[Int32, ...]:
     """Four fixed rows of random tokens, of different lengths."""
     generator = np.random.default_rng(PROBE_SEED)
     lengths = [min(context, length) for length in (5, 9, 17, 24)]
-    return tuple(
-        generator.integers(0, vocab_size, length, dtype=np.int32) for length in lengths
-    )
+    return tuple(generator.integers(0, vocab_size, length, dtype=np.int32) for length in lengths)
 
 
 class Publisher:

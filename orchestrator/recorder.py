@@ -50,7 +50,11 @@ _REFRESH_SECONDS = 1.0
 
 class Recorder:
     def __init__(
-        self, run_file: RunFile, config: Mapping[str, Json], directory: RunDirectory, waits: Waits,
+        self,
+        run_file: RunFile,
+        config: Mapping[str, Json],
+        directory: RunDirectory,
+        waits: Waits,
         metrics_position: int,
     ) -> None:
         """`config` is the resolved run file as plain values; metrics after `metrics_position`
@@ -87,9 +91,7 @@ class Recorder:
         with self._clock.phase(name):
             yield
 
-    def enter_stage(
-        self, name: str, steps: int, feed: Feed[Finished], progress: Progress
-    ) -> None:
+    def enter_stage(self, name: str, steps: int, feed: Feed[Finished], progress: Progress) -> None:
         """From now on the display shows this stage and this feed's queues."""
         self._stage, self._feed, self._progress = (name, steps), feed, progress
         self._step_started = time.perf_counter()

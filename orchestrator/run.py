@@ -15,7 +15,7 @@ import ray
 
 from manta.actors.mailbox import StartOrder
 from manta.orchestrator.build import Crew, build
-from manta.orchestrator.checkpoint import Checkpoint, Checkpoints
+from manta.orchestrator.checkpoint import Checkpoints
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.examiner import Examiner
 from manta.orchestrator.feed import FeedState
@@ -27,7 +27,7 @@ from manta.orchestrator.progress import Progress
 from manta.orchestrator.recorder import Recorder
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.run_directory import RunDirectory
-from manta.orchestrator.run_file import as_plain
+from manta.orchestrator.run_file import plain
 from manta.orchestrator.summary import State
 from manta.orchestrator.train_stage import TrainStage
 from manta.orchestrator.wait import Waits, unless_ended
@@ -44,7 +44,7 @@ def train(run_file: RunFile) -> int:
     lives.check(run_file)
     directory.create()
     with directory.lock():
-        if lives.is_finished():
+        if lives.is_finished(run_file):
             print(
                 f"{directory.root}: this run is finished. Raise the steps of its last stage to go "
                 "on, or choose another run.name to start anew"
@@ -77,7 +77,7 @@ class _Driver:
     async def run(self) -> int:
         recorder = Recorder(
             self._run_file,
-            as_plain(self._run_file),
+            plain(self._run_file),
             self._directory,
             self._waits,
             self._metrics_position,

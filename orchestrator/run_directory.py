@@ -61,6 +61,14 @@ class RunDirectory:
         return self.root / "wandb"
 
     @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.jsonl"
+
+    @property
+    def incarnations(self) -> Path:
+        return self.root / "incarnations.jsonl"
+
+    @property
     def lock_file(self) -> Path:
         return self.root / "run.lock"
 

@@ -14,6 +14,7 @@ from manta.actors.backends.schedule import learning_rate
 from manta.actors.backends.state_files import read_weights
 from manta.actors.mailbox import StepReport
 from manta.algorithms.settings import AlgorithmSettings
+from manta.envs.records import WeightVersion
 from manta.envs.sources.order import EpochOrder
 from manta.orchestrator.config import StageConfig
 from manta.orchestrator.examiner import Examiner
@@ -55,8 +56,14 @@ class TrainStage:
             feed, run.crew.environment, lane.name, run.run_file.environment.groups_per_call
         )
         loop = StageLoop(
-            self._loop_settings(), self._hooks(), self._supply, run.crew.client, run.ledger,
-            run.recorder, run.progress, run.waits,
+            self._loop_settings(),
+            self._hooks(),
+            self._supply,
+            run.crew.client,
+            run.ledger,
+            run.recorder,
+            run.progress,
+            run.waits,
         )
         run.recorder.enter_stage(stage.name, stage.steps, feed, run.progress)
         assert run.crew.learner is not None
@@ -91,9 +98,9 @@ class TrainStage:
         return LoopHooks(
             learning_rate=lambda step: learning_rate(settings, base, step - self._first - 1),
             is_published=self._is_published,
-            save_to=lambda step: str(self._run.checkpoints.begin(step))
-            if self._is_saved(step)
-            else None,
+            save_to=lambda step: (
+                str(self._run.checkpoints.begin(step)) if self._is_saved(step) else None
+            ),
             publish=self._publish,
             after=self._after,
         )
@@ -150,7 +157,10 @@ class TrainStage:
         if end is None or run.crew.references is None:
             return
         assert end.learner is not None
-        weights = await asyncio.to_thread(read_weights, end.learner)
-        hashes = await run.crew.references.load(ray.put(weights))
-        if set(hashes) != {weights.sha256}:
-            raise RuntimeError(f"reference workers hold weights {hashes}, not {weights.sha256}")
+        version = WeightVersion(end.state.step, end.state.incarnation)
+        weights = await asyncio.to_thread(read_weights, end.learner, version)
+        for receipt in await run.crew.references.load(ray.put(weights)):
+            if receipt.sha256 != weights.sha256:
+                raise RuntimeError(
+                    f"a reference worker received weights {receipt.sha256}, not {weights.sha256}"
+                )
