@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from manta.actors.models.spec import ModelSpec
@@ -43,3 +43,13 @@ def build_model(spec: ModelSpec, vocab_size: int, seed: int) -> nn.Module:
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return cast(nn.Module, model.eval())
+
+
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """The named tensors that learners publish and engines take: the model's own parameters.
+
+    Tied parameters count once, under the first of their names (`model.embed_tokens.weight`, not
+    `lm_head.weight`), so both sides of a publish agree on names and no byte travels twice. Buffers
+    are left out: they follow from the config. The tensors are the live ones, not copies.
+    """
+    return dict(model.named_parameters(remove_duplicate=True))
