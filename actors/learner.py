@@ -23,7 +23,7 @@ from manta.actors.backends.registry import build_backend
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.collectives import alone, sum_over
 from manta.actors.learning import Learner
-from manta.actors.mailbox import Mailbox, StepReport, StepWork, Stop
+from manta.actors.mailbox import Mailbox, StartOrder, StepReport, StepWork, Stop
 from manta.actors.models.causal import build_model
 from manta.actors.models.policy import token_logprobs
 from manta.actors.models.spec import ModelSpec
@@ -76,6 +76,8 @@ class Rank:
         """Starts `stage`: the same parameters, a fresh optimizer."""
         self._stage = stage
         self._backend = build_backend(self._job.settings, self._model)
+        everyone = dist.group.WORLD
+        all_reduce = alone if everyone is None else sum_over(everyone)
         self._learner = Learner(
             self._backend,
             self._job.stages[stage].algorithm,
@@ -83,7 +85,7 @@ class Rank:
             self._job.stages[stage].temperature,
             self._rank,
             self._world_size,
-            sum_over(dist.group.WORLD) if self._world_size > 1 else alone,
+            all_reduce,
         )
         return self._backend
 
@@ -162,7 +164,7 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
     )
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(job.deterministic)
-    order = ray.get(job.mailbox.enlist.remote(world_size))
+    order: StartOrder = ray.get(job.mailbox.enlist.remote(world_size))  # type: ignore[assignment]
     rank = Rank(job, rank_index, world_size)
     backend = rank.enter(order.stage)
     if order.restore_from is not None:

@@ -1,8 +1,8 @@
 """The mailbox: an indexed log of steps between the driver and the learner ranks.
 
-`take(after, incarnation)` is an idempotent read, so a restarted learner group, also of another size,
-replays the same steps. The plain object `StepLog` holds the state; the shell makes it an actor.
-The driver owns the groups that the entries refer to; the mailbox holds references only.
+`take(after, incarnation)` is an idempotent read, so a restarted learner group, of whatever size,
+replays the same steps. The plain object `StepLog` holds the state; the shell makes it an actor. The
+driver owns the groups that the entries refer to; the mailbox holds references only.
 """
 
 from __future__ import annotations

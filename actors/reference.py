@@ -26,7 +26,8 @@ class ScoringQueue:
         self._running: asyncio.Task[None] | None = None
 
     async def score(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
-        future = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[ReferenceStatistics] = loop.create_future()
         self._pending.append((trajectories, future))
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())

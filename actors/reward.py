@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-
 from manta.actors.lanes import Lane
 from manta.envs.protocols import Services
 from manta.envs.records import Score, Task, Trajectory

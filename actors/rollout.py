@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-
 from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import ModelSpec
 from manta.actors.weights import Receipt, Weights
-from manta.envs.records import Completion, Float32, GenerateRequest, Int32
+from manta.envs.records import Completion, Float32, GenerateRequest, Int32, WeightVersion
 
 
 class RolloutWorker:
@@ -23,7 +22,9 @@ class RolloutWorker:
         seed: int,
         deterministic: bool,
     ) -> None:
-        self._engine = build_engine(settings, model, vocab_size, seed, deterministic)
+        self._engine = build_engine(
+            settings, model, vocab_size, seed, deterministic, WeightVersion(0, 0)
+        )
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
         return await self._engine.generate(requests)

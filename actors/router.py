@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import ray
 from ray.actor import ActorHandle
 
 from manta.actors.rollout import RolloutWorker

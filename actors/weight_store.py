@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-
 from manta.actors.weights import Weights
 from manta.envs.records import WeightVersion
 

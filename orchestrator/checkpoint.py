@@ -83,7 +83,7 @@ class Checkpoints:
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint, and a warning for each damaged one passed over."""
-        warnings = []
+        warnings: list[str] = []
         for folder in sorted(self._folder.glob("step=*"), reverse=True):
             try:
                 return self.read(folder), warnings
@@ -92,7 +92,7 @@ class Checkpoints:
         return None, warnings
 
     def read(self, folder: Path) -> Checkpoint:
-        """Raises ValueError naming the file where the checkpoint is damaged or of a newer format."""
+        """Raises ValueError naming what is damaged, or a format that this version cannot read."""
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
         except (OSError, json.JSONDecodeError) as error:

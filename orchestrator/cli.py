@@ -45,13 +45,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.command == "check":
         show(loaded, surveyed, Console())
         return 0
-    from manta.orchestrator.run import (  # type: ignore[import-untyped,unused-ignore]
-        evaluate,
-        train,
-    )
+    try:
+        return _run(chosen, loaded)
+    except ValueError as error:
+        print(f"manta {chosen.command}: {error}", file=sys.stderr)
+        return 2
 
-    code: int = train(loaded) if chosen.command == "train" else evaluate(loaded, chosen.checkpoint)
-    return code
+
+def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
+    """Torch and ray load from here on, when the run file is known to be good."""
+    if chosen.command == "train":
+        from manta.orchestrator.run import train
+
+        return train(loaded)
+    from manta.orchestrator.run_evaluation import evaluate
+
+    return evaluate(loaded, chosen.checkpoint)
 
 
 def checked(path: str, overrides: Sequence[str]) -> tuple[RunFile, Survey]:

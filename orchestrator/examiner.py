@@ -9,7 +9,7 @@ from manta.orchestrator.run_context import RunContext
 
 
 class Examiner:
-    """Evaluates one stage's policy on held-out tasks. Without an `evaluate` block it does nothing."""
+    """Evaluates a stage's policy on held-out tasks; does nothing without an `evaluate` block."""
 
     def __init__(self, run: RunContext, stage: StageConfig) -> None:
         self._run, self._stage, self._settings = run, stage, stage.evaluate

@@ -1,9 +1,10 @@
 """The ledger: what became of every group, in the history that led to the current weights.
 
 A group is trained at a step, filtered (with a reason) while a step was assembled, or dropped (with
-a reason) and admitted again as its next attempt; a stage that trains nothing has it written. An entry is written when the step that it belongs
-to is done, so that the file's length at a checkpoint covers exactly the steps up to it; a resumed
-run cuts the file there. Owns `ledger.jsonl`; which groups are outstanding is the feed's knowledge.
+a reason) and admitted again as its next attempt; a stage that trains nothing has it written. An
+entry is written when the step that it belongs to is done, so that the file's length at a checkpoint
+covers exactly the steps up to it; a resumed run cuts the file there. Owns `ledger.jsonl`; which
+groups are outstanding is the feed's knowledge.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ class Lives:
 
 
 def lineage(path: Path) -> dict[int, int]:
-    """From the lines of `incarnations.jsonl`: where each incarnation's steps were cut off by a later
-    one, {incarnation: last step that counts}; one that is not cut is absent."""
+    """{incarnation: its last step that counts}, from the lines of `incarnations.jsonl`: a later one
+    cuts off what came after the step it started from. One that is not cut off is absent."""
     last: dict[int, int] = {}
     for line in path.read_text().splitlines():
         start = json.loads(line)

@@ -48,7 +48,7 @@ def connect(working_dir: str) -> Cluster:
             configure_logging=False,
             runtime_env={"env_vars": {"PYTHONPATH": _python_path(working_dir)}},
         )
-    resources = ray.cluster_resources()
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -25,6 +26,13 @@ from manta.actors.weight_store import WeightStore
 from manta.actors.weights import Receipt, Weights
 from manta.envs.records import Float32, GroupId, Int32, WeightVersion
 
+T = TypeVar("T")
+
+
+def start(kind: type[T], cpus: float, *arguments: object) -> ActorHandle[T]:
+    """A new actor of `kind`; its constructor runs on the worker and is not waited for."""
+    return cast("ActorHandle[T]", ray.remote(kind).options(num_cpus=cpus).remote(*arguments))
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
@@ -41,11 +49,16 @@ class RolloutPool:
     def __init__(
         self, model: ModelSource, settings: EngineSettings, cpus: float, deterministic: bool
     ) -> None:
-        self.router: ActorHandle[Router] = ray.remote(Router).options(num_cpus=0).remote()
-        worker = ray.remote(RolloutWorker).options(num_cpus=cpus)
+        self.router: ActorHandle[Router] = start(Router, 0)
         self._engines = {
-            f"policy-{i}": worker.remote(
-                settings, model.spec, model.vocab_size, model.seed, deterministic
+            f"policy-{i}": start(
+                RolloutWorker,
+                cpus,
+                settings,
+                model.spec,
+                model.vocab_size,
+                model.seed,
+                deterministic,
             )
             for i in range(settings.workers)
         }
@@ -85,13 +98,14 @@ class RolloutPool:
 
 class RewardPool:
     def __init__(self, workers: int, cpus: float) -> None:
-        worker = ray.remote(RewardWorker).options(num_cpus=cpus)
-        self.handles = [worker.remote() for _ in range(workers)]
+        self.handles = [start(RewardWorker, cpus) for _ in range(workers)]
 
     async def open(self, lane: Lane) -> Mapping[str, str]:
         """Opens `lane` on every worker; the version of each component."""
-        versions = await asyncio.gather(*(handle.open.remote(lane) for handle in self.handles))
-        return versions[0]
+        opened: list[Mapping[str, str]] = await asyncio.gather(
+            *(handle.open.remote(lane) for handle in self.handles)
+        )
+        return opened[0]
 
 
 class ReferencePool:
@@ -104,10 +118,16 @@ class ReferencePool:
         tokens_per_batch: int,
         temperature: float,
     ) -> None:
-        worker = ray.remote(ReferenceWorker).options(num_cpus=cpus)
         self.handles = [
-            worker.remote(
-                model.spec, model.vocab_size, model.seed, threads, tokens_per_batch, temperature
+            start(
+                ReferenceWorker,
+                cpus,
+                model.spec,
+                model.vocab_size,
+                model.seed,
+                threads,
+                tokens_per_batch,
+                temperature,
             )
             for _ in range(workers)
         ]
@@ -128,9 +148,10 @@ class EnvironmentPool:
         rewards: RewardPool,
         references: ReferencePool | None,
     ) -> None:
-        worker = ray.remote(EnvironmentWorker).options(num_cpus=cpus)
         self._workers = [
-            worker.remote(
+            start(
+                EnvironmentWorker,
+                cpus,
                 tokenizer,
                 rollout.router,
                 rewards.handles,
@@ -143,7 +164,7 @@ class EnvironmentPool:
 
     async def open(self, lane: Lane, versions: Mapping[str, str]) -> int:
         """Opens `lane` on every worker; the number of its tasks."""
-        sizes = await asyncio.gather(
+        sizes: list[int] = await asyncio.gather(
             *(worker.open.remote(lane, versions) for worker in self._workers)
         )
         return int(sizes[0])
@@ -155,8 +176,9 @@ class EnvironmentPool:
         i = min(range(len(self._workers)), key=lambda w: self._outstanding[w])
         self._outstanding[i] += 1
         try:
-            block, summary = self._workers[i].run_block.remote(lane, admissions)
-            return block, await summary
+            refs: tuple[ray.ObjectRef[Block], ray.ObjectRef[BlockSummary]]
+            refs = self._workers[i].run_block.remote(lane, admissions)
+            return refs[0], await refs[1]
         finally:
             self._outstanding[i] -= 1
 
@@ -175,8 +197,8 @@ class MailboxClient:
     """The driver's side of the mailbox and the weight store."""
 
     def __init__(self, order: StartOrder) -> None:
-        self.mailbox: ActorHandle[Mailbox] = ray.remote(Mailbox).options(num_cpus=0).remote(order)
-        self.weight_store: ActorHandle[WeightStore] = ray.remote(WeightStore).options(num_cpus=0).remote()
+        self.mailbox: ActorHandle[Mailbox] = start(Mailbox, 0, order)
+        self.weight_store: ActorHandle[WeightStore] = start(WeightStore, 0)
 
     async def put(self, work: StepWork) -> None:
         await self.mailbox.put.remote(work)

@@ -27,7 +27,7 @@ from manta.orchestrator.progress import Progress
 from manta.orchestrator.recorder import Recorder
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.run_directory import RunDirectory
-from manta.orchestrator.run_file import plain
+from manta.orchestrator.run_file import resolved
 from manta.orchestrator.summary import State
 from manta.orchestrator.train_stage import TrainStage
 from manta.orchestrator.wait import Waits, unless_ended
@@ -77,7 +77,7 @@ class _Driver:
     async def run(self) -> int:
         recorder = Recorder(
             self._run_file,
-            plain(self._run_file),
+            resolved(self._run_file),
             self._directory,
             self._waits,
             self._metrics_position,

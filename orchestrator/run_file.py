@@ -79,6 +79,13 @@ def dump(run_file: RunFile) -> str:
     return yaml_tree.dump(plain(run_file))
 
 
+def resolved(run_file: RunFile) -> dict[str, Json]:
+    """`run_file` as plain values, for a tracker."""
+    return {
+        field.name: plain(getattr(run_file, field.name)) for field in dataclasses.fields(run_file)
+    }
+
+
 def fingerprint(run_file: RunFile) -> str:
     """SHA-256 over everything that may not change when a run is resumed.
 

@@ -85,7 +85,7 @@ def token_logprobs(
     token, which has no predecessor, gets 0."""
     whole = [Row(i, ids, np.arange(len(ids)) > 0, None, None, {}) for i, ids in enumerate(rows)]
     found = evaluate_in_batches(model, whole, ("logprob",), 1.0, tokens_per_micro_batch)["logprob"]
-    parts = found.cpu().split([row.num_tokens for row in whole])
+    parts = torch.split(found.cpu(), [row.num_tokens for row in whole])
     return [np.concatenate([np.zeros(1, np.float32), part.numpy()]) for part in parts]
 
 
