@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,12 +22,12 @@ def micro_batches(rows: Sequence[Row], tokens_per_micro_batch: int) -> list[list
     """
     ordered = sorted(rows, key=lambda row: (-len(row.token_ids), row.index))
     lengths = np.array([len(row.token_ids) for row in ordered], np.int64)
-    ends = _cut(lengths, tokens_per_micro_batch)
-    return [ordered[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    borders = _cut(lengths, tokens_per_micro_batch)
+    return [ordered[start:end] for start, end in pairwise(borders)]
 
 
 def _cut(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], budget: int) -> list[int]:
-    """Ends of the cheapest cut of rows sorted by falling length (dynamic programme over starts)."""
+    """Borders, 0 included, of the cheapest cut of falling lengths (dynamic programming)."""
     num_rows = len(lengths)
     cost = np.zeros(num_rows + 1, np.int64)
     end_of = np.zeros(num_rows, np.int64)
@@ -37,9 +38,7 @@ def _cut(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], budget: int) -> li
         best = len(totals) - 1 - int(np.argmin(totals[::-1]))
         cost[start] = totals[best]
         end_of[start] = start + best + 1
-    ends: list[int] = []
-    while not ends or ends[-1] < num_rows:
-        if num_rows == 0:
-            return []
-        ends.append(int(end_of[ends[-1] if ends else 0]))
-    return ends
+    borders = [0]
+    while borders[-1] < num_rows:
+        borders.append(int(end_of[borders[-1]]))
+    return borders

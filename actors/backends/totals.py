@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -12,7 +13,7 @@ from manta.algorithms.tokens import LossTerms
 
 
 class Totals:
-    """Loss and `sums` added, `maxima` combined by max, in float64."""
+    """Loss and `sums` added, `maxima` combined by max, in float64; a NaN stays a NaN."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {"loss": 0.0}
@@ -39,7 +40,7 @@ class Totals:
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         for name, value in maxima.items():
-            self._maxima[name] = max(self._maxima.get(name, value), value)
+            self._maxima[name] = float(np.maximum(self._maxima.get(name, value), value))
 
 
 def _floats(tensors: Mapping[str, Tensor]) -> dict[str, float]:
