@@ -230,7 +230,7 @@ def test_a_step_without_groups_is_a_file_without_rows(tmp_path: Path) -> None:
 
 
 def test_missing_empty_damaged_and_foreign_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no folder of trajectories at .*absent"):
+    with pytest.raises(ValueError, match=r"no folder of trajectories at .*absent"):
         TrajectoryReader(tmp_path / "absent")
     with pytest.raises(ValueError, match="holds no trajectories"):
         TrajectoryReader(tmp_path)
