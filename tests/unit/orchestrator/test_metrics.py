@@ -82,9 +82,7 @@ def test_what_nothing_could_score_is_no_reward() -> None:
     assert metrics["groups/zero_variance_share"] == 1.0
 
 
-def test_given_answers_have_no_staleness_single_samples_no_variance_and_a_mean_stays_the_mean() -> (
-    None
-):
+def test_what_has_no_mean_is_left_out() -> None:
     given = [summary([0.5], [3], {"mean": [4.0], "judge": [NAN]}, oldest=None)]
     metrics = step_metrics(0, given, {}, {}, 0.0)
     absent = {"staleness/mean", "groups/zero_variance_share", "speed/tokens_per_second"}
