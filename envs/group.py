@@ -114,7 +114,10 @@ async def given_group(
     """
     answer = env.gold(task)
     prompt = prompt_ids(task, renderer, limits)
-    ids = renderer.answer_ids(answer)
+    try:
+        ids = renderer.answer_ids(answer)
+    except ValueError as error:
+        raise ValueError(f"task {task.id}, gold answer: {error}") from error
     if len(prompt) + len(ids) > limits.context:
         raise ValueError(
             f"task {task.id}: prompt and gold answer have {len(prompt)} + {len(ids)} tokens, more "

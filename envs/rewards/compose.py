@@ -68,8 +68,8 @@ class Composition:
         formula.check(components)
         self.formula = formula
         self.deadline_seconds = deadline_seconds
-        self.versions = {name: reward.version for name, reward in components.items()}
         scopes = {name: scope_of(name, reward) for name, reward in components.items()}
+        self.versions = {name: reward.version for name, reward in components.items()}
         self._trajectory = {
             name: cast(TrajectoryReward, reward)
             for name, reward in components.items()

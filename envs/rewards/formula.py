@@ -35,7 +35,8 @@ class Formula:
         try:
             self._tree = ast.parse(self.text, mode="eval").body
         except SyntaxError as error:
-            raise self._error(error.msg, error.offset or 1) from error
+            column = error.offset if error.lineno == 1 else None
+            raise self._error(error.msg, column or len(self.text) + 1) from error
         names: set[str] = set()
         self._check(self._tree, names, 0)
         self.names = frozenset(names)
