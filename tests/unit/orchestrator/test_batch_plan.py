@@ -58,7 +58,8 @@ WORDS = [
      "log-probs: with one update a step they need no pass of their own"),
     ("stages.rl.algorithm.proximal=learner stages.rl.updates_per_step=2", "the ratio's denominator "
      "is recomputed by the learner in one pass without gradients before the step's first update"),
-    ("stages.rl.algorithm.proximal=learner stages.rl.algorithm.kl={coef: 1, placement: reward, estimator: k1}",
+    ("stages.rl.algorithm.proximal=learner "
+     "stages.rl.algorithm.kl={coef: 1, placement: reward, estimator: k1}",
      "recomputed by the learner in one pass without gradients before the step's first update; KL "
      "to the weights at the start of the stage, 1 x k1 in the reward"),
     ("stages.rl.algorithm.kl.coef=0.04", "nothing is recomputed; KL to the weights at the start of "
