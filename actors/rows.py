@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from manta.envs.records import Bool, Float32, Int32
+from manta.envs.records import Bool, Float32, GroupId, Int32, ScoredGroup, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +23,36 @@ class Row:
     def num_tokens(self) -> int:
         """Trained tokens."""
         return int(self.loss_mask.sum())
+
+
+def rows_of(
+    plan: StepPlan, groups: Mapping[GroupId, ScoredGroup], row_indices: Iterable[int]
+) -> list[Row]:
+    """The rows `row_indices` of `plan`, cut from `groups` (those that the indices need).
+
+    Raises ValueError where a trajectory does not have the lengths that the plan counted on, since
+    every rank takes its denominators from the plan.
+    """
+    return [_row(plan, groups, int(index)) for index in row_indices]
+
+
+def _row(plan: StepPlan, groups: Mapping[GroupId, ScoredGroup], index: int) -> Row:
+    group = groups[plan.groups[plan.group_N[index]]]
+    sample = int(plan.sample_N[index])
+    trajectory = group.trajectories[sample]
+    row = Row(
+        index=index,
+        token_ids=trajectory.token_ids,
+        loss_mask=trajectory.loss_mask,
+        behaviour_logprobs=trajectory.logprobs,
+        reference_logprobs=None if group.reference is None else group.reference.logprobs[sample],
+        coefficients={name: float(column[index]) for name, column in plan.coefficients.items()},
+    )
+    planned = (int(plan.lengths_N[index]), int(plan.num_tokens_N[index]))
+    if (len(row.token_ids), row.num_tokens) != planned:
+        raise ValueError(
+            f"step {plan.step}: sample {sample} of group {group.id} has {len(row.token_ids)} tokens"
+            f" ({row.num_tokens} trained), the plan says {planned[0]} ({planned[1]}): the plan was"
+            " made from other trajectories"
+        )
+    return row

@@ -18,38 +18,35 @@ SHARED_CPUS = 0.5
 phases that alternate do not need them at the same time."""
 WAITING_CPUS = 0.1
 """What a worker reserves that mostly waits for others."""
-LEARNER_RESOURCE = "learner_slot"
-"""The node resource that learner ranks ask for."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoleNeed:
-    """`workers` workers of `role`, each with `cpus` and `gpus`, on nodes that have `resource`."""
+    """`workers` workers of `role`, each with `cpus` and `gpus`."""
 
     role: str
     workers: int
     cpus: float
     gpus: float
-    resource: str | None
 
 
 def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
     """What each role of the run asks for; roles that no stage needs are left out."""
-    needs = [RoleNeed("environment", run_file.environment.workers, WAITING_CPUS, 0, None)]
+    needs = [RoleNeed("environment", run_file.environment.workers, WAITING_CPUS, 0)]
     if run_file.needs_rollout:
         rollout = run_file.rollout
         cpus = WAITING_CPUS if rollout.engine == "simulated" else _computing(rollout.threads)
-        needs.append(RoleNeed("rollout", rollout.workers, cpus, 0, None))
+        needs.append(RoleNeed("rollout", rollout.workers, cpus, 0))
     if run_file.needs_reward:
-        needs.append(RoleNeed("reward", run_file.reward_workers.workers, WAITING_CPUS, 0, None))
+        needs.append(RoleNeed("reward", run_file.reward_workers.workers, WAITING_CPUS, 0))
     if run_file.needs_reference:
         reference = run_file.reference
         cpus = _computing(reference.threads)
-        needs.append(RoleNeed("reference", reference.workers, cpus, 0, None))
-    if any(stage.kind == "train" for stage in run_file.stages):
+        needs.append(RoleNeed("reference", reference.workers, cpus, 0))
+    if run_file.needs_learner:
         learner = run_file.learner
         cpus = _computing(learner.threads)
-        needs.append(RoleNeed("learner", learner.workers, cpus, 0, LEARNER_RESOURCE))
+        needs.append(RoleNeed("learner", learner.workers, cpus, 0))
     return tuple(needs)
 
 

@@ -50,13 +50,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.command == "check":
         show(loaded, surveyed, Console())
         return 0
-    from manta.orchestrator.run import (  # type: ignore[import-untyped,unused-ignore]
-        evaluate,
-        train,
-    )
+    try:
+        return _run(chosen, loaded)
+    except ValueError as error:
+        print(f"manta {chosen.command}: {error}", file=sys.stderr)
+        return 2
 
-    code: int = train(loaded) if chosen.command == "train" else evaluate(loaded, chosen.checkpoint)
-    return code
+
+def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
+    """Torch and ray load from here on, when the run file is known to be good."""
+    if chosen.command == "train":
+        from manta.orchestrator.run import train
+
+        return train(loaded)
+    from manta.orchestrator.run_evaluation import evaluate
+
+    return evaluate(loaded, chosen.checkpoint)
 
 
 def checked(path: str, overrides: Sequence[str]) -> tuple[RunFile, Survey]:
@@ -96,21 +105,17 @@ def show(loaded: RunFile, surveyed: Survey, console: Console) -> None:
 
 def _placement(loaded: RunFile) -> Table:
     table = Table(title="Placement", title_justify="left")
-    for heading in ("role", "workers", "CPUs each", "GPUs each", "node resource"):
-        is_number = heading not in ("role", "node resource")
-        table.add_column(heading, justify="right" if is_number else "left")
+    for heading in ("role", "workers", "CPUs each", "GPUs each"):
+        table.add_column(heading, justify="left" if heading == "role" else "right")
     needs = batch_plan.role_needs(loaded)
     for need in needs:
-        table.add_row(
-            need.role, f"{need.workers}", f"{need.cpus:g}", f"{need.gpus:g}", need.resource or "-"
-        )
+        table.add_row(need.role, f"{need.workers}", f"{need.cpus:g}", f"{need.gpus:g}")
     table.add_section()
     table.add_row(
         "total",
         f"{sum(need.workers for need in needs)}",
         f"{sum(need.workers * need.cpus for need in needs):g}",
         f"{sum(need.workers * need.gpus for need in needs):g}",
-        "",
     )
     return table
 

@@ -19,12 +19,14 @@ from manta.envs.records import Json
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """`dir` is the folder that holds run directories; this run's is `dir/name`."""
+    """`dir` is the folder that holds run directories; this run's is `dir/name`. A wait that takes
+    longer than `deadline_minutes` ends the run with its name."""
 
     name: str
     seed: int = 0
     dir: str = "runs"
     max_hours: float | None = None
+    deadline_minutes: float = 30.0
     deterministic: bool = False
 
 
@@ -162,6 +164,10 @@ class RunFile:
             or (stage.algorithm is not None and stage.algorithm.samples_from == "policy")
             for stage in self.stages
         )
+
+    @property
+    def needs_learner(self) -> bool:
+        return any(stage.kind == "train" for stage in self.stages)
 
     @property
     def needs_reference(self) -> bool:

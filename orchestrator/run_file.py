@@ -76,7 +76,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunFile:
 
 def dump(run_file: RunFile) -> str:
     """`run_file` resolved, as YAML that `load` reads back as an equal tree."""
-    return yaml_tree.dump(_plain(run_file))
+    return yaml_tree.dump(plain(run_file))
+
+
+def resolved(run_file: RunFile) -> dict[str, Json]:
+    """`run_file` as plain values, for a tracker."""
+    return {
+        field.name: plain(getattr(run_file, field.name)) for field in dataclasses.fields(run_file)
+    }
 
 
 def fingerprint(run_file: RunFile) -> str:
@@ -87,7 +94,7 @@ def fingerprint(run_file: RunFile) -> str:
     """
     fixed = {
         path: value
-        for path, value in _flat(_plain(run_file)).items()
+        for path, value in _flat(plain(run_file)).items()
         if not _MAY_CHANGE.fullmatch(path) and not _MAY_GROW.fullmatch(path)
     }
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
@@ -95,7 +102,7 @@ def fingerprint(run_file: RunFile) -> str:
 
 def differences(old: RunFile, new: RunFile) -> list[str]:
     """What keeps `new` from resuming a run of `old`, one readable line each; empty if nothing."""
-    before, after = _flat(_plain(old)), _flat(_plain(new))
+    before, after = _flat(plain(old)), _flat(plain(new))
     lines: list[str] = []
     for path in dict.fromkeys([*before, *after]):
         if path in before and path in after and before[path] == after[path]:
@@ -241,7 +248,7 @@ def _over_preset(node: Entries, problems: list[str]) -> Node:
         hint = strict.nearest(name.value, PRESETS)
         problems.append(name.place.says(f"unknown algorithm '{name.value}'{hint}"))
         return node
-    return _overlay(yaml_tree.planted(_plain(PRESETS[name.value]), node.place), node)
+    return _overlay(yaml_tree.planted(plain(PRESETS[name.value]), node.place), node)
 
 
 def _overlay(under: Node, over: Node) -> Node:
@@ -267,7 +274,7 @@ def _gather_options(node: Node, own: str, problems: list[str]) -> Node:
     return Entries(node.place, {**kept, "options": Entries(place, options)})
 
 
-def _plain(value: object) -> Json:
+def plain(value: object) -> Json:
     """Configuration as YAML values, in the forms that `load` takes."""
     if isinstance(value, EnvConfig):
         return {"name": value.name, **value.options}
@@ -275,12 +282,12 @@ def _plain(value: object) -> Json:
         return {"reward": value.reward, **value.options}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
         }
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     assert value is None or isinstance(value, bool | int | float | str)
     return value
 

@@ -1,14 +1,20 @@
-"""Causal language models: built on the spot from sizes, or loaded from a Hugging Face folder."""
+"""Causal language models: built on the spot from sizes, or loaded from a Hugging Face folder.
+
+Owns construction and the named parameters. How a model is evaluated on rows is in
+`manta.actors.models.policy`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from manta.actors.models.spec import ModelSpec
+from manta.actors.weights import first_mismatch
 
 
 def build_model(spec: ModelSpec, vocab_size: int, seed: int) -> nn.Module:
@@ -43,3 +49,26 @@ def build_model(spec: ModelSpec, vocab_size: int, seed: int) -> nn.Module:
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return cast(nn.Module, model.eval())
+
+
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """The named tensors that learners publish and engines take: the model's own parameters.
+
+    Tied parameters count once, under the first of their names (`model.embed_tokens.weight`, not
+    `lm_head.weight`), so both sides of a publish agree on names and no byte travels twice. Buffers
+    are left out: they follow from the config. The tensors are the live ones, not copies.
+    """
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copies `state` into the parameters of `model`, cast to their dtype.
+
+    Raises ValueError naming the first tensor that does not belong; nothing is changed then.
+    """
+    own = model_state(model)
+    problem = first_mismatch(own, state)
+    if problem is not None:
+        raise ValueError(f"these are another model's weights: {problem}")
+    for name, parameter in own.items():
+        parameter.copy_(state[name])

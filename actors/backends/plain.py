@@ -1,0 +1,112 @@
+"""The plain backend: torch only, every rank holds the whole model and the whole optimizer state.
+
+Owns one optimizer update. Which rows make a micro-batch and what the loss is come from outside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from manta.actors.backends.flat import FlatParameters
+from manta.actors.backends.optimizer import FlatOptimizer
+from manta.actors.backends.protocol import Loss, Want
+from manta.actors.backends.settings import LearnerSettings
+from manta.actors.backends.state_files import Scalars, read_state, write_state
+from manta.actors.backends.totals import Totals
+from manta.actors.models.causal import model_state
+from manta.actors.models.policy import evaluate, evaluate_in_batches
+from manta.actors.rows import Row
+from manta.actors.weights import Weights, first_mismatch, pack
+from manta.envs.records import WeightVersion
+
+
+class PlainBackend:
+    """See `manta.actors.backends.protocol.Backend`. `group` is None for a learner of one rank.
+
+    Ranks start from rank 0's parameters and stay equal to the bit, since all apply the same summed
+    gradient; so `save` needs to be called on one rank only, `load` on all.
+    """
+
+    def __init__(
+        self, model: nn.Module, settings: LearnerSettings, group: dist.ProcessGroup | None = None
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        self._group = group
+        self._flat = FlatParameters(model)
+        self._optimizer = FlatOptimizer(settings, self._flat)
+        if group is not None:
+            dist.broadcast(self._flat.master, group_src=0, group=group)
+            self._flat.publish()
+
+    def evaluate(
+        self, rows: Sequence[Row], wants: Sequence[Want], temperature: float
+    ) -> dict[str, Tensor]:
+        return evaluate_in_batches(
+            self._model, rows, wants, temperature, self._settings.tokens_per_micro_batch
+        )
+
+    def update(
+        self,
+        micro_batches: Iterable[Sequence[Row]],
+        wants: Sequence[Want],
+        temperature: float,
+        loss: Loss,
+        learning_rate: float,
+    ) -> dict[str, float]:
+        """One update; every rank must call it, also one without micro-batches.
+
+        `clip_norm` 0 turns clipping off. A non-finite loss or gradient norm skips the update.
+        """
+        self._flat.zero_gradient()
+        totals = Totals()
+        for rows in micro_batches:
+            terms = loss(rows, evaluate(self._model, rows, wants, temperature))
+            terms.loss.backward()  # type: ignore[no-untyped-call]
+            totals.add(terms)
+        if self._group is not None:
+            self._flat.sum_gradient(self._group)
+            totals.combine(self._group)
+        metrics = totals.values()
+        norm = self._flat.clip(self._settings.clip_norm)
+        is_finite = math.isfinite(norm) and math.isfinite(metrics["loss"])
+        if is_finite:
+            self._optimizer.step(learning_rate)
+            self._flat.publish()
+        return {**metrics, "grad_norm": norm, "skipped_updates": float(not is_finite)}
+
+    def weights(self, version: WeightVersion) -> Weights:
+        return pack(model_state(self._model), version)
+
+    def save(self, folder: Path) -> None:
+        """Master weights in float32, whatever dtype the model computes in."""
+        scalars = Scalars(self._settings.optimizer, self._optimizer.updates)
+        write_state(folder, self._parameters(), self._optimizer.state(), scalars)
+
+    def load(self, folder: Path) -> None:
+        """Raises ValueError where a file is unreadable, or naming the first tensor of another
+        model; nothing is changed by weights that do not belong."""
+        parameters, optimizer, scalars = read_state(folder)
+        if scalars.optimizer != self._settings.optimizer:
+            raise ValueError(
+                f"{folder} was written with optimizer {scalars.optimizer!r}, this learner uses "
+                f"{self._settings.optimizer!r}: set learner.optimizer to continue it"
+            )
+        own = self._parameters()
+        problem = first_mismatch(own, parameters)
+        if problem is not None:
+            raise ValueError(f"{folder} is a checkpoint of another model: {problem}")
+        self._optimizer.load(optimizer, scalars.updates)
+        for name, tensor in own.items():
+            tensor.copy_(parameters[name])
+        self._flat.publish()
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: masters of the trained parameters, frozen ones as they are."""
+        masters = {name: self._flat.view(self._flat.master, name) for name in self._flat.names}
+        return {name: masters.get(name, p) for name, p in model_state(self._model).items()}

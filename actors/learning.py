@@ -1,0 +1,163 @@
+"""The learner: one rank's part in training on a step's plan, as a plain object.
+
+Owns the order of passes, updates and epochs, and what a step reports. How rows are shared out is
+`manta.actors.sharding`, what the loss is `manta.algorithms.objective`, how parameters move the
+backend's. It neither fetches groups nor publishes weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from manta.actors.backends.protocol import Backend
+from manta.actors.collectives import alone
+from manta.actors.micro_batches import micro_batches
+from manta.actors.rows import Row
+from manta.actors.sharding import IntArray, kept_rows, mini_batches, shard
+from manta.actors.step_tokens import StepTokens
+from manta.algorithms.aggregate import Denominators, denominators, row_weight
+from manta.algorithms.objective import Objective
+from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.token_stage import AllReduce
+from manta.algorithms.tokens import LossTerms
+from manta.envs.records import StepPlan
+
+FIRST_UPDATE_ONLY = "logprob_gap_max"
+"""Says how far engine and learner disagree, so it is read before the policy moved."""
+
+
+class Learner:
+    """Rank `rank` of `world_size`; `all_reduce` sums small CPU tensors over the ranks.
+
+    `temperature` is the rollout's. Denominators come from the whole plan, so that neither the
+    number of ranks nor the micro-batches change what is learnt.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        algorithm: AlgorithmSettings,
+        tokens_per_micro_batch: int,
+        temperature: float = 1.0,
+        rank: int = 0,
+        world_size: int = 1,
+        all_reduce: AllReduce = alone,
+        report_entropy: bool = True,
+    ) -> None:
+        self._backend = backend
+        self._algorithm = algorithm
+        self._objective = Objective(algorithm, report_entropy)
+        self._tokens_per_micro_batch = tokens_per_micro_batch
+        self._temperature = temperature
+        self._rank = rank
+        self._world_size = world_size
+        self._all_reduce = all_reduce
+
+    def rows_needed(self, plan: StepPlan, updates: int) -> IntArray:
+        """Indices of this rank's rows in a step of `updates` mini-batches."""
+        shares = [ranks[self._rank] for ranks in shard(plan, self._world_size, updates)]
+        return torch.cat([torch.from_numpy(share) for share in shares]).numpy()
+
+    def step(
+        self,
+        plan: StepPlan,
+        rows: Mapping[int, Row],
+        epochs: int,
+        updates: int,
+        learning_rate: float,
+    ) -> dict[str, float]:
+        """Makes `updates` optimizer updates in each of `epochs` passes over the plan's kept rows.
+
+        `rows` holds (at least) this rank's, see `rows_needed`. A mini-batch in which nothing trains
+        is left out on every rank. Returns, equal on all ranks: means over the applied updates of
+        the objective's sums, `loss` and `grad_norm`; maxima over updates of names in `_max`, but
+        `logprob_gap_max` of the first update only; the counts `tokens` and `rows` (kept rows and
+        their trained tokens), `updates` (applied) and `skipped_updates` (not finite).
+
+        Raises ValueError where `rows` lacks one of this rank's rows, or a row lacks log-probs that
+        the algorithm needs.
+        """
+        shares = self._shares(plan, rows, updates)
+        tokens = self._step_tokens(
+            plan, [row for share in shares for row in share], epochs, updates
+        )
+        wholes = mini_batches(plan, updates)
+        reports = [
+            self._update(tokens, share, _denominators(plan, whole), learning_rate)
+            for _ in range(epochs)
+            for share, whole in zip(shares, wholes, strict=True)
+            if plan.num_tokens_N[whole].any()
+        ]
+        kept = kept_rows(plan)
+        return {
+            **_over_updates(reports),
+            "tokens": float(plan.num_tokens_N[kept].sum()),
+            "rows": float(len(kept)),
+        }
+
+    def _shares(self, plan: StepPlan, rows: Mapping[int, Row], updates: int) -> list[list[Row]]:
+        """This rank's rows with trained tokens, by update."""
+        shares = [ranks[self._rank].tolist() for ranks in shard(plan, self._world_size, updates)]
+        missing = sorted({index for share in shares for index in share} - rows.keys())
+        if missing:
+            raise ValueError(
+                f"step {plan.step}: rank {self._rank} of {self._world_size} was not given its rows "
+                f"{missing[:8]}: fetch the groups of rows_needed(plan, updates)"
+            )
+        return [[rows[index] for index in share if rows[index].num_tokens] for share in shares]
+
+    def _step_tokens(
+        self, plan: StepPlan, rows: Sequence[Row], epochs: int, updates: int
+    ) -> StepTokens:
+        """The pass that recomputes log-probs is left out where the first update is the only one
+        and only the ratio asks: there the current log-probs are the proximal ones."""
+        kl = self._algorithm.kl
+        charges_kl = kl.placement == "reward" and kl.coef != 0.0
+        proximal_T = None
+        if self._algorithm.proximal == "learner" and (epochs * updates > 1 or charges_kl):
+            proximal_T = self._backend.evaluate(rows, ("logprob",), self._temperature)["logprob"]
+        return StepTokens(
+            self._algorithm, tuple(plan.coefficients), rows, proximal_T, self._all_reduce
+        )
+
+    def _update(
+        self,
+        tokens: StepTokens,
+        rows: Sequence[Row],
+        update: Denominators,
+        learning_rate: float,
+    ) -> dict[str, float]:
+        def loss(batch: Sequence[Row], stats: Mapping[str, Tensor]) -> LossTerms:
+            recompute = self._algorithm.proximal == "learner"
+            on_cpu = {name: values.cpu() for name, values in stats.items()}
+            current_T = on_cpu["logprob"].detach() if recompute else None
+            return self._objective.loss(tokens.batch(batch, update, current_T), on_cpu)
+
+        return self._backend.update(
+            micro_batches(rows, self._tokens_per_micro_batch),
+            self._objective.wants,
+            self._temperature,
+            loss,
+            learning_rate,
+        )
+
+
+def _denominators(plan: StepPlan, rows: IntArray) -> Denominators:
+    columns = {name: torch.from_numpy(plan.coefficients[name][rows]) for name in plan.coefficients}
+    return denominators(torch.from_numpy(plan.num_tokens_N[rows]), row_weight(columns))
+
+
+def _over_updates(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    applied = [report for report in reports if not report["skipped_updates"]]
+    means: dict[str, float] = {}
+    for name in {name: None for report in applied for name in report}:
+        values = [report[name] for report in applied if name in report]
+        means[name] = max(values) if name.endswith("_max") else math.fsum(values) / len(values)
+    if reports and FIRST_UPDATE_ONLY in reports[0]:
+        means[FIRST_UPDATE_ONLY] = reports[0][FIRST_UPDATE_ONLY]
+    counts = {"updates": len(applied), "skipped_updates": len(reports) - len(applied)}
+    return {**means, **{name: float(count) for name, count in counts.items()}}

@@ -1,0 +1,58 @@
+"""The log-prob scorer: a frozen model (the reference policy) read off written trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from manta.actors.models.causal import load_state
+from manta.actors.models.policy import evaluate_in_batches
+from manta.actors.rows import Row
+from manta.actors.weights import Receipt, Weights, content_hash, unpack
+from manta.envs.records import Float32, ReferenceStatistics, Trajectory
+
+
+class LogprobScorer:
+    """`temperature` must be the rollout's: KL compares two distributions of the same temperature.
+
+    `version` names the weights in every result; `tokens_per_batch` bounds rows x longest row.
+    """
+
+    def __init__(
+        self, model: nn.Module, version: str, tokens_per_batch: int, temperature: float = 1.0
+    ) -> None:
+        self._model = model.requires_grad_(False)
+        self._version = version
+        self._tokens_per_batch = tokens_per_batch
+        self._temperature = temperature
+
+    def score(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
+        """float32[L] per trajectory, in order: the log-prob of every token with `loss_mask` set
+        after those before it, 0 elsewhere."""
+        rows = [
+            Row(index, trajectory.token_ids, trajectory.loss_mask, None, None, {})
+            for index, trajectory in enumerate(trajectories)
+        ]
+        with torch.inference_mode():
+            found = evaluate_in_batches(
+                self._model, rows, ("logprob",), self._temperature, self._tokens_per_batch
+            )["logprob"]
+        parts = torch.split(found.cpu(), [row.num_tokens for row in rows])
+        logprobs: list[Float32] = []
+        for row, part in zip(rows, parts, strict=True):
+            values = np.zeros(len(row.token_ids), np.float32)
+            values[row.loss_mask] = part.numpy()
+            logprobs.append(values)
+        return ReferenceStatistics(self._version, tuple(logprobs))
+
+    def load(self, weights: Weights) -> Receipt:
+        """Takes other weights; results name their version from now on.
+
+        Raises ValueError where they are another model's.
+        """
+        load_state(self._model, unpack(weights))
+        self._version = str(weights.version)
+        return Receipt(weights.version, content_hash(weights.specs, weights.data))

@@ -1,0 +1,102 @@
+"""The flat tensors of one rank's rows in one step, and token batches cut from them.
+
+Owns the way from rows to what losses see. It evaluates no model and steps nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manta.actors.rows import Row
+from manta.algorithms.aggregate import Denominators
+from manta.algorithms.flatten import flatten
+from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.token_stage import AllReduce, token_stage
+from manta.algorithms.tokens import TokenBatch
+from manta.envs.records import Float32
+
+
+class StepTokens:
+    """Advantages of `rows` after the token stage, beside their log-probs, by row.
+
+    `proximal_T` float32[T] is over the rows' trained tokens in row order, or None. Construction
+    takes part in the token stage's sums over ranks, so every rank constructs one, with or without
+    rows; `names` are the plan's coefficient columns.
+    """
+
+    def __init__(
+        self,
+        settings: AlgorithmSettings,
+        names: Sequence[str],
+        rows: Sequence[Row],
+        proximal_T: Tensor | None,
+        all_reduce: AllReduce,
+    ) -> None:
+        self._settings = settings
+        self._names = tuple(names)
+        starts = np.cumsum([0, *(row.num_tokens for row in rows)]).tolist()
+        self._places = {
+            row.index: slice(start, end)
+            for row, start, end in zip(rows, starts[:-1], starts[1:], strict=True)
+        }
+        self._behaviour_T = _flat([row.behaviour_logprobs for row in rows], rows)
+        self._reference_T = _flat([row.reference_logprobs for row in rows], rows)
+        self._proximal_T = None if proximal_T is None else proximal_T.detach().cpu()
+        batch = flatten(
+            settings,
+            self._num_tokens(rows),
+            self._coefficients(rows),
+            Denominators(1.0, 1.0),
+            self._behaviour_T,
+            self._proximal_T,
+            self._reference_T,
+        )
+        self._advantage_T = token_stage(settings, batch, all_reduce).advantage_T
+
+    def batch(
+        self, rows: Sequence[Row], update: Denominators, proximal_T: Tensor | None = None
+    ) -> TokenBatch:
+        """The batch of `rows` (any of those given, in any order), part of an update with these
+        denominators. `proximal_T` stands in where none was given for the step."""
+        if self._proximal_T is not None:
+            proximal_T = self._cut(self._proximal_T, rows)
+        return flatten(
+            self._settings,
+            self._num_tokens(rows),
+            self._coefficients(rows),
+            update,
+            self._cut(self._behaviour_T, rows),
+            proximal_T,
+            self._cut(self._reference_T, rows),
+            self._cut(self._advantage_T, rows),
+        )
+
+    def _cut(self, values_T: Tensor | None, rows: Sequence[Row]) -> Tensor | None:
+        if values_T is None:
+            return None
+        return torch.cat([values_T[self._places[row.index]] for row in rows])
+
+    def _num_tokens(self, rows: Sequence[Row]) -> Tensor:
+        return torch.tensor([row.num_tokens for row in rows], dtype=torch.int64)
+
+    def _coefficients(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
+        return {
+            name: torch.tensor([row.coefficients[name] for row in rows], dtype=torch.float32)
+            for name in self._names
+        }
+
+
+def _flat(columns: Sequence[Float32 | None], rows: Sequence[Row]) -> Tensor | None:
+    """The columns at trained tokens, flat; None where a row lacks it."""
+    parts = [
+        column[row.loss_mask]
+        for column, row in zip(columns, rows, strict=True)
+        if column is not None
+    ]
+    if len(parts) < len(rows):
+        return None
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *parts]))

@@ -1,0 +1,136 @@
+"""A model of a few thousand parameters, with rows, groups and plans to train it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from manta.actors.models.causal import build_model
+from manta.actors.models.spec import BuildSpec, ModelSpec
+from manta.actors.rows import Row, rows_of
+from manta.envs.records import (
+    GroupId,
+    ReferenceStatistics,
+    Score,
+    ScoredGroup,
+    StepPlan,
+    Task,
+    Trajectory,
+)
+
+VOCABULARY = 19
+
+torch.set_num_threads(1)  # more threads slow such small products down
+
+
+def run_ranks(main: Callable[..., None], world_size: int, *arguments: object) -> None:
+    """Runs `main(rank, world_size, *arguments)` in processes forked from one that has imported the
+    slow packages, and waits for them."""
+    get_context("forkserver").set_forkserver_preload(
+        ["manta.actors.learning", "manta.actors.backends.plain", "transformers.models.qwen2"]
+    )
+    mp.start_processes(
+        main, args=(world_size, *arguments), nprocs=world_size, start_method="forkserver"
+    )
+
+
+def join_group(rank: int, world_size: int, folder: Path) -> dist.ProcessGroup:
+    """A gloo group over a file in `folder`, which no other group may have used."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / f"store-{world_size}"), world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    assert dist.group.WORLD is not None
+    return dist.group.WORLD
+
+
+def tiny_model(seed: int = 0, tied: bool = True, **options: str) -> nn.Module:
+    sizes = BuildSpec(layers=2, width=16, heads=2, kv_heads=1, mlp_width=24, tie_embeddings=tied)
+    model = build_model(ModelSpec(build=sizes, context=64, **options), VOCABULARY, seed)
+    torch.manual_seed(seed)
+    for parameter in model.parameters():  # initial weights are nearly uniform in their outputs
+        parameter.data.add_(torch.randn(parameter.shape).to(parameter.dtype) * 0.1)
+    return model
+
+
+def trajectory(
+    generator: np.random.Generator, sample: int, with_holes: bool, shortest: int = 6
+) -> Trajectory:
+    """Random tokens; with holes, the trained ones are two turns with untrained tokens between."""
+    length = int(generator.integers(shortest, 24))
+    loss_mask = np.arange(length) >= int(generator.integers(1, shortest))
+    if with_holes:
+        loss_mask &= np.arange(length) % 5 != 3
+    return Trajectory(
+        task_id="task",
+        sample=sample,
+        model="policy",
+        token_ids=generator.integers(0, VOCABULARY, length).astype(np.int32),
+        loss_mask=loss_mask,
+        logprobs=np.where(loss_mask, generator.normal(-3.0, 0.1, length), 0).astype(np.float32),
+        weight_versions=(),
+        turns=(),
+        finish_reason="stop",
+        artifact="",
+    )
+
+
+def groups_of(sizes: Sequence[int], seed: int = 0, reference: bool = True) -> list[ScoredGroup]:
+    generator = np.random.default_rng(seed)
+    groups = []
+    for position, size in enumerate(sizes):
+        members = tuple(trajectory(generator, i, with_holes=i % 2 == 1) for i in range(size))
+        logprobs = tuple(
+            np.where(t.loss_mask, generator.normal(-3.0, 0.1, len(t.token_ids)), 0).astype(
+                np.float32
+            )
+            for t in members
+        )
+        groups.append(
+            ScoredGroup(
+                id=GroupId(0, position, 0),
+                task=Task(f"task-{position}", "prompt", None, "tiny"),
+                trajectories=members,
+                scores=tuple(Score(float(generator.normal()), {}) for _ in members),
+                reference=ReferenceStatistics("0", logprobs) if reference else None,
+                reward_versions={},
+                timings={},
+            )
+        )
+    return groups
+
+
+def plan_of(groups: Sequence[ScoredGroup], keep: Sequence[float] | None = None) -> StepPlan:
+    """Every row a unit of its own; the advantage is the score."""
+    members = [(g, s) for g, group in enumerate(groups) for s in range(len(group.trajectories))]
+    chosen = [groups[g].trajectories[s] for g, s in members]
+    return StepPlan(
+        step=0,
+        groups=tuple(group.id for group in groups),
+        group_N=np.array([g for g, _ in members], np.int32),
+        sample_N=np.array([s for _, s in members], np.int32),
+        unit_N=np.arange(len(members), dtype=np.int32),
+        coefficients={
+            "advantage": np.array([groups[g].scores[s].value for g, s in members], np.float32),
+            "weight": np.ones(len(members), np.float32),
+            "keep": np.array(keep if keep is not None else [1.0] * len(members), np.float32),
+        },
+        lengths_N=np.array([len(t.token_ids) for t in chosen], np.int32),
+        num_tokens_N=np.array([t.loss_mask.sum() for t in chosen], np.int32),
+    )
+
+
+def rows_by_index(plan: StepPlan, groups: Sequence[ScoredGroup]) -> dict[int, Row]:
+    by_id = {group.id: group for group in groups}
+    return {row.index: row for row in rows_of(plan, by_id, range(len(plan.group_N)))}
+
+
+def tiny_rows(sizes: Sequence[int] = (4, 3), seed: int = 0) -> list[Row]:
+    groups = groups_of(sizes, seed)
+    return list(rows_by_index(plan_of(groups), groups).values())
