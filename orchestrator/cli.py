@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(chosen, loaded)
     except ValueError as error:
-        print(f"manta {chosen.command}: {error}", file=sys.stderr)
+        print(f"manta {chosen.command}: {told(error)}", file=sys.stderr)
         return 2
 
 

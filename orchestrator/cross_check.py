@@ -151,6 +151,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
             yield f"{key}: is {value}, must be at least {least}"
     above_zero = {
         "run.max_hours": run_file.run.max_hours,
+        "run.deadline_minutes": run_file.run.deadline_minutes,
         "learner.learning_rate": learner.learning_rate,
         "learner.adam_epsilon": learner.adam_epsilon,
         "reward_workers.deadline_seconds": run_file.reward_workers.deadline_seconds,

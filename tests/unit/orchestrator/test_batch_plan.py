@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from manta.orchestrator import batch_plan, survey
-from manta.orchestrator.batch_plan import LEARNER_RESOURCE, RoleNeed
+from manta.orchestrator.batch_plan import RoleNeed
 from tests.unit.orchestrator.tiny_run import load
 
 
@@ -89,10 +89,10 @@ def test_written_trajectories_are_named(tmp_path: Path) -> None:
 def test_roles_ask_for_what_they_use(tmp_path: Path) -> None:
     loaded = load(tmp_path, "rollout.threads=4", "rollout.workers=2", "environment.workers=3")
     assert batch_plan.role_needs(loaded) == (
-        RoleNeed("environment", 3, 0.1, 0, None),
-        RoleNeed("rollout", 2, 4.0, 0, None),
-        RoleNeed("reward", 1, 0.1, 0, None),
-        RoleNeed("learner", 1, 0.5, 0, LEARNER_RESOURCE),
+        RoleNeed("environment", 3, 0.1, 0),
+        RoleNeed("rollout", 2, 4.0, 0),
+        RoleNeed("reward", 1, 0.1, 0),
+        RoleNeed("learner", 1, 0.5, 0),
     )
     assert batch_plan.placement_needs(loaded) == [
         ("environment", 3, 0.1), ("rollout", 2, 4.0), ("reward", 1, 0.1), ("learner", 1, 0.5),

@@ -25,7 +25,7 @@ def test_check_says_what_would_happen_and_starts_nothing(
         "steps: 7",
         "Stage 2, rl (grpo)",
         "8 prompts x 4 samples = 32 completions a step",
-        "learner_slot",
+        "CPUs each",
         "Memory at most",
         "Nothing was started.",
     ):

@@ -21,6 +21,7 @@ REFUSED = [
     ("run.name=a/b", "run.name: 'a/b' must be letters, digits, '.', '_' and '-', starting with a "
      "letter or digit: it names the run's folder"),
     ("run.max_hours=0", "run.max_hours: is 0, must be above 0"),
+    ("run.deadline_minutes=0", "run.deadline_minutes: is 0, must be above 0"),
     ("model.build=null",
      "model.path: exactly one of model.path and model.build is needed, found neither"),
     ("model.path=x/y", "model.path: exactly one of model.path and model.build is needed, found "
