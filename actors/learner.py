@@ -160,7 +160,7 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
     context = ray.train.get_context()
     rank_index, world_size = context.get_world_rank(), context.get_world_size()
     threads = job.settings.threads or max(
-        1, (os.cpu_count() or 1) // context.get_local_world_size()
+        1, (len(os.sched_getaffinity(0))) // context.get_local_world_size()
     )
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(job.deterministic)

@@ -66,7 +66,7 @@ class EmbeddedEngine:
         self._is_stale = False
         self._is_closed = False
         self._thread = ThreadPoolExecutor(
-            1, "decode", torch.set_num_threads, (threads or os.cpu_count() or 1,)
+            1, "decode", torch.set_num_threads, (threads or len(os.sched_getaffinity(0)),)
         )
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
