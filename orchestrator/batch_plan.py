@@ -71,7 +71,7 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
             _micro_batches(run_file, stage, stage.algorithm, prompts),
             _updates(run_file, stage, prompts),
             _staleness(run_file, stage, stage.algorithm),
-            _ratio(stage.algorithm),
+            _ratio(stage, stage.algorithm),
         ]
     return [*lines, *_data(run_file, stage, prompts), *_evaluation(run_file, stage, prompts)]
 
@@ -120,7 +120,7 @@ def _batch(
 def _micro_batches(
     run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings, prompts: Prompts | None
 ) -> str:
-    """Rows of a micro-batch are padded to its longest: rows x longest <= tokens."""
+    """Every row counted as the longest one; the learner cuts by the real lengths."""
     learner = run_file.learner
     _, longest = _tokens_per_completion(run_file, algorithm, prompts)
     rows = stage.prompts_per_step * algorithm.samples_per_prompt // stage.updates_per_step
@@ -128,7 +128,7 @@ def _micro_batches(
     rows_at_once = max(1, learner.tokens_per_micro_batch // longest)
     count = math.ceil(rows_per_rank / rows_at_once)
     return (
-        f"at most {_times(count, 'micro-batch', 'micro-batches')} an update of at most "
+        f"about {_times(count, 'micro-batch', 'micro-batches')} an update of at most "
         f"{learner.tokens_per_micro_batch:,} tokens on {_learner_ranks(learner.workers)}"
     )
 
@@ -170,10 +170,17 @@ def _staleness(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettin
     )
 
 
-def _ratio(algorithm: AlgorithmSettings) -> str:
+def _ratio(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     if algorithm.loss == "cross_entropy":
         return "no importance ratio: cross-entropy needs no log-probs of a behaviour policy"
-    if algorithm.proximal == "learner":
+    charges_kl = algorithm.needs_reference and algorithm.kl.placement == "reward"
+    is_only_update = stage.updates_per_step * stage.epochs_per_step == 1
+    if algorithm.proximal == "learner" and is_only_update and not charges_kl:
+        told = (
+            "the ratio's denominator is the learner's own log-probs: with one update a step they "
+            "need no pass of their own"
+        )
+    elif algorithm.proximal == "learner":
         told = (
             "the ratio's denominator is recomputed by the learner in one pass without gradients "
             "before the step's first update"

@@ -36,11 +36,16 @@ stages.rl.steps), values are YAML (learner.betas=[0.9,0.99]).
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    chosen = _parser().parse_args(arguments)
+    parser = _parser()
+    chosen, rest = parser.parse_known_args(arguments)
+    # argparse leaves positionals behind that follow an option: eval RUN --checkpoint PATH KEY=VALUE
+    if any(each.startswith("-") for each in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    chosen.overrides += rest
     try:
         loaded, surveyed = checked(chosen.run_file, chosen.overrides)
     except ValueError as error:
-        print(f"manta {chosen.command}: {error}", file=sys.stderr)
+        print(f"manta {chosen.command}: {told(error)}", file=sys.stderr)
         return 2
     if chosen.command == "check":
         show(loaded, surveyed, Console())
@@ -48,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(chosen, loaded)
     except ValueError as error:
-        print(f"manta {chosen.command}: {error}", file=sys.stderr)
+        print(f"manta {chosen.command}: {told(error)}", file=sys.stderr)
         return 2
 
 
@@ -71,6 +76,13 @@ def checked(path: str, overrides: Sequence[str]) -> tuple[RunFile, Survey]:
     if problems:
         raise RunFileError([f"{path}: {problem}" for problem in problems])
     return loaded, surveyed
+
+
+def told(error: ValueError) -> str:
+    """One problem in one line; several below a heading."""
+    if isinstance(error, RunFileError) and len(error.problems) > 1:
+        return f"{len(error.problems)} problems\n{error}"
+    return str(error)
 
 
 def show(loaded: RunFile, surveyed: Survey, console: Console) -> None:

@@ -6,6 +6,7 @@ Owns every rule between settings; `manta.orchestrator.survey` looks at tokenizer
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -38,7 +39,8 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
     for index, stage in enumerate(run_file.stages):
         problems += [f"stages[{index}]{told}" for told in _stage(run_file, stage)]
     if not any(told.startswith("model.") for told in problems):
-        problems += (surveyed or survey.look(run_file)).problems
+        seen = surveyed or survey.look(run_file)
+        problems += [*seen.problems, *_model_folder(run_file, seen.vocab_size)]
     return problems
 
 
@@ -88,13 +90,37 @@ def _model(run_file: RunFile) -> Iterator[str]:
             yield f"model.build.kv_heads: {build.heads} heads are not divisible by {kv_heads}"
 
 
+def _model_folder(run_file: RunFile, vocab_size: int | None) -> Iterator[str]:
+    """Does a model's folder go with tokenizer and context? Hub names are looked at when loaded."""
+    path = run_file.model.path
+    if path is None or not Path(path).is_dir():
+        return
+    file = Path(path) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield f"model.path: cannot read {file}: {error}"
+        return
+    embeddings, positions = config.get("vocab_size"), config.get("max_position_embeddings")
+    if vocab_size is not None and isinstance(embeddings, int) and embeddings < vocab_size:
+        yield (
+            f"model.tokenizer: it has {vocab_size:,} tokens, the model in '{path}' {embeddings:,} "
+            "embeddings: choose the tokenizer that the model was made with"
+        )
+    if isinstance(positions, int) and positions < run_file.model.context:
+        yield (
+            f"model.context: is {run_file.model.context:,}, the model in '{path}' was made for at "
+            f"most {positions:,}"
+        )
+
+
 def _is_file_path(path: str) -> bool:
     """A hub name has at most one slash; what starts like a path or has more is a path."""
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or "/" not in path
+    return path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
 def _numbers(run_file: RunFile) -> Iterator[str]:
-    """Bounds of single values: key, value, least, and whether the least itself is allowed."""
+    """Bounds of single values."""
     rollout, learner, reference = run_file.rollout, run_file.learner, run_file.reference
     at_least = {
         "model.context": (run_file.model.context, 2),
@@ -125,6 +151,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
             yield f"{key}: is {value}, must be at least {least}"
     above_zero = {
         "run.max_hours": run_file.run.max_hours,
+        "run.deadline_minutes": run_file.run.deadline_minutes,
         "learner.learning_rate": learner.learning_rate,
         "learner.adam_epsilon": learner.adam_epsilon,
         "reward_workers.deadline_seconds": run_file.reward_workers.deadline_seconds,
@@ -195,6 +222,8 @@ def _stage(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
     algorithm = stage.algorithm
     if stage.kind == "train" and algorithm is None:
         yield ".algorithm: a train stage needs one, such as grpo or sft"
+    if stage.kind == "generate" and algorithm is None:
+        yield ".algorithm: a generate stage needs one, its samples_per_prompt says how many"
     if stage.trajectories is None and stage.env is None:
         yield f".env: a {stage.kind} stage needs an environment, here or at the top"
     if stage.trajectories is not None and not Path(stage.trajectories).is_dir():
@@ -256,7 +285,7 @@ def _reward(reward: RewardConfig) -> Iterator[str]:
     for name, component in reward.components.items():
         try:
             build("reward", component.reward, component.options)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             yield f".reward.components.{name}: {error}"
 
 

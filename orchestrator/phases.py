@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,13 +29,14 @@ class PhaseClock:
     is good up to the kill.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.perf_counter) -> None:
         """Goes on writing the timeline at `path`, or starts one."""
+        self._clock = clock
         self._file = LineFile(path)
         if self._file.position() == 0:
             self._file.append("[")
         # Monotonic time shifted to the epoch: a resumed run's events come after its first life's.
-        self._epoch = time.time() - time.perf_counter()
+        self._epoch = time.time() - clock()
         self._cpu_start = time.process_time()
         self._totals: dict[str, float] = {}
         self._step: dict[str, float] = {}
@@ -47,13 +48,13 @@ class PhaseClock:
     @contextmanager
     def phase(self, name: str, **fields: Json) -> Iterator[None]:
         """Times what runs inside, also where it raises; the timeline shows `fields` with it."""
-        start = time.perf_counter()
+        start = self._clock()
         row = next(row for row in self._row_names(name) if row not in self._busy_rows)
         self._busy_rows.add(row)
         try:
             yield
         finally:
-            seconds = time.perf_counter() - start
+            seconds = self._clock() - start
             self._busy_rows.remove(row)
             self._totals[name] = self._totals.get(name, 0.0) + seconds
             self._step[name] = self._step.get(name, 0.0) + seconds
@@ -62,11 +63,11 @@ class PhaseClock:
 
     def mark(self, name: str, **fields: Json) -> None:
         """Draws an instant (a fault, a restart) across all rows."""
-        self._write("i", name, time.perf_counter(), {"s": "g", "args": fields})
+        self._write("i", name, self._clock(), {"s": "g", "args": fields})
 
     def levels(self, name: str, values: Mapping[str, float]) -> None:
         """Draws counters, such as queue depths, as of now."""
-        self._write("C", name, time.perf_counter(), {"args": dict(values)})
+        self._write("C", name, self._clock(), {"args": dict(values)})
 
     def take_step(self) -> dict[str, float]:
         """Seconds by phase that ended since the last call."""
@@ -94,9 +95,9 @@ class PhaseClock:
         if name not in self._rows:
             self._rows[name] = len(self._rows) + 1
             row = {"tid": self._rows[name], "args": {"name": name}}
-            self._write("M", "thread_name", time.perf_counter(), row)
+            self._write("M", "thread_name", self._clock(), row)
             order = {"tid": self._rows[name], "args": {"sort_index": self._rows[name]}}
-            self._write("M", "thread_sort_index", time.perf_counter(), order)
+            self._write("M", "thread_sort_index", self._clock(), order)
         return self._rows[name]
 
     def _write(self, kind: str, name: str, at: float, fields: Mapping[str, object]) -> None:

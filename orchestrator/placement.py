@@ -37,16 +37,17 @@ def connect(working_dir: str) -> Cluster:
     """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine alone (localhost only).
 
     Secrets in the environment stay in this process: workers of a local Ray do not inherit them.
+    They find plug-ins named `module:attribute` from `working_dir`; on a cluster, the job's own
+    working directory has them.
     """
     address = os.environ.get("RAY_ADDRESS", "")
-    with _without_secrets():
+    with _environment_of_workers(working_dir):
         ray.init(
             address=address or "local",
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=False,
-            runtime_env={"env_vars": {"PYTHONPATH": _python_path(working_dir)}},
         )
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
@@ -64,16 +65,19 @@ def check_resources(run_file: RunFile, cluster: Cluster) -> None:
         )
 
 
-def _python_path(working_dir: str) -> str:
-    """Plug-ins named `module:attribute` are found from the directory of the command."""
-    inherited = os.environ.get("PYTHONPATH", "")
-    return f"{working_dir}{os.pathsep}{inherited}" if inherited else working_dir
-
-
 @contextmanager
-def _without_secrets() -> Iterator[None]:
-    hidden = {name: os.environ.pop(name) for name in list(os.environ) if _SECRET.search(name)}
+def _environment_of_workers(working_dir: str) -> Iterator[None]:
+    """What a local Ray hands down: plug-ins on the Python path, no secrets, and no workers started
+    ahead of need (they would import everything on a machine that is busy starting)."""
+    before = dict(os.environ)
+    for name in [name for name in os.environ if _SECRET.search(name)]:
+        del os.environ[name]
+    inherited = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    os.environ["PYTHONPATH"] = os.pathsep.join([working_dir, *inherited])
+    os.environ.setdefault("RAY_enable_worker_prestart", "0")
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     try:
         yield
     finally:
-        os.environ.update(hidden)
+        os.environ.clear()
+        os.environ.update(before)

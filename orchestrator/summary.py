@@ -172,7 +172,7 @@ def summary_table(summary: Summary) -> RenderableType:
 
 def duration(seconds: float) -> str:
     """`seconds` as people say it: 4.2 s, 3 min 20 s, 2 h 05 min."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -25,7 +25,7 @@ SHOWN_ROWS = 3
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Prompts of a stage, in tokens; `longest` is over both splits, `mean` over the first measured.
+    """Prompts of a stage over both splits, in tokens.
 
     `longest_answer` is that of the given answers with their end token, 0 where none were measured.
     """
@@ -54,16 +54,15 @@ def look(run_file: RunFile) -> Survey:
     problems: list[str] = []
     tokenizer = _tokenizer(run_file, problems)
     prompts: dict[str, Prompts] = {}
-    known: list[tuple[tuple[EnvConfig, bool, bool, bool], Prompts | None]] = []
+    known: list[tuple[tuple[EnvConfig, _Need], Prompts | None]] = []
     for index, stage in enumerate(run_file.stages):
         if stage.env is None or tokenizer is None:
             continue
-        need = _Need.of(stage)
-        key = (stage.env, need.train, need.eval, need.gold)
+        key = (stage.env, _Need.of(stage))
         found = [measured for other, measured in known if other == key]
         if not found:
             walk = _Walk(f"stages[{index}].env", run_file.model.context, Renderer(tokenizer))
-            found = [walk.measure(stage.env, need)]
+            found = [walk.measure(*key)]
             problems += walk.problems
             known.append((key, found[0]))
         if found[0] is not None:
@@ -89,19 +88,22 @@ def _tokenizer(run_file: RunFile, problems: list[str]) -> Tokenizer | None:
 
 @dataclass(frozen=True, slots=True)
 class _Need:
-    """Which splits a stage reads, and whether it trains on given answers."""
+    """Which splits a stage reads, and of which it needs the given answers too."""
 
     train: bool
-    eval: bool
-    gold: bool
+    train_answers: bool
+    held_out: bool
+    held_out_answers: bool
 
     @staticmethod
     def of(stage: StageConfig) -> _Need:
         is_given = stage.algorithm is not None and stage.algorithm.samples_from == "given"
+        reads_train = stage.kind != "evaluate" and stage.trajectories is None
         return _Need(
-            train=stage.kind != "evaluate" and stage.trajectories is None,
-            eval=stage.kind == "evaluate" or stage.evaluate is not None,
-            gold=stage.kind == "train" and is_given and stage.trajectories is None,
+            train=reads_train,
+            train_answers=reads_train and stage.kind == "train" and is_given,
+            held_out=stage.kind == "evaluate" or stage.evaluate is not None,
+            held_out_answers=stage.evaluate is not None and stage.evaluate.gold_likelihood,
         )
 
 
@@ -119,10 +121,10 @@ class _Walk:
         try:
             env = build("env", config.name, config.options)
             train = env.source("train") if need.train else None
-            held_out = env.source("eval") if need.eval else None
+            held_out = env.source("eval") if need.held_out else None
             num_train = 0 if train is None else len(train)
             num_eval = 0 if held_out is None else len(held_out)
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, OSError) as error:
             self._says(str(error))
             return None
         for split, source, count in (("train", train, num_train), ("eval", held_out, num_eval)):
@@ -131,8 +133,8 @@ class _Walk:
         if self.problems:
             return None
         lengths = [
-            *self._lengths(env, train, num_train, gold=need.gold),
-            *self._lengths(env, held_out, num_eval, gold=False),
+            *self._lengths(env, train, num_train, answers=need.train_answers),
+            *self._lengths(env, held_out, num_eval, answers=need.held_out_answers),
         ]
         if self._num_broken > SHOWN_ROWS:
             self._says(f"{self._num_broken - SHOWN_ROWS:,} more tasks are broken")
@@ -151,7 +153,7 @@ class _Walk:
         )
 
     def _lengths(
-        self, env: Env, source: TaskSource | None, count: int, *, gold: bool
+        self, env: Env, source: TaskSource | None, count: int, *, answers: bool
     ) -> Iterator[_Length]:
         if source is None:
             return
@@ -159,7 +161,7 @@ class _Walk:
             try:
                 task = source.task(index)
                 prompt = len(self._renderer.prompt_ids(task))
-                answer = len(self._renderer.answer_ids(env.gold(task))) if gold else 0
+                answer = len(self._renderer.answer_ids(env.gold(task))) if answers else 0
             except ValueError as error:
                 self._num_broken += 1
                 if self._num_broken <= SHOWN_ROWS:

@@ -18,7 +18,6 @@ from manta.orchestrator.config import WandbConfig
 from manta.orchestrator.run_directory import RunDirectory, atomic_write
 from manta.orchestrator.summary import Summary
 
-_START_SECONDS = 30
 _FINISH_SECONDS = 60
 
 
@@ -37,8 +36,8 @@ class WandbTracker:
     run goes on in the same one.
 
     `report` is called at most once, with a sentence, when the tracker fails; it is silent from
-    then on. Starting gives up after 30 s, finishing (the upload) after 60 s; what was not uploaded
-    stays below `wandb/` for `wandb sync`.
+    then on. Starting gives up after `start_seconds`, finishing (the upload) after 60 s; what
+    was not uploaded stays below `wandb/` for `wandb sync`.
     """
 
     def __init__(
@@ -48,6 +47,7 @@ class WandbTracker:
         name: str,
         config: Mapping[str, Json],
         report: Callable[[str], None],
+        start_seconds: float = 30,
     ) -> None:
         """`config` is the resolved run file as plain values."""
         # Imported here: a second of start-up that only its users pay.
@@ -58,6 +58,7 @@ class WandbTracker:
         self._run: Any = None
         self._failed = False
         with self._tolerating("start"):
+            wandb.setup(wandb.Settings(silent=True))
             directory.wandb.mkdir(parents=True, exist_ok=True)
             self._run = wandb.init(
                 project=settings.project,
@@ -69,7 +70,11 @@ class WandbTracker:
                 dir=str(directory.root),
                 config=dict(config),
                 settings=wandb.Settings(
-                    console="off", silent=True, save_code=False, init_timeout=_START_SECONDS
+                    console="off",
+                    silent=True,
+                    save_code=False,
+                    init_timeout=start_seconds,
+                    login_timeout=start_seconds,
                 ),
             )
             # Our own step axis: wandb's drops the steps that come again after a resume.
@@ -103,11 +108,12 @@ class WandbTracker:
         except (self._error, OSError) as error:
             self._fail(f"{what}: {error}")
 
-    def _fail(self, what: str) -> None:
-        self._failed = True
-        self._report(
-            f"wandb stopped ({what}); the run goes on, its metrics are in the run directory"
-        )
+    def _fail(self, why: str) -> None:
+        if not self._failed:
+            self._failed = True
+            self._report(
+                f"wandb stopped ({why}); the run goes on, its metrics are in the run directory"
+            )
 
 
 def _stable_id(directory: RunDirectory) -> str:

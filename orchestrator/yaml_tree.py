@@ -16,6 +16,8 @@ import yaml
 
 from manta.envs.records import Json
 
+_Resolvers: TypeAlias = dict[str, list[tuple[str, re.Pattern[str]]]]
+
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {
     "null": (r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
@@ -32,13 +34,13 @@ _PLAIN = {
 class _Loader(yaml.SafeLoader):
     """Resolves plain scalars by the YAML 1.2 core schema; PyYAML's own is 1.1."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: _Resolvers = {}  # noqa: RUF012 (declared so by PyYAML)
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes what `_Loader` would not read back as text."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: _Resolvers = {}  # noqa: RUF012 (declared so by PyYAML)
 
     def ignore_aliases(self, data: object) -> bool:
         return True

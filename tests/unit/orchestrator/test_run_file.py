@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from manta.algorithms.presets import PRESETS
-from manta.orchestrator import run_file
+from manta.orchestrator import run_file, yaml_tree
 from manta.orchestrator.config import ComponentConfig, EnvConfig, RunFile
 from manta.orchestrator.run_file import RunFileError
 
@@ -212,11 +212,15 @@ def test_the_resolved_copy_loads_to_an_equal_tree(tmp_path: Path) -> None:
     assert again == loaded
     assert run_file.fingerprint(again) == run_file.fingerprint(loaded)
     assert run_file.differences(loaded, again) == []
+    assert yaml_tree.plain(yaml_tree.parse(copy.read_text(), "copy", [])) == (
+        run_file.resolved(loaded)
+    )
 
 
 RESUME = [
     ("run.max_hours=3", []),
     ("run.dir=elsewhere", []),
+    ("run.deadline_minutes=5", []),
     ("track={wandb: {project: p}}", []),
     ("checkpoint.every_steps=1", []),
     ("rollout.workers=4", []),
