@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
@@ -15,8 +16,7 @@ ORDER = StartOrder(step=4, incarnation=2, stage="rl", restore_from=None)
 
 
 def work(step: int) -> StepWork:
-    plan = plan_of(groups_of((2,)))
-    object.__setattr__(plan, "step", step)
+    plan = replace(plan_of(groups_of((2,))), step=step)
     return StepWork("rl", plan, (), (), 0.1)
 
 
