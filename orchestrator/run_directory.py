@@ -76,6 +76,10 @@ class RunDirectory:
         """The folder of the trajectories that step `step` trained on."""
         return self.trajectories / f"step={step}"
 
+    def product(self, stage: str) -> Path:
+        """The folder of the trajectories that the generate stage `stage` writes."""
+        return self.root / "products" / stage
+
     def create(self) -> None:
         """Makes the directory and its folders; what is there stays.
 
@@ -92,7 +96,7 @@ class RunDirectory:
 
     def discard_trajectories_after(self, step: int) -> None:
         """Deletes what steps past `step` wrote: a resume from `step` leaves that history."""
-        for folder in self.trajectories.glob("step=*"):
+        for folder in (*self.trajectories.glob("step=*"), *self.root.glob("products/*/step=*")):
             number = folder.name.removeprefix("step=")
             if number.isdecimal() and int(number) > step:
                 shutil.rmtree(folder)
