@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manta.actors.models.products import linear, times, transposed_times
+
 CHUNK_ELEMENTS = 1 << 22
 """Bound on tokens x vocabulary of one chunk (16 MiB of float32)."""
 
@@ -39,7 +41,7 @@ def token_statistics(
 
 
 def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = torch.nn.functional.linear(hidden, weight, bias).float()
+    logits = linear(hidden, weight, bias).float()
     if temperature != 1.0:
         logits = logits / temperature
     return torch.log_softmax(logits, -1)
@@ -97,8 +99,8 @@ class _TokenStatistics(torch.autograd.Function):
                 None if by_logprob_T is None else by_logprob_T[part] / ctx.temperature,
                 None if by_entropy_T is None else by_entropy_T[part] / ctx.temperature,
             ).to(hidden_TD.dtype)
-            torch.mm(by_logits_CV, weight_VD, out=by_hidden_TD[part])
-            by_weight_VD.addmm_(by_logits_CV.t(), hidden_TD[part])
+            by_hidden_TD[part] = times(by_logits_CV, weight_VD)
+            by_weight_VD += transposed_times(by_logits_CV, hidden_TD[part])
             if by_bias_V is not None:
                 by_bias_V += by_logits_CV.sum(0)
         return by_hidden_TD, by_weight_VD, by_bias_V, None, None, None, None
