@@ -1,7 +1,8 @@
 """Weights as canonical bytes: one contiguous buffer, an index of named tensors, and a hash.
 
 The hash is taken over names, shapes, dtypes and bytes in name order, so equal weights have equal
-hashes wherever they are computed.
+hashes wherever they are computed. Every tensor starts at a multiple of `ALIGNMENT` bytes (zeros
+fill the gaps), so that it can be viewed in its own type whatever stands before it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from manta.envs.records import WeightVersion
 
+ALIGNMENT = 16
+"""Bytes; a multiple of the size of every torch number."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -29,7 +33,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """`data` uint8[bytes] holds the tensors of `specs` back to back, in name order."""
+    """`data` uint8[bytes] holds the tensors of `specs` in name order, each aligned."""
 
     version: WeightVersion
     specs: tuple[TensorSpec, ...]
@@ -55,16 +59,17 @@ def content_hash(specs: tuple[TensorSpec, ...], data: npt.NDArray[np.uint8]) -> 
 def pack(state: Mapping[str, Tensor], version: WeightVersion) -> Weights:
     """Copies the named tensors of `state` (any device) into canonical bytes."""
     specs: list[TensorSpec] = []
-    parts: list[npt.NDArray[np.uint8]] = []
-    start = 0
+    end = 0
     for name in sorted(state):
-        tensor = state[name].detach().to("cpu").contiguous()
-        raw = tensor.reshape(-1).view(torch.uint8).numpy()
+        tensor = state[name]
         dtype = str(tensor.dtype).removeprefix("torch.")
-        specs.append(TensorSpec(name, dtype, tuple(tensor.shape), start, start + raw.size))
-        parts.append(raw)
-        start += raw.size
-    data = np.concatenate(parts)
+        start = -(-end // ALIGNMENT) * ALIGNMENT
+        end = start + tensor.numel() * tensor.element_size()
+        specs.append(TensorSpec(name, dtype, tuple(tensor.shape), start, end))
+    data = np.zeros(end, np.uint8)
+    for spec in specs:
+        tensor = state[spec.name].detach().to("cpu").contiguous()
+        data[spec.start : spec.end] = tensor.reshape(-1).view(torch.uint8).numpy()
     return Weights(version, tuple(specs), data, content_hash(tuple(specs), data))
 
 

@@ -44,7 +44,13 @@ class TaskSource(Protocol):
 
 
 class Env(Protocol):
-    """A task family: where tasks come from and how an episode goes on after the policy spoke."""
+    """A task family: where tasks come from and how an episode goes on after the policy spoke.
+
+    `single_turn` says that `reply` is None after the policy's first turn, so that the samples of a
+    task are one engine request. `manta.envs.families.family.Family` gives the usual defaults.
+    """
+
+    single_turn: bool
 
     def source(self, split: Split) -> TaskSource: ...
 
@@ -57,6 +63,17 @@ class Env(Protocol):
 
     async def reply(self, task: Task, messages: Sequence[Message]) -> Message | None:
         """The environment's turn after the policy's (`messages[-1]`); None ends the episode."""
+        ...
+
+    def budgets(self, task: Task, num_samples: int, max_new_tokens: int) -> tuple[int, ...]:
+        """The most new tokens of each sample, all turns together, in 1..max_new_tokens."""
+        ...
+
+    def validate(self, limit: int | None = None) -> None:
+        """Scores the gold answers of the first `limit` tasks of each split (None: of all).
+
+        Raises ValueError naming the first task whose gold answer is not scored 1.
+        """
         ...
 
 

@@ -163,7 +163,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A trajectory's reward and its named components. An absent component is absent, not 0."""
+    """A trajectory's reward and its named components. An absent component is absent, not 0.
+
+    `value` is NaN where the world broke and left nothing to score: such a sample never trains.
+    """
 
     value: float
     components: Mapping[str, float]

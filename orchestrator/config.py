@@ -19,12 +19,14 @@ from manta.envs.records import Json
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """`dir` is the folder that holds run directories; this run's is `dir/name`."""
+    """`dir` is the folder that holds run directories; this run's is `dir/name`. A wait that takes
+    longer than `deadline_minutes` ends the run with its name."""
 
     name: str
     seed: int = 0
     dir: str = "runs"
     max_hours: float | None = None
+    deadline_minutes: float = 30.0
     deterministic: bool = False
 
 
@@ -152,3 +154,30 @@ class RunFile:
     publish: PublishConfig = field(default_factory=PublishConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
+
+    @property
+    def needs_rollout(self) -> bool:
+        """Does any stage sample: to train on, to write, or to evaluate?"""
+        return any(
+            stage.kind != "train"
+            or stage.evaluate is not None
+            or (stage.algorithm is not None and stage.algorithm.samples_from == "policy")
+            for stage in self.stages
+        )
+
+    @property
+    def needs_learner(self) -> bool:
+        return any(stage.kind == "train" for stage in self.stages)
+
+    @property
+    def needs_reference(self) -> bool:
+        return any(
+            stage.kind == "train"
+            and stage.algorithm is not None
+            and stage.algorithm.needs_reference
+            for stage in self.stages
+        )
+
+    @property
+    def needs_reward(self) -> bool:
+        return any(stage.reward is not None for stage in self.stages)

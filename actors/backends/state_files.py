@@ -15,6 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from manta.actors.weights import Weights, pack
+from manta.envs.records import WeightVersion
+
 PARAMETERS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 SCALARS = "learner.json"
@@ -54,6 +57,11 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Scal
     except (OSError, ValueError, TypeError) as error:
         raise _unreadable(folder / SCALARS, error) from error
     return _read_tensors(folder / PARAMETERS), _read_tensors(folder / OPTIMIZER), scalars
+
+
+def read_weights(folder: Path, version: WeightVersion) -> Weights:
+    """The parameters below `folder` as weights called `version`. Raises ValueError as above."""
+    return pack(_read_tensors(folder / PARAMETERS), version)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -54,7 +54,12 @@ def build_model(spec: ModelSpec, vocab_size: int, seed: int) -> nn.Module:
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters by name, a tied one once. What engines are sent and checkpoints hold."""
+    """The named tensors that learners publish and engines take: the model's own parameters.
+
+    Tied parameters count once, under the first of their names (`model.embed_tokens.weight`, not
+    `lm_head.weight`), so both sides of a publish agree on names and no byte travels twice. Buffers
+    are left out: they follow from the config. The tensors are the live ones, not copies.
+    """
     return {name: p.detach() for name, p in model.named_parameters()}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from manta.actors.backends.protocol import Want
 from manta.actors.micro_batches import micro_batches
 from manta.actors.models.vocabulary import token_statistics
 from manta.actors.rows import Row
+from manta.envs.records import Float32, Int32
 
 _UNSUPPORTED = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -74,6 +76,17 @@ def evaluate_in_batches(
                     start = starts[row.index]
                     results[want][start : start + len(part)] = part
     return results
+
+
+def token_logprobs(
+    model: nn.Module, rows: Sequence[Int32], tokens_per_micro_batch: int = 4096
+) -> list[Float32]:
+    """float32[L] per row: log-prob (temperature 1) of each token after those before it; the first
+    token, which has no predecessor, gets 0."""
+    whole = [Row(i, ids, np.arange(len(ids)) > 0, None, None, {}) for i, ids in enumerate(rows)]
+    found = evaluate_in_batches(model, whole, ("logprob",), 1.0, tokens_per_micro_batch)["logprob"]
+    parts = torch.split(found.cpu(), [row.num_tokens for row in whole])
+    return [np.concatenate([np.zeros(1, np.float32), part.numpy()]) for part in parts]
 
 
 def _head(model: nn.Module) -> nn.Linear:

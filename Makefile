@@ -1,0 +1,51 @@
+# Everything runs from .venv, which the first target to need it creates from pyproject.toml.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := 2.13.0
+SEED ?= 0
+
+.PHONY: help install demo test lint bench lock clean
+
+help:
+	@echo "make demo   install, then train the demo to a visible improvement (a few minutes, no GPU)"
+	@echo "make test   install, then run every test"
+	@echo "make lint   ruff and mypy"
+	@echo "make bench  install what the benchmarks compare with, then run them all"
+
+install: $(VENV)/.installed
+
+# PyTorch first: its CPU build where there is one (a local wheel folder, or the CPU index that uv
+# knows); uv picks the CUDA build on a machine with an NVIDIA driver.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Manta needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -c 'import torch' 2>/dev/null \
+	  || $(BIN)/python -m pip install --quiet "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=auto "torch==$(TORCH)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/manta train recipes/demo.yaml run.seed=$(SEED) run.name=demo-seed$(SEED)
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[bench]"
+	$(BIN)/python -m benchmarks --run
+
+# The versions that CI uses: what is installed now, without torch (its build depends on the machine).
+lock: install
+	$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable \
+	  | grep -v -i -E '^(torch|uv|pip|setuptools|nvidia-.*|triton)(==| @)' > constraints.txt
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,247 @@
+"""The embedded engine: continuous batching with torch and transformers, in the caller's process.
+
+Owns the queue, the decoding thread and the served version. One thread runs everything that touches
+the model, one job after the other: a decoding step, a pause, a load, a scoring. A step puts the
+next step behind whatever was asked for meanwhile, so every request of the caller lands between two
+steps and nothing needs a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from manta.actors.engines.causal_forward import PREFILL_CELLS, CausalForward
+from manta.actors.engines.decode_batch import DecodeBatch
+from manta.actors.engines.limits import check_request
+from manta.actors.engines.padding import padded_batches
+from manta.actors.engines.pending import Pending, Prefix
+from manta.actors.models.causal import model_state
+from manta.actors.weights import Receipt, Weights, content_hash, unpack
+from manta.envs.records import Completion, Float32, GenerateRequest, Int32, WeightVersion
+
+FIRST_VERSION = WeightVersion(0, 0)
+"""The version of weights that no learner has stepped."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class EmbeddedEngine:
+    """Serves `model` (a transformers causal language model), which it owns from here on.
+
+    `context` bounds prefix plus budget, `max_rows` the samples decoded side by side; `threads` are
+    torch threads (0: all cores). Rows start in the order of their requests, and one that finishes
+    makes room at once. With `deterministic` one request is one batch, alone from its prefill on, so
+    that its completions depend on nothing but the request and the weights, bit for bit.
+
+    A failing step fails every request under way with its exception; later requests are served.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        context: int,
+        max_rows: int,
+        threads: int = 0,
+        deterministic: bool = False,
+        version: WeightVersion = FIRST_VERSION,
+    ) -> None:
+        self.version = version
+        self._context = context
+        self._max_rows = max_rows
+        self._is_deterministic = deterministic
+        self._forward = CausalForward(model, context)
+        self._batch = DecodeBatch(self._forward, max_rows, context)
+        self._waiting: deque[Pending] = deque()
+        self._is_paused = False
+        self._is_stepping = False
+        self._is_stale = False
+        self._is_closed = False
+        self._thread = ThreadPoolExecutor(
+            1, "decode", torch.set_num_threads, (threads or len(os.sched_getaffinity(0)),)
+        )
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
+        """All samples of every request, in order; a cancelled call frees its rows."""
+        for request in requests:
+            check_request(request, self._context)
+        pendings = [Pending(request) for request in requests]
+        try:
+            await self._do(self._enqueue, pendings)
+            return list(await asyncio.gather(*(asyncio.wrap_future(p.future) for p in pendings)))
+        except asyncio.CancelledError:
+            self._thread.submit(self._abandon, set(pendings))
+            raise
+
+    async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
+        """float32[L] per row at temperature 1; waits for the step under way, not for requests.
+
+        Raises ValueError for a row that is empty or longer than the context.
+        """
+        for row in rows:
+            if not 0 < len(row) <= self._context:
+                raise ValueError(
+                    f"a row to score has {len(row)} tokens: give 1 to {self._context} (the context)"
+                )
+        tensors = [torch.from_numpy(row.astype("int64")) for row in rows]
+        scored = await self._do(self._forward.logprobs, tensors, self._is_deterministic)
+        return [tensor.numpy() for tensor in scored]
+
+    async def pause(self) -> None:
+        await self._do(self._set_paused, True)
+
+    async def resume(self) -> None:
+        await self._do(self._set_paused, False)
+
+    async def load(self, weights: Weights) -> Receipt:
+        """Hashes `weights` and takes them over; bytes that do not match their hash are refused.
+
+        The receipt carries the hash found, so a refusal shows as a mismatch. Rows under way get
+        their keys and values recomputed before the next step. Raises RuntimeError while running,
+        ValueError where names or shapes are not the model's.
+        """
+        return await self._do(self._load, weights)
+
+    def close(self) -> None:
+        """Ends the decoding thread; requests under way fail."""
+        self._is_closed = True
+        self._thread.submit(self._fail, RuntimeError("the engine was closed"))
+        self._thread.shutdown(wait=True)
+
+    async def _do(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        def run() -> T:
+            with torch.inference_mode():
+                return job(*args, **kwargs)
+
+        return await asyncio.wrap_future(self._thread.submit(run))
+
+    # Everything below runs in the decoding thread.
+
+    def _enqueue(self, pendings: list[Pending]) -> None:
+        self._waiting.extend(pendings)
+        self._go_on()
+
+    def _set_paused(self, is_paused: bool) -> None:
+        self._is_paused = is_paused
+        self._go_on()
+
+    def _abandon(self, pendings: set[Pending]) -> None:
+        with torch.inference_mode():
+            self._waiting = deque(p for p in self._waiting if p not in pendings)
+            self._batch.abandon(pendings)
+
+    def _go_on(self) -> None:
+        """Puts a step in the queue where there is work and none is queued yet."""
+        has_work = bool(self._waiting or self._batch.num_rows)
+        is_free = not (self._is_paused or self._is_stepping or self._is_closed)
+        if has_work and is_free:
+            self._is_stepping = True
+            self._thread.submit(self._step).add_done_callback(self._after_step)
+
+    def _after_step(self, step: Future[None]) -> None:
+        self._is_stepping = False
+        error = step.exception()
+        if error is not None:
+            self._fail(error)
+        self._go_on()
+
+    def _fail(self, error: BaseException) -> None:
+        pendings = {*self._waiting, *self._batch.pendings()}
+        self._waiting.clear()
+        self._batch.clear()
+        for pending in pendings:
+            pending.future.set_exception(error)
+
+    @torch.inference_mode()
+    def _step(self) -> None:
+        if self._is_paused:
+            return
+        if self._is_stale:
+            self._batch.recompute(self.version)
+            self._is_stale = False
+        self._start_waiting()
+        if self._batch.num_rows:
+            self._batch.step()
+
+    def _start_waiting(self) -> None:
+        """Starts as many waiting samples as there are free rows, oldest request first."""
+        free = self._max_rows - self._batch.num_rows
+        chosen: list[tuple[Pending, int]] = []
+        for pending in self._startable():
+            if free == 0:
+                break
+            count = min(free, pending.num_waiting)
+            chosen.append((pending, count))
+            free -= count
+        if not chosen:
+            return
+        self._prefill([pending for pending, _ in chosen])
+        self._batch.start(chosen, self.version)
+        while self._waiting and self._waiting[0].num_waiting == 0:
+            self._waiting.popleft().prefix = None
+
+    def _startable(self) -> list[Pending]:
+        """The waiting requests that may have a row now, oldest first."""
+        if not self._is_deterministic:
+            return list(self._waiting)
+        head = list(self._waiting)[:1]
+        if self._batch.num_rows == 0:
+            # Fresh memory for every request, so that not even its layout depends on earlier ones
+            self._batch.clear()
+            return head
+        return [pending for pending in head if pending.num_started]
+
+    def _prefill(self, pendings: Sequence[Pending]) -> None:
+        """Runs the prefixes that have not been run, each once, several to a batch."""
+        missing = [pending for pending in pendings if pending.prefix is None]
+        if missing and not self._is_deterministic:
+            missing += self._next_in_line(missing)
+        lengths = [len(pending.tokens) for pending in missing]
+        for batch in padded_batches(lengths, PREFILL_CELLS):
+            prefilled, logits_PV = self._forward.prefill([missing[i].tokens for i in batch])
+            for place, index in enumerate(batch):
+                missing[index].prefix = Prefix(prefilled, place, logits_PV[place])
+
+    def _next_in_line(self, missing: Sequence[Pending]) -> list[Pending]:
+        """Waiting requests beyond `missing` that share its prefill: a prefix costs far less in a
+        batch than alone. At most half a batch, since their keys and values are held until then."""
+        room = PREFILL_CELLS // 2 - sum(len(pending.tokens) for pending in missing)
+        chosen: list[Pending] = []
+        for pending in self._waiting:
+            if pending.prefix is None and pending not in missing:
+                room -= len(pending.tokens)
+                if room < 0:
+                    break
+                chosen.append(pending)
+        return chosen
+
+    def _load(self, weights: Weights) -> Receipt:
+        if not self._is_paused:
+            raise RuntimeError("load() while running: call pause() first")
+        receipt = Receipt(weights.version, content_hash(weights.specs, weights.data))
+        if receipt.sha256 != weights.sha256:
+            return receipt
+        own, given = model_state(self._forward.model), unpack(weights)
+        wanted = {name: tensor.shape for name, tensor in own.items()}
+        found = {name: tensor.shape for name, tensor in given.items()}
+        if wanted != found:
+            differing = sorted(n for n in wanted | found if wanted.get(n) != found.get(n))
+            raise ValueError(
+                f"weights {weights.version} do not fit the engine's model at {differing[:5]} "
+                f"({len(differing)} in all): learner and engine must build the same model"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+        self.version = weights.version
+        self._is_stale = True
+        for pending in self._waiting:
+            pending.prefix = None
+        return receipt

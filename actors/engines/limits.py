@@ -1,0 +1,31 @@
+"""What an engine accepts: the checks of a request before it may wait for a row."""
+
+from __future__ import annotations
+
+from manta.envs.records import GenerateRequest
+
+
+def check_request(request: GenerateRequest, context: int) -> None:
+    """Raises ValueError where `request` cannot be sampled within `context` tokens."""
+    length, sampling = len(request.prefix), request.sampling
+    if length == 0:
+        raise ValueError("a request has an empty prefix: give at least one token to continue")
+    if not request.seeds or len(request.seeds) != len(request.budgets):
+        raise ValueError(
+            f"a request has {len(request.seeds)} seeds and {len(request.budgets)} budgets: "
+            "give one of each per sample, and at least one sample"
+        )
+    if min(request.budgets) < 1:
+        raise ValueError(f"a request has a budget of {min(request.budgets)} tokens: give 1 or more")
+    longest = max(request.budgets)
+    if length + longest > context:
+        raise ValueError(
+            f"a prefix of {length} tokens and a budget of {longest} make {length + longest}, over "
+            f"the model's context of {context}: shorten the prompt, lower max_new_tokens, or raise "
+            "the context"
+        )
+    if sampling.temperature < 0.0 or not 0.0 < sampling.top_p <= 1.0 or sampling.top_k < 0:
+        raise ValueError(
+            f"sampling wants temperature >= 0, 0 < top_p <= 1 and top_k >= 0, got temperature "
+            f"{sampling.temperature}, top_p {sampling.top_p}, top_k {sampling.top_k}"
+        )

@@ -1,0 +1,74 @@
+"""A lane: how the groups of one stage and purpose are made. Plain values, the same on all workers.
+
+Training, evaluation and rollout-only generation are lanes over the same workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from manta.envs.protocols import Options, Split
+from manta.envs.records import GroupId, GroupSummary
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSpec:
+    """A formula over named components; each is (registry name or `module:attribute`, options)."""
+
+    formula: str
+    components: Mapping[str, tuple[str, Options]]
+    deadline_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """`samples_from`: an engine (`policy`), gold answers (`given`) or a folder (`written`).
+
+    `purpose` seeds sampling apart from other lanes; `context` bounds prompt plus answer in tokens.
+    """
+
+    name: str
+    env: str
+    env_options: Options
+    split: Split
+    samples_from: Literal["policy", "given", "written"]
+    samples_per_prompt: int
+    seed: int
+    context: int
+    max_new_tokens: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    reward: RewardSpec | None = None
+    uses_reference: bool = False
+    trajectories: str | None = None
+
+    @property
+    def purpose(self) -> str:
+        return f"{self.name}/{self.split}"
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A place in the order and the task that stands there; `index` is its place in the source."""
+
+    id: GroupId
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The world broke while this group was made: it may be tried again."""
+
+    id: GroupId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSummary:
+    """What the driver learns of a block: one entry per admission, in order. The block itself
+    holds the groups that were made, in the same order."""
+
+    groups: tuple[GroupSummary | Broken, ...] = field(default_factory=tuple)

@@ -1,0 +1,150 @@
+"""The mailbox: an indexed log of steps between the driver and the learner ranks.
+
+`take(after, incarnation)` is an idempotent read, so a restarted learner group, of whatever size,
+replays the same steps. The plain object `StepLog` holds the state; the shell makes it an actor. The
+driver owns the groups that the entries refer to; the mailbox holds references only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ray
+
+from manta.envs.records import Float32, ScoredGroup, StepPlan, Update
+
+Block = tuple[ScoredGroup, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """One step for all ranks. Group g of the plan is entry `place_G[g][1]` of block
+    `blocks[place_G[g][0]]`. `learning_rate` already follows the schedule;
+    `hand_over`: the weights go to the store after the step."""
+
+    stage: str
+    plan: StepPlan
+    blocks: tuple[ray.ObjectRef[Block], ...]
+    place_G: tuple[tuple[int, int], ...]
+    learning_rate: float
+    hand_over: bool = True
+    save_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """No more steps: ranks leave their loop, rank 0 after saving to `save_to`."""
+
+    save_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartOrder:
+    """What a learner group starts from, in which stage: `restore_from` is the learner's folder of a
+    checkpoint, if any."""
+
+    step: int
+    incarnation: int
+    stage: str
+    restore_from: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """A rank's answer: the update (weights hash and probe are rank 0's)."""
+
+    update: Update
+    probe: tuple[Float32, ...]
+    timings: Mapping[str, float]
+
+
+class StepLog:
+    """Entries by step, with reports; reads wait until there is something to read."""
+
+    def __init__(self, order: StartOrder) -> None:
+        self._order = order
+        self._work: dict[int, StepWork] = {}
+        self._reports: dict[int, dict[int, StepReport]] = {}
+        self._world_size: int | None = None
+        self._stop: Stop | None = None
+        self._changed = asyncio.Condition()
+
+    def enlist(self, world_size: int) -> StartOrder:
+        self._world_size = world_size
+        return self._order
+
+    async def put(self, work: StepWork) -> None:
+        async with self._changed:
+            self._work[work.plan.step] = work
+            self._changed.notify_all()
+
+    async def stop(self, stop: Stop) -> None:
+        async with self._changed:
+            self._stop = stop
+            self._changed.notify_all()
+
+    async def take(self, after: int, incarnation: int) -> StepWork | Stop:
+        """The first step after `after`; waits for it.
+
+        Raises ValueError where another incarnation has taken over.
+        """
+        if incarnation != self._order.incarnation:
+            raise ValueError(
+                f"learner incarnation {incarnation} is no longer the current one "
+                f"({self._order.incarnation})"
+            )
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._stop is not None or self._next(after))
+            return self._next(after) or self._stop or Stop()
+
+    def _next(self, after: int) -> StepWork | None:
+        return self._work.get(min((s for s in self._work if s > after), default=-1))
+
+    async def report(self, step: int, rank: int, report: StepReport) -> None:
+        async with self._changed:
+            self._reports.setdefault(step, {})[rank] = report
+            self._changed.notify_all()
+
+    async def result(self, step: int) -> dict[int, StepReport]:
+        """All ranks' reports of `step`, by rank; waits for the last one."""
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: len(self._reports.get(step, {})) == self._world_size
+            )
+            return self._reports[step]
+
+    def forget(self, step: int) -> None:
+        """Drops work and reports up to `step`: a committed checkpoint covers them."""
+        for log in (self._work, self._reports):
+            for old in [s for s in log if s <= step]:
+                del log[old]
+
+
+class Mailbox:
+    """The shell of `StepLog`."""
+
+    def __init__(self, order: StartOrder) -> None:
+        self._log = StepLog(order)
+
+    async def enlist(self, world_size: int) -> StartOrder:
+        return self._log.enlist(world_size)
+
+    async def put(self, work: StepWork) -> None:
+        await self._log.put(work)
+
+    async def stop(self, stop: Stop) -> None:
+        await self._log.stop(stop)
+
+    async def take(self, after: int, incarnation: int) -> StepWork | Stop:
+        return await self._log.take(after, incarnation)
+
+    async def report(self, step: int, rank: int, report: StepReport) -> None:
+        await self._log.report(step, rank, report)
+
+    async def result(self, step: int) -> dict[int, StepReport]:
+        return await self._log.result(step)
+
+    async def forget(self, step: int) -> None:
+        self._log.forget(step)

@@ -1,0 +1,133 @@
+"""How the groups of a lane are made: sampled from an engine, given by the family, or read back.
+
+Plain objects; where completions, scores and reference statistics come from is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from manta.actors.lanes import Admission, Lane
+from manta.envs.episode import Limits, Speaker, prompt_ids
+from manta.envs.group import Draw, Scoring, given_group, run_group
+from manta.envs.protocols import Env, Generate, TaskSource
+from manta.envs.records import Bool, Int32, Sampling, Score, ScoredGroup, Task, Trajectory
+from manta.envs.registry import build
+from manta.envs.render import Renderer
+from manta.envs.tokenizer import build_tokenizer
+from manta.envs.trajectory_files import TrajectoryReader
+from manta.envs.transcript import given_trajectory
+
+
+class Production(Protocol):
+    @property
+    def num_tasks(self) -> int: ...
+
+    async def make(self, admission: Admission) -> ScoredGroup:
+        """The group at `admission`. Raises GroupBroken where the world broke."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SampledGroups:
+    """Groups that an engine samples."""
+
+    env: Env
+    source: TaskSource
+    renderer: Renderer
+    speaker: Speaker
+    lane: Lane
+    limits: Limits
+    scoring: Scoring
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.source)
+
+    async def make(self, admission: Admission) -> ScoredGroup:
+        draw = Draw(admission.id, self.lane.seed, self.lane.purpose, self.lane.samples_per_prompt)
+        task = self.source.task(admission.index)
+        return await run_group(
+            self.env, task, self.renderer, self.speaker, draw, self.limits, self.scoring
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GivenGroups:
+    """Gold answers as groups of one."""
+
+    env: Env
+    source: TaskSource
+    renderer: Renderer
+    limits: Limits
+    scoring: Scoring
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.source)
+
+    async def make(self, admission: Admission) -> ScoredGroup:
+        task = self.source.task(admission.index)
+        return await given_group(
+            self.env, task, self.renderer, admission.id, self.limits, self.scoring
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenGroups:
+    """Groups read back from a folder of trajectories, scores and all."""
+
+    reader: TrajectoryReader
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.reader)
+
+    async def make(self, admission: Admission) -> ScoredGroup:
+        return replace(self.reader.group(admission.index), id=admission.id)
+
+
+def build_production(
+    lane: Lane, tokenizer: str, generate: Generate, scoring: Scoring
+) -> Production:
+    """What makes the groups of `lane`.
+
+    Raises ValueError where the lane's environment, tokenizer or folder cannot be used.
+    """
+    if lane.trajectories is not None:
+        return WrittenGroups(TrajectoryReader(lane.trajectories))
+    text = build_tokenizer(tokenizer)
+    renderer = Renderer(text)
+    env = build("env", lane.env, lane.env_options)
+    source = env.source(lane.split)
+    limits = Limits(lane.max_new_tokens, lane.context)
+    if lane.samples_from == "given":
+        return GivenGroups(env, source, renderer, limits, scoring)
+    sampling = Sampling(lane.temperature, lane.top_p, lane.top_k, (text.eos_id,))
+    speaker = Speaker(generate, sampling)
+    return SampledGroups(env, source, renderer, speaker, lane, limits, scoring)
+
+
+class GoldRows:
+    """The tokens of gold answers, for their likelihood under a policy."""
+
+    def __init__(self, lane: Lane, tokenizer: str) -> None:
+        self._env = build("env", lane.env, lane.env_options)
+        self._source = self._env.source(lane.split)
+        self._renderer = Renderer(build_tokenizer(tokenizer))
+        self._limits = Limits(lane.max_new_tokens, lane.context)
+
+    def row(self, index: int) -> tuple[Int32, Bool]:
+        """Prompt plus gold answer, cut to the context, and which tokens are the answer's."""
+        task = self._source.task(index)
+        prompt = prompt_ids(task, self._renderer, self._limits)
+        answer = self._renderer.answer_ids(self._env.gold(task))
+        whole = given_trajectory(task.id, prompt, answer, "")
+        return whole.token_ids[: self._limits.context], whole.loss_mask[: self._limits.context]
+
+
+async def unscored(task: Task, trajectories: Sequence[Trajectory]) -> tuple[Score, ...]:
+    """Scores of a lane without rewards: what is imitated counts as right."""
+    return tuple(Score(1.0, {}) for _ in trajectories)

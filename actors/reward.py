@@ -1,0 +1,34 @@
+"""The reward worker: a Ray shell over reward compositions, one per lane."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from manta.actors.lanes import Lane
+from manta.envs.protocols import Services
+from manta.envs.records import Score, Task, Trajectory
+from manta.envs.registry import build
+from manta.envs.rewards.compose import Composition
+from manta.envs.rewards.formula import Formula
+
+
+class RewardWorker:
+    def __init__(self) -> None:
+        self._lanes: dict[str, Composition] = {}
+
+    async def open(self, lane: Lane) -> Mapping[str, str]:
+        """Builds the lane's composition; returns the version of each component."""
+        assert lane.reward is not None
+        components = {
+            name: build("reward", kind, options)
+            for name, (kind, options) in lane.reward.components.items()
+        }
+        self._lanes[lane.name] = Composition(
+            Formula(lane.reward.formula), components, lane.reward.deadline_seconds
+        )
+        return self._lanes[lane.name].versions
+
+    async def score_group(
+        self, lane: str, task: Task, trajectories: Sequence[Trajectory]
+    ) -> tuple[Score, ...]:
+        return await self._lanes[lane].score_group(task, trajectories, Services())

@@ -1,0 +1,42 @@
+"""The rollout worker: a Ray shell over one engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from manta.actors.engines.registry import build_engine
+from manta.actors.engines.settings import EngineSettings
+from manta.actors.models.spec import ModelSpec
+from manta.actors.weights import Receipt, Weights
+from manta.envs.records import Completion, Float32, GenerateRequest, Int32, WeightVersion
+
+
+class RolloutWorker:
+    """Methods as in `manta.actors.engines.protocol.Engine`."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        model: ModelSpec,
+        vocab_size: int,
+        seed: int,
+        deterministic: bool,
+    ) -> None:
+        self._engine = build_engine(
+            settings, model, vocab_size, seed, deterministic, WeightVersion(0, 0)
+        )
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
+        return await self._engine.generate(requests)
+
+    async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
+        return await self._engine.logprobs(rows)
+
+    async def pause(self) -> None:
+        await self._engine.pause()
+
+    async def load(self, weights: Weights) -> Receipt:
+        return await self._engine.load(weights)
+
+    async def resume(self) -> None:
+        await self._engine.resume()

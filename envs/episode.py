@@ -1,0 +1,151 @@
+"""Episodes: one sample of a task from its prompt to its end.
+
+Owns how turns follow each other and what bounds them. The samples of a task together, their
+scores and what happens when one breaks are `manta.envs.group`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from manta.envs.chat_template import POLICY
+from manta.envs.failures import WorldBroke
+from manta.envs.protocols import Env, Generate
+from manta.envs.records import (
+    Completion,
+    FinishReason,
+    GenerateRequest,
+    Int32,
+    Message,
+    Sampling,
+    Task,
+    Trajectory,
+)
+from manta.envs.render import Renderer
+from manta.envs.transcript import Transcript
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a trajectory, in tokens: `max_new_tokens` counts the policy's over all turns,
+    `context` all of them. `max_turns` counts the policy's turns.
+
+    Raises ValueError where a bound leaves no room for a token.
+    """
+
+    max_new_tokens: int
+    context: int
+    max_turns: int = 16
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.max_turns < 1 or self.context < 2:
+            raise ValueError(f"{self}: max_new_tokens and max_turns are >= 1, context >= 2")
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """Who speaks in an episode: `generate` finds an engine, `model` names the policy behind it."""
+
+    generate: Generate
+    sampling: Sampling
+    model: str = "policy"
+
+
+def prompt_ids(task: Task, renderer: Renderer, limits: Limits) -> Int32:
+    """int32[P] with P < context.
+
+    Raises ValueError where the prompt leaves no room for an answer token.
+    """
+    prompt = renderer.prompt_ids(task)
+    if len(prompt) > limits.context - 1:
+        raise ValueError(
+            f"task {task.id}: its prompt has {len(prompt)} tokens, a context of {limits.context} "
+            f"leaves room for {limits.context - 1}: raise model.context or filter the tasks"
+        )
+    return prompt
+
+
+def finished(
+    task: Task,
+    prompt: Int32,
+    completion: Completion,
+    sample: int,
+    speaker: Speaker,
+    renderer: Renderer,
+) -> Trajectory:
+    """The trajectory of a single-turn episode.
+
+    Raises WorldBroke where the engine aborted the sample.
+    """
+    transcript = Transcript(prompt)
+    _hear_policy(transcript, task, completion, sample)
+    artifact = renderer.decode(completion.token_ids)
+    return transcript.finish(task.id, sample, speaker.model, completion.finish_reason, artifact, {})
+
+
+async def run_episode(
+    env: Env,
+    task: Task,
+    renderer: Renderer,
+    speaker: Speaker,
+    *,
+    sample: int,
+    seed: Callable[[int], int],
+    budget: int,
+    limits: Limits,
+) -> Trajectory:
+    """One sample of `task`, turn by turn; `seed(turn)` is the seed of each turn's request.
+
+    Every turn continues the tokens so far. The episode ends when the environment has nothing to
+    say (`stop`), or when a bound is hit (`length`): the token `budget`, the context, or the number
+    of turns. `env_info` says how many turns there were and what ended it.
+    Raises WorldBroke where the engine aborted.
+    """
+    transcript = Transcript(prompt_ids(task, renderer, limits))
+    messages = list(_messages(task))
+    for turn in range(limits.max_turns):
+        room = min(budget - transcript.num_generated, limits.context - transcript.length)
+        completion = await _next(speaker, transcript.token_ids, seed(turn), room)
+        _hear_policy(transcript, task, completion, sample)
+        messages.append(Message(POLICY, renderer.decode(completion.token_ids)))
+        reason: FinishReason = "length"
+        ended = "tokens"
+        if completion.finish_reason == "length":
+            break
+        reply = await env.reply(task, messages)
+        if reply is None:
+            reason, ended = "stop", "environment"
+            break
+        if turn + 1 == limits.max_turns:
+            ended = "turns"
+            break
+        added = renderer.reply_ids(reply, after=int(transcript.token_ids[-1]))
+        if transcript.length + len(added) >= limits.context or transcript.num_generated >= budget:
+            break
+        messages.append(reply)
+        transcript.hear(reply.role, added)
+    return transcript.finish(
+        task.id,
+        sample,
+        speaker.model,
+        reason,
+        messages[-1].content,
+        {"num_turns": float(turn + 1), "ended": ended},
+    )
+
+
+async def _next(speaker: Speaker, prefix: Int32, seed: int, budget: int) -> Completion:
+    request = GenerateRequest(prefix, (seed,), (budget,), speaker.sampling)
+    [[completion]] = await speaker.generate([request])
+    return completion
+
+
+def _hear_policy(transcript: Transcript, task: Task, completion: Completion, sample: int) -> None:
+    if completion.finish_reason == "abort":
+        raise WorldBroke(f"task {task.id}: the engine aborted sample {sample}")
+    transcript.say(completion)
+
+
+def _messages(task: Task) -> Sequence[Message]:
+    return (Message("user", task.prompt),) if isinstance(task.prompt, str) else task.prompt

@@ -1,0 +1,257 @@
+"""Groups: the samples of one task side by side, scored together.
+
+Owns seeds, budgets, which samples are whole, and timings. How one episode goes on is
+`manta.envs.episode`; what a score is made of is `manta.envs.rewards.compose`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
+
+from manta.envs.episode import Limits, Speaker, finished, prompt_ids, run_episode
+from manta.envs.failures import GroupBroken, WorldBroke
+from manta.envs.protocols import Env, ScoreGroup, ScoreReference
+from manta.envs.records import (
+    GenerateRequest,
+    GroupId,
+    Int32,
+    ReferenceStatistics,
+    ScoredGroup,
+    Task,
+    Trajectory,
+)
+from manta.envs.render import Renderer
+from manta.envs.seeds import sample_seed
+from manta.envs.side_by_side import ending, side_by_side
+from manta.envs.transcript import given_trajectory
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What looks at a group: its rewards, their versions, and the reference model if any."""
+
+    score: ScoreGroup
+    versions: Mapping[str, str] = field(default_factory=dict)
+    reference: ScoreReference | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Which samples of which group: with the same draw an engine returns the same samples.
+
+    `purpose` keeps the streams of training and evaluation apart (such as `rl/train`).
+    Raises ValueError unless 1 <= min_samples <= num_samples.
+    """
+
+    group: GroupId
+    run_seed: int
+    purpose: str
+    num_samples: int
+    min_samples: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_samples <= self.num_samples:
+            raise ValueError(
+                f"min_samples is {self.min_samples}: it must lie in 1..{self.num_samples}, the "
+                "samples per prompt"
+            )
+
+    def seed(self, sample: int, turn: int) -> int:
+        return sample_seed(
+            self.run_seed, self.purpose, self.group.epoch, self.group.position, sample, turn
+        )
+
+
+async def run_group(
+    env: Env,
+    task: Task,
+    renderer: Renderer,
+    speaker: Speaker,
+    draw: Draw,
+    limits: Limits,
+    scoring: Scoring,
+) -> ScoredGroup:
+    """The samples of `task`, run and scored.
+
+    A single-turn environment's samples are one engine request; otherwise the episodes run side by
+    side. Samples that the world broke (aborted by an engine, or left without a score) are dropped.
+    `timings` are the seconds of `generate`, `score` and, with a reference, `reference`.
+
+    Raises ValueError where the prompt does not fit the context, GroupBroken where fewer than
+    `draw.min_samples` are whole.
+    """
+    prompt = prompt_ids(task, renderer, limits)
+    budgets = _budgets(env, task, draw, limits, len(prompt))
+    if env.single_turn:
+        episodes = _one_turn(task, prompt, renderer, speaker, draw, budgets)
+    else:
+        episodes = _many_turns(env, task, renderer, speaker, draw, budgets, limits)
+    (trajectories, reasons), seconds = await _timed(episodes)
+    _at_least(draw, task, len(trajectories), reasons)
+    group = await _scored(draw.group, task, trajectories, scoring, seconds)
+    unscored = [score.note for score in group.scores if math.isnan(score.value)]
+    group = _whole(group) if unscored else group
+    _at_least(draw, task, len(group.scores), [*reasons, *unscored])
+    return group
+
+
+async def given_group(
+    env: Env, task: Task, renderer: Renderer, group: GroupId, limits: Limits, scoring: Scoring
+) -> ScoredGroup:
+    """The gold answer of `task` as a group of one trajectory whose model is GIVEN.
+
+    The answer and its end token train; there are no log-probs. Scored like any other group.
+    Raises ValueError where the environment has no gold answer or it does not fit the context,
+    GroupBroken where the world broke and left it without a score.
+    """
+    answer = env.gold(task)
+    prompt = prompt_ids(task, renderer, limits)
+    try:
+        ids = renderer.answer_ids(answer)
+    except ValueError as error:
+        raise ValueError(f"task {task.id}, gold answer: {error}") from error
+    if len(prompt) + len(ids) > limits.context:
+        raise ValueError(
+            f"task {task.id}: prompt and gold answer have {len(prompt)} + {len(ids)} tokens, more "
+            f"than the context of {limits.context}: raise model.context or filter the tasks"
+        )
+    trajectory = given_trajectory(task.id, prompt, ids, answer)
+    scored = await _scored(group, task, [trajectory], scoring, 0.0)
+    if math.isnan(scored.scores[0].value):
+        raise GroupBroken(f"task {task.id}: the gold answer has no score: {scored.scores[0].note}")
+    return scored
+
+
+def _budgets(env: Env, task: Task, draw: Draw, limits: Limits, num_prompt: int) -> tuple[int, ...]:
+    budgets = env.budgets(task, draw.num_samples, limits.max_new_tokens)
+    in_bounds = all(1 <= budget <= limits.max_new_tokens for budget in budgets)
+    if len(budgets) != draw.num_samples or not in_bounds:
+        raise ValueError(
+            f"environment {task.env!r}, task {task.id}: budgets {budgets} must be "
+            f"{draw.num_samples} numbers in 1..{limits.max_new_tokens}"
+        )
+    room = limits.context - num_prompt
+    return tuple(min(budget, room) for budget in budgets)
+
+
+async def _one_turn(
+    task: Task,
+    prompt: Int32,
+    renderer: Renderer,
+    speaker: Speaker,
+    draw: Draw,
+    budgets: tuple[int, ...],
+) -> tuple[list[Trajectory], list[str]]:
+    seeds = tuple(draw.seed(sample, 0) for sample in range(draw.num_samples))
+    request = GenerateRequest(prompt, seeds, budgets, speaker.sampling)
+    [completions] = await speaker.generate([request])
+    whole: list[Trajectory] = []
+    reasons: list[str] = []
+    for sample, (completion, _) in enumerate(zip(completions, seeds, strict=True)):
+        try:
+            whole.append(finished(task, prompt, completion, sample, speaker, renderer))
+        except WorldBroke as error:
+            reasons.append(str(error))
+    return whole, reasons
+
+
+async def _many_turns(
+    env: Env,
+    task: Task,
+    renderer: Renderer,
+    speaker: Speaker,
+    draw: Draw,
+    budgets: tuple[int, ...],
+    limits: Limits,
+) -> tuple[list[Trajectory], list[str]]:
+    async def episode(sample: int, budget: int) -> Trajectory | str:
+        try:
+            return await run_episode(
+                env,
+                task,
+                renderer,
+                speaker,
+                sample=sample,
+                seed=partial(draw.seed, sample),
+                budget=budget,
+                limits=limits,
+            )
+        except WorldBroke as error:
+            return str(error)
+
+    results = await side_by_side([episode(i, budget) for i, budget in enumerate(budgets)])
+    whole = [result for result in results if isinstance(result, Trajectory)]
+    return whole, [result for result in results if isinstance(result, str)]
+
+
+async def _scored(
+    group: GroupId,
+    task: Task,
+    trajectories: Sequence[Trajectory],
+    scoring: Scoring,
+    seconds_to_generate: float,
+) -> ScoredGroup:
+    timings = {"generate": seconds_to_generate}
+    scoring_task = asyncio.ensure_future(_timed(scoring.score(task, trajectories)))
+    reference_task = asyncio.ensure_future(_statistics(scoring.reference, trajectories))
+    async with ending(scoring_task), ending(reference_task):
+        scored, looked = await asyncio.gather(scoring_task, reference_task)
+    scores, timings["score"] = scored
+    reference = None
+    if looked is not None:
+        reference, timings["reference"] = looked
+    if len(scores) != len(trajectories):
+        raise ValueError(
+            f"task {task.id}: {len(scores)} scores came back for {len(trajectories)} trajectories"
+        )
+    return ScoredGroup(
+        id=group,
+        task=task,
+        trajectories=tuple(trajectories),
+        scores=scores,
+        reference=reference,
+        reward_versions=scoring.versions,
+        timings=timings,
+    )
+
+
+async def _statistics(
+    reference: ScoreReference | None, trajectories: Sequence[Trajectory]
+) -> tuple[ReferenceStatistics, float] | None:
+    return None if reference is None else await _timed(reference(trajectories))
+
+
+async def _timed(awaitable: Awaitable[T]) -> tuple[T, float]:
+    start = time.perf_counter()
+    return await awaitable, time.perf_counter() - start
+
+
+def _whole(group: ScoredGroup) -> ScoredGroup:
+    """`group` without the samples that have no score."""
+    kept = [i for i, score in enumerate(group.scores) if not math.isnan(score.value)]
+    reference = group.reference
+    if reference is not None:
+        logprobs = tuple(reference.logprobs[i] for i in kept)
+        reference = ReferenceStatistics(reference.version, logprobs)
+    return replace(
+        group,
+        trajectories=tuple(group.trajectories[i] for i in kept),
+        scores=tuple(group.scores[i] for i in kept),
+        reference=reference,
+    )
+
+
+def _at_least(draw: Draw, task: Task, num_whole: int, reasons: Sequence[str]) -> None:
+    if num_whole < draw.min_samples:
+        raise GroupBroken(
+            f"group {draw.group}, task {task.id}: {num_whole} of {draw.num_samples} samples are "
+            f"whole, fewer than min_samples {draw.min_samples}; first reason: {reasons[0]}"
+        )

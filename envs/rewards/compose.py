@@ -1,0 +1,218 @@
+"""Components into rewards: who is asked when, for how long, and what the formula makes of it.
+
+Owns the running of components and the making of `Score`s. The rules are the other files here;
+where components run (in which process) is the caller's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias, TypeVar, cast
+
+from manta.envs.failures import RewardFailed, WorldBroke
+from manta.envs.protocols import (
+    BatchReward,
+    GroupReward,
+    Reward,
+    Services,
+    TrajectoryReward,
+)
+from manta.envs.records import Score, Task, Trajectory
+from manta.envs.rewards.formula import Formula
+from manta.envs.rewards.scope import scope_of
+from manta.envs.side_by_side import side_by_side
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a component has cost so far: calls, their seconds, and those that the world broke."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    broken: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """In place of values: why the world gave none."""
+
+    reason: str
+
+
+Values: TypeAlias = "list[float | Broken | None]"
+
+
+class Composition:
+    """A formula over named components.
+
+    Components that the formula leaves out are measured and kept in the scores all the same.
+    `deadline_seconds` bounds each call of a component.
+
+    A component that runs past its deadline, or raises TimeoutError or WorldBroke, is absent for
+    the samples of that call, with a note in their scores. Where that leaves the formula nothing to
+    go on, the score's value is NaN, and the sample is dropped rather than scored 0. Any other
+    exception is a bug and comes out as RewardFailed with the component's name.
+
+    Raises ValueError where the formula names an unknown component or a component is none.
+    """
+
+    def __init__(
+        self, formula: Formula, components: Mapping[str, Reward], deadline_seconds: float = 30.0
+    ) -> None:
+        formula.check(components)
+        self.formula = formula
+        self.deadline_seconds = deadline_seconds
+        scopes = {name: scope_of(name, reward) for name, reward in components.items()}
+        self.versions = {name: reward.version for name, reward in components.items()}
+        self._trajectory = {
+            name: cast(TrajectoryReward, reward)
+            for name, reward in components.items()
+            if scopes[name] == "trajectory"
+        }
+        self._group = {
+            name: cast(GroupReward, reward)
+            for name, reward in components.items()
+            if scopes[name] == "group"
+        }
+        self.batch_components = {
+            name: cast(BatchReward, reward)
+            for name, reward in components.items()
+            if scopes[name] == "batch"
+        }
+        self._usage = dict.fromkeys(components, Usage())
+
+    def usage(self) -> Mapping[str, Usage]:
+        """By component, since this object was made."""
+        return dict(self._usage)
+
+    async def score_group(
+        self, task: Task, trajectories: Sequence[Trajectory], services: Services
+    ) -> tuple[Score, ...]:
+        """Scores by every trajectory- and group-scope component, all at work side by side."""
+        waits = {
+            name: self._by_trajectory(name, reward, task, trajectories, services)
+            for name, reward in self._trajectory.items()
+        } | {
+            name: self._by_group(name, reward, task, trajectories, services)
+            for name, reward in self._group.items()
+        }
+        columns = dict(zip(waits, await side_by_side(list(waits.values())), strict=True))
+        return tuple(
+            self._score({name: values[i] for name, values in columns.items()})
+            for i in range(len(trajectories))
+        )
+
+    async def score_batch(
+        self, groups: Sequence[tuple[Task, Sequence[Trajectory]]], services: Services
+    ) -> list[dict[str, list[float | None]]]:
+        """Per group of a step, the values of every batch-scope component, for `finish`.
+
+        A component that the world broke is absent for the whole step.
+        """
+        by_group: list[dict[str, list[float | None]]] = [{} for _ in groups]
+        for name, reward in self.batch_components.items():
+            values = await self._call(name, "a step", reward.score_batch(groups, services))
+            if isinstance(values, Broken):
+                values = [[None] * len(trajectories) for _, trajectories in groups]
+            expected = [len(trajectories) for _, trajectories in groups]
+            if [len(of_group) for of_group in values] != expected:
+                raise RewardFailed(f"reward {name!r} gave values of another shape than the step's")
+            for found, of_group in zip(by_group, values, strict=True):
+                found[name] = [_finite(name, value) for value in of_group]
+        return by_group
+
+    def finish(
+        self, scores: Sequence[Score], batch_values: Mapping[str, Sequence[float | None]]
+    ) -> tuple[Score, ...]:
+        """A group's `scores` with its batch-scope values (one per sample) and a new total."""
+        finished: list[Score] = []
+        for i, score in enumerate(scores):
+            found = {name: values[i] for name, values in batch_values.items()}
+            added = {name: value for name, value in found.items() if value is not None}
+            components = {**score.components, **added}
+            value = self.formula.evaluate(components)
+            finished.append(replace(score, components=components, value=value))
+        return tuple(finished)
+
+    def _score(self, values: Mapping[str, float | Broken | None]) -> Score:
+        components = {name: v for name, v in values.items() if isinstance(v, float)}
+        broken = {name: v.reason for name, v in values.items() if isinstance(v, Broken)}
+        left = self.formula.names & (components.keys() | self.batch_components.keys())
+        is_lost = not left and not self.formula.names.isdisjoint(broken)
+        return Score(
+            value=math.nan if is_lost else self.formula.evaluate(components),
+            components=components,
+            note="; ".join(broken.values()),
+        )
+
+    async def _by_trajectory(
+        self,
+        name: str,
+        reward: TrajectoryReward,
+        task: Task,
+        trajectories: Sequence[Trajectory],
+        services: Services,
+    ) -> Values:
+        found = await side_by_side(
+            [
+                self._call(name, f"task {task.id}", reward.score(task, trajectory, services))
+                for trajectory in trajectories
+            ]
+        )
+        return [v if isinstance(v, Broken) else _finite(name, v) for v in found]
+
+    async def _by_group(
+        self,
+        name: str,
+        reward: GroupReward,
+        task: Task,
+        trajectories: Sequence[Trajectory],
+        services: Services,
+    ) -> Values:
+        found = await self._call(
+            name, f"task {task.id}", reward.score_group(task, trajectories, services)
+        )
+        if isinstance(found, Broken):
+            return [found] * len(trajectories)
+        if len(found) != len(trajectories):
+            raise RewardFailed(
+                f"reward {name!r}, task {task.id}: {len(found)} values for {len(trajectories)} "
+                "trajectories"
+            )
+        return [_finite(name, value) for value in found]
+
+    async def _call(self, name: str, what: str, values: Awaitable[T]) -> T | Broken:
+        start = time.perf_counter()
+        broken: Broken | None = None
+        try:
+            return await asyncio.wait_for(values, self.deadline_seconds)
+        except TimeoutError:
+            broken = Broken(f"{name}: no answer within {self.deadline_seconds:g} s")
+        except WorldBroke as error:
+            broken = Broken(f"{name}: {error}")
+        except Exception as error:
+            raise RewardFailed(
+                f"reward {name!r}, {what}: {type(error).__name__}: {error}"
+            ) from error
+        finally:
+            before = self._usage[name]
+            self._usage[name] = Usage(
+                before.calls + 1,
+                before.seconds + time.perf_counter() - start,
+                before.broken + (broken is not None),
+            )
+        return broken
+
+
+def _finite(name: str, value: float | None) -> float | None:
+    if value is None:
+        return None
+    if not math.isfinite(value):
+        raise RewardFailed(f"reward {name!r} gave {value}: return None where it does not apply")
+    return float(value)

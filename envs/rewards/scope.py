@@ -1,0 +1,30 @@
+"""What a reward component sees: one trajectory, a group, or a whole step."""
+
+from __future__ import annotations
+
+from manta.envs.protocols import Scope
+
+METHODS: dict[str, Scope] = {
+    "score": "trajectory",
+    "score_group": "group",
+    "score_batch": "batch",
+}
+
+
+def scope_of(name: str, component: object) -> Scope:
+    """The scope of the component called `name`: which of the three methods it has.
+
+    Raises ValueError unless it has exactly one of them and a `version`.
+    """
+    found = [method for method in METHODS if callable(getattr(component, method, None))]
+    if len(found) != 1:
+        raise ValueError(
+            f"reward {name!r} ({type(component).__name__}) has {found or 'none'} of the methods "
+            f"{list(METHODS)}: a component has exactly one, which decides its scope"
+        )
+    if not isinstance(getattr(component, "version", None), str):
+        raise ValueError(
+            f"reward {name!r} ({type(component).__name__}) has no `version`: a text that names "
+            "rule and parameters"
+        )
+    return METHODS[found[0]]

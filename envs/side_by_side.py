@@ -1,0 +1,31 @@
+"""Coroutines side by side, none of which outlives the others' failure.
+
+Owns cancellation only. Deadlines belong to whoever waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def ending(*tasks: asyncio.Future[T]) -> AsyncIterator[None]:
+    """All `tasks` have ended on the way out; those still running are cancelled."""
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def side_by_side(coroutines: Sequence[Coroutine[object, object, T]]) -> list[T]:
+    """The results in order; the first exception is raised once the others have ended."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    async with ending(*tasks):
+        return await asyncio.gather(*tasks)

@@ -1,0 +1,40 @@
+"""The group stage of a step, on the driver, over scalars: filters, advantages, units.
+
+Token tensors never come here: the plan holds rows and coefficients, the ranks pull the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from manta.algorithms.group_stage import group_stage
+from manta.algorithms.settings import AlgorithmSettings
+from manta.envs.records import GroupSummary, StepPlan
+
+
+def filter_reason(settings: AlgorithmSettings, summary: GroupSummary) -> str | None:
+    """Why a group is left out of training, or None."""
+    if settings.drop_zero_variance_groups and np.ptp(summary.rewards) == 0:
+        return "all rewards of the group are equal"
+    return None
+
+
+def assemble(step: int, summaries: Sequence[GroupSummary], settings: AlgorithmSettings) -> StepPlan:
+    """The plan of `step` over `summaries`, in admission order."""
+    sizes = [len(summary.rewards) for summary in summaries]
+    group_N = np.repeat(np.arange(len(summaries), dtype=np.int32), sizes)
+    rewards_N = np.concatenate([summary.rewards for summary in summaries])
+    stage = group_stage(settings, torch.from_numpy(rewards_N), torch.from_numpy(group_N))
+    return StepPlan(
+        step=step,
+        groups=tuple(summary.id for summary in summaries),
+        group_N=group_N,
+        sample_N=np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
+        unit_N=np.arange(len(group_N), dtype=np.int32),
+        coefficients={name: value.numpy() for name, value in stage.coefficients.items()},
+        lengths_N=np.concatenate([summary.lengths for summary in summaries]),
+        num_tokens_N=np.concatenate([summary.num_tokens for summary in summaries]),
+    )

@@ -1,0 +1,226 @@
+"""The run said back in words and numbers, and what each role asks of the cluster.
+
+Owns the arithmetic of batches and the CPUs that a worker of a role reserves. What a cluster has,
+and who goes where, is `manta.orchestrator.placement`; bytes are `manta.orchestrator.memory`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from manta.algorithms.settings import AlgorithmSettings
+from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.survey import Prompts, Survey
+
+SHARED_CPUS = 0.5
+"""What a worker of a computing role reserves when `threads` is 0: it shares the node's cores, and
+phases that alternate do not need them at the same time."""
+WAITING_CPUS = 0.1
+"""What a worker reserves that mostly waits for others."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleNeed:
+    """`workers` workers of `role`, each with `cpus` and `gpus`."""
+
+    role: str
+    workers: int
+    cpus: float
+    gpus: float
+
+
+def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
+    """What each role of the run asks for; roles that no stage needs are left out."""
+    needs = [RoleNeed("environment", run_file.environment.workers, WAITING_CPUS, 0)]
+    if run_file.needs_rollout:
+        rollout = run_file.rollout
+        cpus = WAITING_CPUS if rollout.engine == "simulated" else _computing(rollout.threads)
+        needs.append(RoleNeed("rollout", rollout.workers, cpus, 0))
+    if run_file.needs_reward:
+        needs.append(RoleNeed("reward", run_file.reward_workers.workers, WAITING_CPUS, 0))
+    if run_file.needs_reference:
+        reference = run_file.reference
+        cpus = _computing(reference.threads)
+        needs.append(RoleNeed("reference", reference.workers, cpus, 0))
+    if run_file.needs_learner:
+        learner = run_file.learner
+        cpus = _computing(learner.threads)
+        needs.append(RoleNeed("learner", learner.workers, cpus, 0))
+    return tuple(needs)
+
+
+def placement_needs(run_file: RunFile) -> list[tuple[str, int, float]]:
+    """(role, workers, CPUs each) of every role that the run needs."""
+    return [(need.role, need.workers, need.cpus) for need in role_needs(run_file)]
+
+
+def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]:
+    """The plan of one stage, one line per thing that a reader may want to check."""
+    prompts = survey.prompts.get(stage.name)
+    if stage.kind == "evaluate" or stage.algorithm is None:
+        lines = [f"{stage.kind} stage, trains nothing"]
+    elif stage.kind == "generate":
+        lines = [
+            f"{stage.kind} stage, trains nothing; {_times(stage.steps, 'step')}",
+            _batch(run_file, stage, stage.algorithm, prompts),
+        ]
+    else:
+        lines = [
+            _batch(run_file, stage, stage.algorithm, prompts),
+            _micro_batches(run_file, stage, stage.algorithm, prompts),
+            _updates(run_file, stage, prompts),
+            _staleness(run_file, stage, stage.algorithm),
+            _ratio(stage, stage.algorithm),
+        ]
+    return [*lines, *_data(run_file, stage, prompts), *_evaluation(run_file, stage, prompts)]
+
+
+def _computing(threads: int) -> float:
+    return float(threads) if threads > 0 else SHARED_CPUS
+
+
+def _times(count: int, noun: str, plural: str | None = None) -> str:
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def _tokens_per_completion(
+    run_file: RunFile, algorithm: AlgorithmSettings, prompts: Prompts | None
+) -> tuple[int, int]:
+    """(mean prompt plus a full answer, longest prompt plus a full answer), within the context."""
+    context = run_file.model.context
+    if prompts is None:
+        return context, context
+    answer = run_file.rollout.max_new_tokens
+    if algorithm.samples_from == "given":
+        answer = prompts.longest_answer
+    usual = math.ceil(prompts.mean) + answer
+    return min(usual, context), min(prompts.longest + answer, context)
+
+
+def _batch(
+    run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings, prompts: Prompts | None
+) -> str:
+    samples = algorithm.samples_per_prompt
+    count = stage.prompts_per_step * samples
+    usual, _ = _tokens_per_completion(run_file, algorithm, prompts)
+    if algorithm.samples_from == "given":
+        what = f"{_times(stage.prompts_per_step, 'prompt')} with given answers a step"
+        told = "with the longest answer" if prompts is not None else "with a full context"
+    else:
+        what = (
+            f"{_times(stage.prompts_per_step, 'prompt')} x {_times(samples, 'sample')} = "
+            f"{_times(count, 'completion')} a step"
+        )
+        told = f"with all {run_file.rollout.max_new_tokens:,} new tokens used"
+    mean = "" if prompts is None else f"mean prompt {prompts.mean:,.1f} tokens, "
+    return f"{what}, at most about {count * usual:,} tokens ({mean}{told})"
+
+
+def _micro_batches(
+    run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings, prompts: Prompts | None
+) -> str:
+    """Every row counted as the longest one; the learner cuts by the real lengths."""
+    learner = run_file.learner
+    _, longest = _tokens_per_completion(run_file, algorithm, prompts)
+    rows = stage.prompts_per_step * algorithm.samples_per_prompt // stage.updates_per_step
+    rows_per_rank = math.ceil(rows / learner.workers)
+    rows_at_once = max(1, learner.tokens_per_micro_batch // longest)
+    count = math.ceil(rows_per_rank / rows_at_once)
+    return (
+        f"about {_times(count, 'micro-batch', 'micro-batches')} an update of at most "
+        f"{learner.tokens_per_micro_batch:,} tokens on {_learner_ranks(learner.workers)}"
+    )
+
+
+def _learner_ranks(workers: int) -> str:
+    return "1 learner rank" if workers == 1 else f"each of {workers:,} learner ranks"
+
+
+def _updates(run_file: RunFile, stage: StageConfig, prompts: Prompts | None) -> str:
+    per_step = stage.updates_per_step * stage.epochs_per_step
+    rate = run_file.learner.learning_rate if stage.learning_rate is None else stage.learning_rate
+    seen = stage.steps * stage.prompts_per_step
+    passes = ""
+    if prompts is not None and prompts.num_train > 0:
+        passes = f" = {seen / prompts.num_train:,.2f} passes over {prompts.num_train:,} tasks"
+    warmup = run_file.learner.warmup_steps
+    ramp = f" after {_times(warmup, 'step')} of warm-up" if warmup else ""
+    return (
+        f"{_times(stage.steps, 'step')} of {_times(per_step, 'update')} "
+        f"({stage.updates_per_step:,} x {_times(stage.epochs_per_step, 'epoch')}): "
+        f"{_times(stage.steps * per_step, 'update')}, {_times(seen, 'prompt')}{passes}; "
+        f"learning rate {rate:g}{ramp}"
+    )
+
+
+def _staleness(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
+    if algorithm.samples_from == "given":
+        return "answers are given, so no sample can be stale"
+    staleness = run_file.rollout.max_staleness
+    groups = (staleness + 1) * stage.prompts_per_step
+    if staleness == 0:
+        return (
+            f"on-policy: at most {_times(groups, 'group')} in flight, every sample from the "
+            "newest weights when its step begins"
+        )
+    return (
+        f"at most {_times(groups, 'group')} in flight, so a sample may be up to "
+        f"{_times(staleness, 'version')} behind the weights that learn from it"
+    )
+
+
+def _ratio(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
+    if algorithm.loss == "cross_entropy":
+        return "no importance ratio: cross-entropy needs no log-probs of a behaviour policy"
+    charges_kl = algorithm.needs_reference and algorithm.kl.placement == "reward"
+    is_only_update = stage.updates_per_step * stage.epochs_per_step == 1
+    if algorithm.proximal == "learner" and is_only_update and not charges_kl:
+        told = (
+            "the ratio's denominator is the learner's own log-probs: with one update a step they "
+            "need no pass of their own"
+        )
+    elif algorithm.proximal == "learner":
+        told = (
+            "the ratio's denominator is recomputed by the learner in one pass without gradients "
+            "before the step's first update"
+        )
+    else:
+        told = "the ratio's denominator is the engine's own log-probs, nothing is recomputed"
+    if algorithm.needs_reference:
+        kl = algorithm.kl
+        told += (
+            f"; KL to the weights at the start of the stage, {kl.coef:g} x {kl.estimator} in the "
+            f"{kl.placement}"
+        )
+    return told
+
+
+def _data(run_file: RunFile, stage: StageConfig, prompts: Prompts | None) -> list[str]:
+    if stage.trajectories is not None:
+        return [f"learns from the trajectories in {stage.trajectories}"]
+    if prompts is None or prompts.num_measured == 0:
+        return []
+    measured = f"{prompts.num_measured:,} prompts measured"
+    lines = [f"{measured}, the longest is task {prompts.longest_id} with {prompts.longest:,}"]
+    room = run_file.model.context - prompts.longest
+    wanted = run_file.rollout.max_new_tokens
+    if room < wanted:
+        lines.append(
+            f"note: with a context of {run_file.model.context:,} that task's answers end after "
+            f"{room:,} of {wanted:,} new tokens"
+        )
+    return lines
+
+
+def _evaluation(run_file: RunFile, stage: StageConfig, prompts: Prompts | None) -> list[str]:
+    evaluate = stage.evaluate
+    if evaluate is None:
+        return ["no evaluation"]
+    count = evaluate.prompts if prompts is None else min(evaluate.prompts, prompts.num_eval)
+    when = f"every {_times(evaluate.every_steps, 'step')}" if stage.kind == "train" else "once"
+    return [
+        f"evaluation {when}: {_times(count, 'held-out prompt')} x "
+        f"{_times(evaluate.samples_per_prompt, 'sample')} at temperature "
+        f"{evaluate.temperature:g}, accuracy by '{evaluate.metric}'"
+    ]

@@ -1,0 +1,113 @@
+"""Builds the workers of a run, all at once, from a checked run file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from manta.actors.learner import LearnerJob, LearnerStage
+from manta.actors.mailbox import StartOrder
+from manta.envs.tokenizer import build_tokenizer
+from manta.orchestrator.batch_plan import role_needs
+from manta.orchestrator.config import RunFile
+from manta.orchestrator.learner_group import LearnerGroup
+from manta.orchestrator.pools import (
+    EnvironmentPool,
+    MailboxClient,
+    ModelSource,
+    ReferencePool,
+    RewardPool,
+    RolloutPool,
+)
+from manta.orchestrator.publish import Publisher, probe_rows
+from manta.orchestrator.wait import Waits
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The workers of a run. `learner` is None where no stage trains, `references` where no stage
+    needs them."""
+
+    rollout: RolloutPool
+    rewards: RewardPool
+    references: ReferencePool | None
+    environment: EnvironmentPool
+    client: MailboxClient
+    learner: LearnerGroup | None
+    publisher: Publisher
+
+
+def tokenizer_name(run_file: RunFile) -> str:
+    """What `build_tokenizer` takes: the model's folder where no tokenizer is named."""
+    name = run_file.model.tokenizer or run_file.model.path
+    assert name is not None
+    return name
+
+
+def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> Crew:
+    """Starts every worker; none is waited for."""
+    cpus = {need.role: need.cpus for need in role_needs(run_file)}
+    name = tokenizer_name(run_file)
+    vocab_size = build_tokenizer(name).vocab_size
+    model = ModelSource(run_file.model, vocab_size, run_file.run.seed)
+    client = MailboxClient(order)
+    probe = probe_rows(vocab_size, run_file.model.context)
+    learner = None
+    if run_file.needs_learner:
+        job = LearnerJob(
+            model=run_file.model,
+            vocab_size=vocab_size,
+            seed=run_file.run.seed,
+            settings=run_file.learner,
+            stages=_learner_stages(run_file),
+            run_dir=str(run_dir),
+            deterministic=run_file.run.deterministic,
+            probe_rows=probe,
+            mailbox=client.mailbox,
+            weight_store=client.weight_store,
+        )
+        learner = LearnerGroup(job, cpus["learner"], run_dir / "learner")
+    rollout = RolloutPool(
+        model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic
+    )
+    rewards = RewardPool(run_file.reward_workers.workers, cpus.get("reward", 0.0))
+    references = None
+    if run_file.needs_reference:
+        references = ReferencePool(
+            run_file.reference.workers,
+            cpus["reference"],
+            model,
+            run_file.reference.threads,
+            run_file.reference.tokens_per_batch,
+            run_file.rollout.temperature,
+        )
+    environment = EnvironmentPool(
+        run_file.environment.workers, cpus["environment"], name, rollout, rewards, references
+    )
+    publisher = Publisher(
+        rollout,
+        client,
+        probe,
+        run_file.publish.probe_tolerance,
+        waits,
+        run_file.run.deadline_minutes * 60,
+    )
+    return Crew(rollout, rewards, references, environment, client, learner, publisher)
+
+
+def _learner_stages(run_file: RunFile) -> dict[str, LearnerStage]:
+    return {
+        stage.name: LearnerStage(
+            algorithm=stage.algorithm,
+            temperature=run_file.rollout.temperature
+            if stage.algorithm.samples_from == "policy"
+            else 1.0,
+            updates_per_step=stage.updates_per_step,
+            epochs_per_step=stage.epochs_per_step,
+            write_trajectories=run_file.track.write_trajectories
+            and stage.algorithm.samples_from == "policy"
+            and stage.trajectories is None,
+        )
+        for stage in run_file.stages
+        if stage.kind == "train" and stage.algorithm is not None
+    }

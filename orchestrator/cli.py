@@ -1,0 +1,167 @@
+"""The command line: `manta train`, `manta check`, `manta eval`.
+
+Owns arguments, exit codes and what `check` prints. Loads no torch or ray before a run starts, so
+that mistakes are told at once. Exit codes: 0 done, 2 a run file or command that cannot work; a
+run's own are `manta.orchestrator.run`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+import manta
+from manta.orchestrator import batch_plan, memory, run_file, survey
+from manta.orchestrator.config import RunFile
+from manta.orchestrator.cross_check import cross_check
+from manta.orchestrator.strict import RunFileError
+from manta.orchestrator.survey import Survey
+
+EXAMPLES = """\
+examples:
+  manta check recipes/demo.yaml
+  manta train recipes/demo.yaml
+  manta train recipes/demo.yaml run.name=longer stages.rl.steps=200 learner.learning_rate=1e-4
+  manta eval recipes/demo.yaml --checkpoint runs/demo/checkpoints/step=40
+
+KEY=VALUE sets any key of the run file; list items go by index or name (stages.0.steps,
+stages.rl.steps), values are YAML (learner.betas=[0.9,0.99]).
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    parser = _parser()
+    chosen, rest = parser.parse_known_args(arguments)
+    # argparse leaves positionals behind that follow an option: eval RUN --checkpoint PATH KEY=VALUE
+    if any(each.startswith("-") for each in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    chosen.overrides += rest
+    try:
+        loaded, surveyed = checked(chosen.run_file, chosen.overrides)
+    except ValueError as error:
+        print(f"manta {chosen.command}: {told(error)}", file=sys.stderr)
+        return 2
+    if chosen.command == "check":
+        show(loaded, surveyed, Console())
+        return 0
+    try:
+        return _run(chosen, loaded)
+    except ValueError as error:
+        print(f"manta {chosen.command}: {told(error)}", file=sys.stderr)
+        return 2
+
+
+def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
+    """Torch and ray load from here on, when the run file is known to be good."""
+    if chosen.command == "train":
+        from manta.orchestrator.run import train
+
+        return train(loaded)
+    from manta.orchestrator.run_evaluation import evaluate
+
+    return evaluate(loaded, chosen.checkpoint)
+
+
+def checked(path: str, overrides: Sequence[str]) -> tuple[RunFile, Survey]:
+    """The run file at `path`, loaded and cross-checked. Raises RunFileError with all problems."""
+    loaded = run_file.load(path, overrides)
+    surveyed = survey.look(loaded)
+    problems = cross_check(loaded, surveyed)
+    if problems:
+        raise RunFileError([f"{path}: {problem}" for problem in problems])
+    return loaded, surveyed
+
+
+def told(error: ValueError) -> str:
+    """One problem in one line; several below a heading."""
+    if isinstance(error, RunFileError) and len(error.problems) > 1:
+        return f"{len(error.problems)} problems\n{error}"
+    return str(error)
+
+
+def show(loaded: RunFile, surveyed: Survey, console: Console) -> None:
+    """Prints the resolved run file, the plan in words, placement and memory."""
+    text = run_file.dump(loaded)
+    if console.is_terminal:
+        console.print(Syntax(text, "yaml", background_color="default"))
+    else:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    for number, stage in enumerate(loaded.stages, 1):
+        algorithm = f" ({stage.algorithm.name})" if stage.algorithm is not None else ""
+        console.print(f"Stage {number}, {stage.name}{algorithm}", style="bold", markup=False)
+        for line in batch_plan.describe(loaded, stage, surveyed):
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print()
+    console.print(_placement(loaded))
+    _show_memory(loaded, surveyed, console)
+    console.print("Nothing was started.")
+
+
+def _placement(loaded: RunFile) -> Table:
+    table = Table(title="Placement", title_justify="left")
+    for heading in ("role", "workers", "CPUs each", "GPUs each"):
+        table.add_column(heading, justify="left" if heading == "role" else "right")
+    needs = batch_plan.role_needs(loaded)
+    for need in needs:
+        table.add_row(need.role, f"{need.workers}", f"{need.cpus:g}", f"{need.gpus:g}")
+    table.add_section()
+    table.add_row(
+        "total",
+        f"{sum(need.workers for need in needs)}",
+        f"{sum(need.workers * need.cpus for need in needs):g}",
+        f"{sum(need.workers * need.gpus for need in needs):g}",
+    )
+    return table
+
+
+def _show_memory(loaded: RunFile, surveyed: Survey, console: Console) -> None:
+    try:
+        parts = memory.estimate(loaded, surveyed)
+    except ValueError as error:
+        console.print(f"Memory: not estimated: {error}", markup=False, soft_wrap=True)
+        return
+    table = Table(title="Memory at most, MiB a worker (estimated)", title_justify="left")
+    table.add_column("role")
+    table.add_column("what")
+    table.add_column("MiB", justify="right")
+    for role in dict.fromkeys(part.role for part in parts):
+        own = [part for part in parts if part.role == role]
+        for part in own:
+            table.add_row(role, part.what, f"{part.bytes / memory.MIB:,.1f}")
+        table.add_row(role, "total", f"{sum(part.bytes for part in own) / memory.MIB:,.1f}")
+        table.add_section()
+    console.print(table)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="manta",
+        description="Online reinforcement learning of generative models on Ray.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"manta {manta.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, told in (
+        ("train", "run the stages of a run file, or resume them"),
+        ("check", "say what a run file would do, and start nothing"),
+        ("eval", "evaluate a checkpoint with the evaluation of a run file"),
+    ):
+        command = commands.add_parser(
+            name,
+            help=told,
+            description=told,
+            epilog=EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument("run_file", metavar="RUN.yaml")
+        command.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
+        if name == "eval":
+            command.add_argument("--checkpoint", metavar="PATH", help="default: the run's newest")
+    return parser

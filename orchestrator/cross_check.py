@@ -1,0 +1,306 @@
+"""What must fit together in a run file, checked before anything starts.
+
+Owns every rule between settings; `manta.orchestrator.survey` looks at tokenizer and data,
+`manta.algorithms.presets.check` at an algorithm alone, `manta.orchestrator.strict` at types.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from manta.algorithms import presets
+from manta.algorithms.settings import AlgorithmSettings
+from manta.envs.registry import build
+from manta.envs.rewards.formula import Formula
+from manta.orchestrator import survey
+from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
+from manta.orchestrator.strict import nearest
+from manta.orchestrator.survey import Survey
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
+    """Everything that does not fit, one line each, starting with the key; empty if all does.
+
+    `surveyed` spares a second look at the data where the caller has had one.
+    """
+    problems = [
+        *_run(run_file),
+        *_model(run_file),
+        *_numbers(run_file),
+        *_sampling(run_file),
+        *_stage_names(run_file),
+    ]
+    for index, stage in enumerate(run_file.stages):
+        problems += [f"stages[{index}]{told}" for told in _stage(run_file, stage)]
+    if not any(told.startswith("model.") for told in problems):
+        seen = surveyed or survey.look(run_file)
+        problems += [*seen.problems, *_model_folder(run_file, seen.vocab_size)]
+    return problems
+
+
+def _run(run_file: RunFile) -> Iterator[str]:
+    run = run_file.run
+    if not _NAME.fullmatch(run.name):
+        yield (
+            f"run.name: '{run.name}' must be letters, digits, '.', '_' and '-', starting with a "
+            "letter or digit: it names the run's folder"
+        )
+    if run.deterministic and run_file.rollout.max_staleness != 0:
+        yield (
+            f"rollout.max_staleness: is {run_file.rollout.max_staleness}, but run.deterministic "
+            "needs 0: with more, the weights that sample depend on timing"
+        )
+
+
+def _model(run_file: RunFile) -> Iterator[str]:
+    model = run_file.model
+    if (model.path is None) == (model.build is None):
+        found = "neither" if model.path is None else "both"
+        yield f"model.path: exactly one of model.path and model.build is needed, found {found}"
+    elif model.path is not None and _is_file_path(model.path) and not Path(model.path).is_dir():
+        yield f"model.path: there is no folder '{model.path}'"
+    build = model.build
+    if build is not None:
+        kv_heads = build.heads if build.kv_heads is None else build.kv_heads
+        sizes = {
+            "layers": build.layers,
+            "width": build.width,
+            "heads": build.heads,
+            "kv_heads": kv_heads,
+            "mlp_width": build.mlp_width,
+        }
+        small = [name for name, size in sizes.items() if size < 1]
+        yield from (f"model.build.{name}: is {sizes[name]}, must be at least 1" for name in small)
+        if small:
+            return
+        if build.width % build.heads:
+            yield f"model.build.width: {build.width} is not divisible by {build.heads} heads"
+        elif build.width // build.heads % 2:
+            yield (
+                f"model.build.width: {build.width} / {build.heads} heads gives an odd head size, "
+                "rotary positions need an even one"
+            )
+        if build.heads % kv_heads:
+            yield f"model.build.kv_heads: {build.heads} heads are not divisible by {kv_heads}"
+
+
+def _model_folder(run_file: RunFile, vocab_size: int | None) -> Iterator[str]:
+    """Does a model's folder go with tokenizer and context? Hub names are looked at when loaded."""
+    path = run_file.model.path
+    if path is None or not Path(path).is_dir():
+        return
+    file = Path(path) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield f"model.path: cannot read {file}: {error}"
+        return
+    embeddings, positions = config.get("vocab_size"), config.get("max_position_embeddings")
+    if vocab_size is not None and isinstance(embeddings, int) and embeddings < vocab_size:
+        yield (
+            f"model.tokenizer: it has {vocab_size:,} tokens, the model in '{path}' {embeddings:,} "
+            "embeddings: choose the tokenizer that the model was made with"
+        )
+    if isinstance(positions, int) and positions < run_file.model.context:
+        yield (
+            f"model.context: is {run_file.model.context:,}, the model in '{path}' was made for at "
+            f"most {positions:,}"
+        )
+
+
+def _is_file_path(path: str) -> bool:
+    """A hub name has at most one slash; what starts like a path or has more is a path."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
+def _numbers(run_file: RunFile) -> Iterator[str]:
+    """Bounds of single values."""
+    rollout, learner, reference = run_file.rollout, run_file.learner, run_file.reference
+    at_least = {
+        "model.context": (run_file.model.context, 2),
+        "rollout.workers": (rollout.workers, 1),
+        "rollout.threads": (rollout.threads, 0),
+        "rollout.max_rows": (rollout.max_rows, 1),
+        "rollout.max_new_tokens": (rollout.max_new_tokens, 1),
+        "rollout.max_staleness": (rollout.max_staleness, 0),
+        "rollout.simulated.length_sigma": (rollout.simulated.length_sigma, 0),
+        "learner.workers": (learner.workers, 1),
+        "learner.threads": (learner.threads, 0),
+        "learner.tokens_per_micro_batch": (learner.tokens_per_micro_batch, 1),
+        "learner.weight_decay": (learner.weight_decay, 0),
+        "learner.momentum": (learner.momentum, 0),
+        "learner.clip_norm": (learner.clip_norm, 0),
+        "learner.warmup_steps": (learner.warmup_steps, 0),
+        "reference.workers": (reference.workers, 1),
+        "reference.threads": (reference.threads, 0),
+        "reference.tokens_per_batch": (reference.tokens_per_batch, 1),
+        "environment.workers": (run_file.environment.workers, 1),
+        "environment.groups_per_call": (run_file.environment.groups_per_call, 1),
+        "reward_workers.workers": (run_file.reward_workers.workers, 1),
+        "checkpoint.every_steps": (run_file.checkpoint.every_steps, 1),
+        "checkpoint.keep": (run_file.checkpoint.keep, 1),
+    }
+    for key, (value, least) in at_least.items():
+        if value < least:
+            yield f"{key}: is {value}, must be at least {least}"
+    above_zero = {
+        "run.max_hours": run_file.run.max_hours,
+        "run.deadline_minutes": run_file.run.deadline_minutes,
+        "learner.learning_rate": learner.learning_rate,
+        "learner.adam_epsilon": learner.adam_epsilon,
+        "reward_workers.deadline_seconds": run_file.reward_workers.deadline_seconds,
+        "publish.probe_tolerance": run_file.publish.probe_tolerance,
+        "rollout.simulated.tokens_per_second": rollout.simulated.tokens_per_second,
+        "rollout.simulated.length_median": rollout.simulated.length_median,
+    }
+    for key, amount in above_zero.items():
+        if amount is not None and amount <= 0:
+            yield f"{key}: is {amount:g}, must be above 0"
+    for index, beta in enumerate(learner.betas):
+        if not 0 <= beta < 1:
+            yield f"learner.betas[{index}]: is {beta:g}, must be at least 0 and below 1"
+
+
+def _sampling(run_file: RunFile) -> Iterator[str]:
+    rollout, context = run_file.rollout, run_file.model.context
+    if rollout.max_new_tokens >= context:
+        yield (
+            f"rollout.max_new_tokens: is {rollout.max_new_tokens}, must be below model.context "
+            f"({context}), which also holds the prompt"
+        )
+    trains = [_trains_on_samples(stage) for stage in run_file.stages]
+    if not any(trains):
+        return
+    truncations = {
+        "top_p": (rollout.top_p, 1.0),
+        "top_k": (rollout.top_k, 0),
+    }
+    for name, (value, off) in truncations.items():
+        if value != off:
+            yield (
+                f"rollout.{name}: is {value:g}, must be {off:g} while training: the engine's "
+                "log-probs would be those of the kept tokens, the learner computes its own over "
+                "the whole vocabulary, and their ratio would be wrong"
+            )
+    if rollout.temperature <= 0:
+        yield (
+            f"rollout.temperature: is {rollout.temperature:g}, must be above 0 while training: "
+            "greedy samples of a prompt are all equal and have no log-probs to learn from"
+        )
+
+
+def _trains_on_samples(stage: StageConfig) -> bool:
+    return (
+        stage.kind == "train"
+        and stage.algorithm is not None
+        and stage.algorithm.samples_from == "policy"
+    )
+
+
+def _stage_names(run_file: RunFile) -> Iterator[str]:
+    if not run_file.stages:
+        yield "stages: there are none, list at least one"
+    counts = Counter(stage.name for stage in run_file.stages)
+    for index, stage in enumerate(run_file.stages):
+        if counts[stage.name] > 1:
+            yield f"stages[{index}].name: '{stage.name}' is the name of {counts[stage.name]} stages"
+        if not _NAME.fullmatch(stage.name) or stage.name.isdecimal():
+            yield (
+                f"stages[{index}].name: '{stage.name}' must be letters, digits, '.', '_' and '-', "
+                "and no number"
+            )
+
+
+def _stage(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
+    """Problems of one stage, as the rest of the key and what is wrong."""
+    algorithm = stage.algorithm
+    if stage.kind == "train" and algorithm is None:
+        yield ".algorithm: a train stage needs one, such as grpo or sft"
+    if stage.kind == "generate" and algorithm is None:
+        yield ".algorithm: a generate stage needs one, its samples_per_prompt says how many"
+    if stage.trajectories is None and stage.env is None:
+        yield f".env: a {stage.kind} stage needs an environment, here or at the top"
+    if stage.trajectories is not None and not Path(stage.trajectories).is_dir():
+        yield f".trajectories: there is no folder '{stage.trajectories}'"
+    if stage.kind != "evaluate":
+        if stage.steps < 1:
+            yield f".steps: is {stage.steps}, a {stage.kind} stage needs at least 1"
+        yield from _counts(stage)
+    if stage.kind == "evaluate" and stage.evaluate is None:
+        yield ".evaluate: an evaluate stage needs this block, here or at the top"
+    if stage.learning_rate is not None and stage.learning_rate <= 0:
+        yield f".learning_rate: is {stage.learning_rate:g}, must be above 0"
+    if algorithm is not None:
+        yield from _algorithm(stage, algorithm)
+    if stage.reward is not None:
+        yield from _reward(stage.reward)
+    if stage.evaluate is not None:
+        yield from _evaluate(stage.evaluate, stage.reward)
+
+
+def _counts(stage: StageConfig) -> Iterator[str]:
+    counts = {
+        "prompts_per_step": stage.prompts_per_step,
+        "updates_per_step": stage.updates_per_step,
+        "epochs_per_step": stage.epochs_per_step,
+    }
+    for name, count in counts.items():
+        if count < 1:
+            yield f".{name}: is {count}, must be at least 1"
+    if min(counts.values()) >= 1 and stage.prompts_per_step % stage.updates_per_step:
+        yield (
+            f".updates_per_step: {stage.updates_per_step} does not divide prompts_per_step "
+            f"({stage.prompts_per_step}): every update of a step takes as many prompts"
+        )
+
+
+def _algorithm(stage: StageConfig, algorithm: AlgorithmSettings) -> Iterator[str]:
+    try:
+        presets.check(algorithm)
+    except ValueError as error:
+        yield f".algorithm: {error}"
+    if stage.kind == "train" and algorithm.samples_from == "policy":
+        if stage.reward is None:
+            yield f".reward: algorithm '{algorithm.name}' learns from rewards, name one"
+        if stage.trajectories is not None:
+            yield (
+                f".trajectories: algorithm '{algorithm.name}' learns from its own samples, not "
+                "from written ones: choose an algorithm with samples_from: given"
+            )
+
+
+def _reward(reward: RewardConfig) -> Iterator[str]:
+    if not reward.components:
+        yield ".reward.components: there are none, name at least one"
+    try:
+        Formula(reward.formula).check(reward.components)
+    except ValueError as error:
+        yield f".reward.formula: {error}"
+    for name, component in reward.components.items():
+        try:
+            build("reward", component.reward, component.options)
+        except ValueError as error:
+            yield f".reward.components.{name}: {error}"
+
+
+def _evaluate(evaluate: EvaluateConfig, reward: RewardConfig | None) -> Iterator[str]:
+    for name, value in (
+        ("every_steps", evaluate.every_steps),
+        ("prompts", evaluate.prompts),
+        ("samples_per_prompt", evaluate.samples_per_prompt),
+    ):
+        if value < 1:
+            yield f".evaluate.{name}: is {value}, must be at least 1"
+    if evaluate.temperature < 0:
+        yield f".evaluate.temperature: is {evaluate.temperature:g}, must be at least 0"
+    if reward is None:
+        yield ".reward: evaluation needs a reward whose component it counts"
+    elif evaluate.metric not in reward.components:
+        hint = nearest(evaluate.metric, reward.components)
+        yield f".evaluate.metric: there is no component '{evaluate.metric}'{hint}"

@@ -1,0 +1,72 @@
+"""Evaluation: held-out tasks in a lane of their own, outside slots and ledger."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import numpy as np
+
+from manta.actors.lanes import Admission, Broken, Lane
+from manta.envs.records import GroupId, GroupSummary
+from manta.orchestrator.config import EvaluateConfig
+from manta.orchestrator.pools import EnvironmentPool
+
+_TASKS_PER_CALL = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """`accuracy`: share of samples whose `metric` component is above 0.5. `gold_logprob`: mean
+    log-prob per token of the gold answers, if asked for."""
+
+    accuracy: float
+    reward: float
+    mean_tokens: float
+    num_samples: int
+    gold_logprob: float | None
+
+
+class NothingEvaluated(RuntimeError):
+    """No held-out group could be made."""
+
+
+async def evaluate(
+    pool: EnvironmentPool, lane: Lane, settings: EvaluateConfig, num_tasks: int
+) -> Evaluation:
+    """Runs the first `settings.prompts` tasks of `lane`, the same ones every time.
+
+    Raises NothingEvaluated where every group broke, ValueError where `metric` is no component.
+    """
+    count = min(settings.prompts, num_tasks)
+    admissions = [Admission(GroupId(0, i, 0), i) for i in range(count)]
+    size = max(1, min(_TASKS_PER_CALL, -(-count // pool.num_workers)))
+    blocks = [admissions[i : i + size] for i in range(0, count, size)]
+    results = await asyncio.gather(*(pool.run_block(lane.name, block) for block in blocks))
+    summaries: list[GroupSummary] = []
+    for _, summary in results:
+        summaries.extend(s for s in summary.groups if not isinstance(s, Broken))
+    if not summaries:
+        raise NothingEvaluated(f"none of the {count} groups of lane {lane.name} could be made")
+    metric = np.concatenate([_component(s, settings.metric) for s in summaries])
+    gold = None
+    if settings.gold_likelihood:
+        values = await asyncio.gather(
+            *(pool.gold_logprob(lane.name, [a.index for a in b]) for b in blocks)
+        )
+        gold = float(np.mean([v for block in values for v in block]))
+    return Evaluation(
+        accuracy=float(np.mean(metric > 0.5)),
+        reward=float(np.mean(np.concatenate([s.rewards for s in summaries]))),
+        mean_tokens=float(np.mean(np.concatenate([s.num_tokens for s in summaries]))),
+        num_samples=len(metric),
+        gold_logprob=gold,
+    )
+
+
+def _component(summary: GroupSummary, metric: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    if metric not in summary.components:
+        raise ValueError(
+            f"evaluate.metric is {metric!r}, the reward has {sorted(summary.components)}"
+        )
+    return summary.components[metric]

@@ -1,0 +1,125 @@
+"""The feed: which task is admitted next, and in which order finished groups are consumed.
+
+Slots bound what is under way: `(max_staleness + 1) * prompts_per_step`. A trained group frees its
+slot when the next weights are live, a filtered or dropped one at once. Consumption is strictly in
+admission order; that is what bounds staleness. The feed is a plain object without clocks or Ray:
+the loop tells it what happened.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from manta.actors.lanes import Admission
+from manta.envs.records import GroupId
+from manta.envs.sources.order import EpochOrder
+
+Ready = TypeVar("Ready")
+
+
+@dataclass(frozen=True, slots=True)
+class FeedState:
+    """What a checkpoint keeps: the next new place, and the groups admitted but not settled."""
+
+    epoch: int
+    position: int
+    outstanding: tuple[GroupId, ...]
+
+
+class Feed(Generic[Ready]):
+    """Admits tasks in `order`; `Ready` is whatever stands for a finished group."""
+
+    def __init__(self, order: EpochOrder, slots: int, keeps_place: bool) -> None:
+        """`keeps_place`: a retried group stays where it was in the order (deterministic runs);
+        otherwise it goes to the tail, so that one bad group does not hold the others up."""
+        self._order = order
+        self._slots = slots
+        self._keeps_place = keeps_place
+        self._epoch = 0
+        self._position = 0
+        self._again: deque[GroupId] = deque()
+        self._queue: OrderedDict[GroupId, Ready | None] = OrderedDict()
+        self._consumed: dict[GroupId, int] = {}
+        self._unsettled: dict[GroupId, int] = {}
+
+    def restore(self, state: FeedState) -> None:
+        """Outstanding groups are admitted first, in their order, as new attempts."""
+        self._epoch, self._position = state.epoch, state.position
+        self._again.extend(g._replace(attempt=g.attempt + 1) for g in state.outstanding)
+
+    def state(self, step: int) -> FeedState:
+        """What is left to do once everything consumed for steps up to `step` is settled."""
+        consumed = self._unsettled | self._consumed
+        later = sorted(group for group, at in consumed.items() if at > step)
+        return FeedState(self._epoch, self._position, (*later, *self._queue, *self._again))
+
+    @property
+    def num_in_flight(self) -> int:
+        return sum(ready is None for ready in self._queue.values())
+
+    @property
+    def num_ready(self) -> int:
+        return len(self._queue) - self.num_in_flight
+
+    def admit(self) -> list[Admission]:
+        """New admissions for every free slot, in order."""
+        admissions = []
+        while len(self._queue) + len(self._consumed) < self._slots:
+            group = self._again.popleft() if self._again else self._next()
+            self._queue[group] = None
+            admissions.append(Admission(group, self._order.index(group.epoch, group.position)))
+        return admissions
+
+    def finish(self, group: GroupId, ready: Ready) -> None:
+        """`group`'s result has come."""
+        assert self._queue[group] is None, f"group {group} finished twice"
+        self._queue[group] = ready
+
+    def retry(self, group: GroupId) -> Admission:
+        """A broken group is admitted again as its next attempt, in the slot that it has."""
+        assert self._queue[group] is None, f"group {group} failed after it finished"
+        again = group._replace(attempt=group.attempt + 1)
+        if self._keeps_place:
+            self._queue = OrderedDict(
+                (again, None) if g == group else (g, r) for g, r in self._queue.items()
+            )
+        else:
+            del self._queue[group]
+            self._queue[again] = None
+        return Admission(again, self._order.index(again.epoch, again.position))
+
+    def drop(self, group: GroupId) -> None:
+        """A group that failed too often leaves for good; its slot is free at once."""
+        assert self._queue[group] is None, f"group {group} failed after it finished"
+        del self._queue[group]
+
+    def take(self, step: int) -> tuple[GroupId, Ready] | None:
+        """Consumes the oldest group for `step` if it is ready; its slot stays taken."""
+        if not self._queue:
+            return None
+        group, ready = next(iter(self._queue.items()))
+        if ready is None:
+            return None
+        del self._queue[group]
+        self._consumed[group] = step
+        return group, ready
+
+    def free(self, groups: Sequence[GroupId]) -> None:
+        """The slots of consumed groups become free: filtered, or trained with weights live. The
+        groups stay outstanding until their step is settled."""
+        for group in groups:
+            self._unsettled[group] = self._consumed.pop(group)
+
+    def settle(self, step: int) -> None:
+        """Everything consumed for steps up to `step` is in the ledger."""
+        self._unsettled = {group: at for group, at in self._unsettled.items() if at > step}
+
+    def _next(self) -> GroupId:
+        if self._position == self._order.length:
+            self._epoch, self._position = self._epoch + 1, 0
+        group = GroupId(self._epoch, self._position, 0)
+        self._position += 1
+        return group

@@ -1,0 +1,67 @@
+"""The lives of a run: whether its directory fits the run file, and the count of driver starts.
+
+`incarnations.jsonl` has a line for every start: its number and the step it went on from. With it a
+reader tells which of the steps that ranks wrote down belong to the history that led to the final
+weights: a step of an incarnation counts unless a later one started from before it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from manta.orchestrator.config import RunFile
+from manta.orchestrator.run_directory import RunDirectory, atomic_write
+from manta.orchestrator.run_file import differences, dump, load
+
+
+class Lives:
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
+
+    def check(self, run_file: RunFile) -> None:
+        """Raises ValueError where the directory holds a run of another configuration."""
+        if not self._directory.config.exists():
+            return
+        changed = differences(load(self._directory.config, []), run_file)
+        if changed:
+            lines = "\n  ".join(changed)
+            raise ValueError(
+                f"{self._directory.root} holds a run of another configuration:\n  {lines}\n"
+                "choose another run.name, or set these keys back to go on with that run"
+            )
+
+    def is_finished(self, run_file: RunFile) -> bool:
+        """Whether the run came to its end, with the steps that the run file asks for."""
+        if not self._directory.summary.exists() or not self._directory.config.exists():
+            return False
+        summary = json.loads(self._directory.summary.read_text())
+        if summary["state"] != "finished":
+            return False
+        done = {stage["name"]: stage["steps"] for stage in summary["stages"]}
+        return all(
+            stage.kind == "evaluate" or done.get(stage.name, 0) >= stage.steps
+            for stage in run_file.stages
+        )
+
+    def save(self, run_file: RunFile) -> None:
+        atomic_write(self._directory.config, dump(run_file))
+
+    def begin(self, step: int) -> int:
+        """Notes a start from `step`; its number, counted from 0."""
+        path = self._directory.incarnations
+        number = len(path.read_text().splitlines()) if path.exists() else 0
+        with path.open("a") as file:
+            file.write(json.dumps({"incarnation": number, "step": step}) + "\n")
+        return number
+
+
+def lineage(path: Path) -> dict[int, int]:
+    """{incarnation: its last step that counts}, from the lines of `incarnations.jsonl`: a later one
+    cuts off what came after the step it started from. One that is not cut off is absent."""
+    last: dict[int, int] = {}
+    for line in path.read_text().splitlines():
+        start = json.loads(line)
+        for earlier in range(start["incarnation"]):
+            last[earlier] = min(last.get(earlier, start["step"]), start["step"])
+    return last

@@ -1,0 +1,254 @@
+"""How much memory each role needs, estimated from sizes before anything starts.
+
+Owns the formulas. They are upper bounds of what Manta itself allocates; the libraries of a worker
+process (Python, torch, Ray) come on top, about 400 MiB each, counted as one line. Where a model's
+sizes come from: `build:` in the run file, or the `config.json` of its folder or hub name.
+
+With P parameters of e bytes, N tokens of a micro-batch, width W, query width Q = heads x head size,
+key width K = key heads x head size, feed-forward width M, H heads, S layers, V vocabulary:
+
+- learner, per rank: master weights 4P, gradient 4P, AdamW's two moments 8P (SGD with momentum 4P),
+  and eP of working weights where they are not float32. Every rank of the plain backend holds all
+  of it (Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1, with float32 gradients).
+- saved for the backward pass: N S (e (4W + 2Q + 2K + 4M) + 8W + 4 (H + 2)) bytes, after Korthikanti
+  et al., arXiv 2205.05198, section 4, for a block with SwiGLU, grouped keys and attention that
+  stores a log-sum per head instead of scores; both norms keep a float32 copy of their input.
+- logits of trained tokens: three float32 arrays (log-probs, probabilities, gradient) of one chunk,
+  min(N V, 2^22) elements.
+- keys and values: rows x context x S x 2K x e.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from manta.actors.models.spec import ModelSpec
+from manta.envs.records import Json
+from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.survey import Survey
+
+MIB = 1 << 20
+PROCESS_BYTES = 400 * MIB
+"""Measured: a worker process with torch and transformers loaded, before it holds a model."""
+CHUNK_ELEMENTS = 1 << 22
+"""Tokens x vocabulary of one chunk of logits in the learner."""
+
+_FAMILIES: Mapping[str, tuple[bool, bool]] = {
+    "llama": (False, False),
+    "mistral": (False, False),
+    "qwen2": (True, False),
+    "qwen3": (False, True),
+}
+"""Per `model_type`: do queries, keys and values have biases, and are queries and keys normed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    mlp_width: int
+    vocabulary: int
+    tied: bool
+    qkv_bias: bool
+    qk_norm: bool
+
+    @property
+    def query_width(self) -> int:
+        return self.heads * self.head_size
+
+    @property
+    def key_width(self) -> int:
+        return self.kv_heads * self.head_size
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing that a worker of a role holds."""
+
+    role: str
+    what: str
+    bytes: int
+
+
+def model_sizes(spec: ModelSpec, vocab_size: int) -> ModelSizes:
+    """The sizes of `spec`. Raises ValueError where they cannot be found or are not understood."""
+    if spec.build is not None:
+        build = spec.build
+        return ModelSizes(
+            layers=build.layers,
+            width=build.width,
+            heads=build.heads,
+            kv_heads=build.kv_heads or build.heads,
+            head_size=build.width // build.heads,
+            mlp_width=build.mlp_width,
+            vocabulary=vocab_size,
+            tied=build.tie_embeddings,
+            qkv_bias=_FAMILIES[build.architecture][0],
+            qk_norm=_FAMILIES[build.architecture][1],
+        )
+    assert spec.path is not None
+    return _from_config(json.loads(_config_file(spec.path).read_text(encoding="utf-8")), spec.path)
+
+
+def num_parameters(sizes: ModelSizes) -> int:
+    """All parameters, tied embeddings once."""
+    width, query, key = sizes.width, sizes.query_width, sizes.key_width
+    attention = 2 * width * query + 2 * width * key
+    biases = (query + 2 * key) if sizes.qkv_bias else 0
+    norms = 2 * width + (2 * sizes.head_size if sizes.qk_norm else 0)
+    layer = attention + biases + norms + 3 * width * sizes.mlp_width
+    embeddings = sizes.vocabulary * width * (1 if sizes.tied else 2)
+    return sizes.layers * layer + width + embeddings
+
+
+def saved_for_backward(sizes: ModelSizes, num_tokens: int, element_bytes: int) -> int:
+    """Bytes of activations that the layers keep for the backward pass (see the module)."""
+    width = sizes.width
+    elements = 4 * width + 2 * sizes.query_width + 2 * sizes.key_width + 4 * sizes.mlp_width
+    token = element_bytes * elements + 8 * width + 4 * (sizes.heads + 2)
+    return num_tokens * sizes.layers * token
+
+
+def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
+    """What each worker of each role holds at most.
+
+    Raises ValueError where the model's sizes cannot be found.
+    """
+    assert survey.vocab_size is not None
+    spec = run_file.model
+    sizes = model_sizes(spec, survey.vocab_size)
+    element = _element_bytes(spec.dtype)
+    weights = num_parameters(sizes) * element
+    parts: list[Part] = []
+    if any(stage.kind == "train" for stage in run_file.stages):
+        parts += _learner(run_file, sizes, element)
+        parts.append(Part("object store", "newest and next weights", 2 * weights))
+        parts.append(
+            Part(
+                "object store",
+                "groups until a checkpoint covers them",
+                max(_retained(run_file, stage, survey) for stage in run_file.stages),
+            )
+        )
+    if run_file.needs_rollout and run_file.rollout.engine != "simulated":
+        rows = run_file.rollout.max_rows
+        cache = rows * spec.context * sizes.layers * 2 * sizes.key_width * element
+        parts += [
+            Part("rollout", "process", PROCESS_BYTES),
+            Part("rollout", "weights", weights),
+            Part("rollout", "keys and values", cache),
+            Part("rollout", "logits of one token a row", 2 * rows * sizes.vocabulary * 4),
+        ]
+    if run_file.needs_reference:
+        tokens = run_file.reference.tokens_per_batch
+        parts += [
+            Part("reference", "process", PROCESS_BYTES),
+            Part("reference", "weights", weights),
+            Part("reference", "one layer's activations", _one_layer(sizes, tokens, element)),
+            Part("reference", "logits of a chunk", _logits(sizes, tokens)),
+        ]
+    return tuple(parts)
+
+
+def group_bytes(samples: int, tokens: int, *, has_reference: bool) -> int:
+    """Of a scored group: ids 4, mask 1, behaviour log-probs 4, reference 4 and text 4 a token."""
+    return samples * tokens * (13 + (4 if has_reference else 0))
+
+
+def _learner(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
+    settings = run_file.learner
+    count = num_parameters(sizes)
+    states = 2 if settings.optimizer == "adamw" else int(settings.momentum != 0)
+    tokens = max(settings.tokens_per_micro_batch, run_file.model.context)
+    parts = [
+        Part("learner", "process", PROCESS_BYTES),
+        Part("learner", "master weights", 4 * count),
+        Part("learner", "gradient", 4 * count),
+        Part("learner", f"{settings.optimizer} states", 4 * count * states),
+        Part("learner", "activations", saved_for_backward(sizes, tokens, element)),
+        Part("learner", "logits of a chunk", _logits(sizes, tokens)),
+        Part("learner", "weights to publish", element * count),
+    ]
+    if element != 4:
+        parts.insert(2, Part("learner", "working weights", element * count))
+    return parts
+
+
+def _logits(sizes: ModelSizes, num_tokens: int) -> int:
+    return 3 * 4 * min(num_tokens * sizes.vocabulary, max(CHUNK_ELEMENTS, sizes.vocabulary))
+
+
+def _one_layer(sizes: ModelSizes, num_tokens: int, element: int) -> int:
+    return saved_for_backward(sizes, num_tokens, element) // sizes.layers
+
+
+def _retained(run_file: RunFile, stage: StageConfig, survey: Survey) -> int:
+    if stage.algorithm is None or stage.kind != "train":
+        return 0
+    tokens = run_file.model.context
+    if stage.name in survey.prompts:
+        answer = run_file.rollout.max_new_tokens
+        tokens = min(tokens, survey.prompts[stage.name].longest + answer)
+    group = group_bytes(
+        stage.algorithm.samples_per_prompt, tokens, has_reference=stage.algorithm.needs_reference
+    )
+    held = stage.prompts_per_step * run_file.checkpoint.every_steps
+    in_flight = stage.prompts_per_step * (run_file.rollout.max_staleness + 1)
+    return group * (held + in_flight)
+
+
+def _element_bytes(dtype: Literal["float32", "bfloat16"]) -> int:
+    return 4 if dtype == "float32" else 2
+
+
+def _config_file(path: str) -> Path:
+    if Path(path).is_dir():
+        file = Path(path) / "config.json"
+        if not file.is_file():
+            raise ValueError(f"model {path!r} has no config.json")
+        return file
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(path, "config.json"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the config.json of model {path!r} cannot be had: {error}") from error
+
+
+def _from_config(config: Mapping[str, Json], path: str) -> ModelSizes:
+    family = config.get("model_type")
+    has_biases = config.get("attention_bias") is True or config.get("mlp_bias") is True
+    if not isinstance(family, str) or family not in _FAMILIES or has_biases:
+        family = f"{family} with biases" if has_biases else family
+        raise ValueError(
+            f"no memory formula for the architecture {family!r} of model {path!r}; "
+            f"known: {', '.join(_FAMILIES)}"
+        )
+
+    def size(name: str, default: int | None = None) -> int:
+        value = config.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int):
+            raise ValueError(f"the config.json of model {path!r} has no whole number {name!r}")
+        return value
+
+    heads, width = size("num_attention_heads"), size("hidden_size")
+    return ModelSizes(
+        layers=size("num_hidden_layers"),
+        width=width,
+        heads=heads,
+        kv_heads=size("num_key_value_heads", heads),
+        head_size=size("head_dim", width // heads),
+        mlp_width=size("intermediate_size"),
+        vocabulary=size("vocab_size"),
+        tied=config.get("tie_word_embeddings", False) is True,
+        qkv_bias=_FAMILIES[family][0],
+        qk_norm=_FAMILIES[family][1],
+    )

@@ -1,0 +1,231 @@
+"""The numbers of a run: what is measured of a step, and the files it is written to.
+
+Owns `metrics.jsonl` (one object a line: stage, step, seconds, then flat metric names) and
+`events.jsonl` (seconds, name, fields), and the pure function from a step's summaries to metrics.
+Who logs when is the loop's business; trackers and pictures read the same names.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from manta.envs.records import Float32, GroupSummary, Int32, Json
+from manta.orchestrator.line_file import LineFile
+from manta.orchestrator.run_directory import RunDirectory
+
+REWARD: Final = "reward/mean"
+ACCURACY: Final = "eval/accuracy"
+LENGTH: Final = "length/mean"
+SAMPLES: Final = "samples"
+TOKENS: Final = "tokens/completion"
+STALENESS: Final = "staleness/mean"
+MAX_STALENESS: Final = "staleness/max"
+KL: Final = "learner/kl_reference"
+LOGPROB_GAP: Final = "learner/logprob_gap_max"
+"""Names that pictures, displays and summaries look for; the last two are what the learner calls
+them. `LOGPROB_GAP` is the largest |engine - learner| of a step's tokens, under equal weights."""
+
+_TOTALS = ("mean", "std")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsLine:
+    """One line of `metrics.jsonl`: `seconds` since the run began; a null is NaN in `values`."""
+
+    stage: str
+    step: int
+    seconds: float
+    values: Mapping[str, float]
+
+
+class MetricsWriter:
+    """Appends to `metrics.jsonl` and `events.jsonl` of a run directory, a flush a line.
+
+    The clock of a resumed run goes on from the last line there was, so that seconds only rise; the
+    time while no driver ran does not count.
+    """
+
+    def __init__(
+        self, directory: RunDirectory, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        before = max(_last_seconds(directory.metrics), _last_seconds(directory.events))
+        self._clock = clock
+        self._start = clock() - before
+        self._metrics = LineFile(directory.metrics)
+        self._events = LineFile(directory.events)
+
+    def seconds(self) -> float:
+        """Wall seconds since the run began."""
+        return self._clock() - self._start
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes one line; numbers that are not finite become null."""
+        line: dict[str, Json] = {"stage": stage, "step": step, "seconds": round(self.seconds(), 3)}
+        line |= {name: _finite(value) for name, value in metrics.items()}
+        self._metrics.append(json.dumps(line, allow_nan=False))
+
+    def event(self, name: str, fields: Mapping[str, Json]) -> None:
+        """Writes what happened (a death, a publish, a checkpoint) to `events.jsonl`."""
+        line = {
+            "seconds": round(self.seconds(), 3),
+            "name": name,
+            "fields": _jsonable(dict(fields)),
+        }
+        self._events.append(json.dumps(line, allow_nan=False))
+
+    def position(self) -> int:
+        """Where `metrics.jsonl` ends, in bytes: what a checkpoint keeps."""
+        return self._metrics.position()
+
+    def truncate(self, position: int) -> None:
+        """Cuts the metrics of steps that a resume leaves behind. Events stay: they happened.
+
+        Raises ValueError where no line ends at `position`.
+        """
+        self._metrics.truncate(position)
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._events.close()
+
+
+def read_metrics(path: Path) -> list[MetricsLine]:
+    """The lines of a `metrics.jsonl`, without a torn last one; safe while a run writes it.
+
+    Raises ValueError, naming file and line, where a line is no metrics line.
+    """
+    lines = []
+    for number, text in enumerate(_whole_lines(path), start=1):
+        values = _parse(path, number, text)
+        try:
+            stage, step, seconds = values.pop("stage"), values.pop("step"), values.pop("seconds")
+        except KeyError as error:
+            raise ValueError(f"{path}:{number} is no line of metrics: no {error}") from error
+        numbers = {name: math.nan if v is None else float(v) for name, v in values.items()}
+        lines.append(MetricsLine(stage, step, seconds, numbers))
+    return lines
+
+
+def step_metrics(
+    step: int,
+    summaries: Sequence[GroupSummary],
+    update: Mapping[str, float],
+    phases: Mapping[str, float],
+    seconds: float,
+) -> dict[str, float]:
+    """The metrics of the step that trained on `summaries` and took `seconds`.
+
+    `step` counts the optimizer steps before this one, so that weights `step` old are on-policy:
+    staleness of a group is `step - oldest.step`. `update` is what the learner reported (a name
+    without a slash goes below `learner/`), `phases` seconds by phase. Groups of given answers have
+    no staleness, groups of one sample no variance, and samples that nothing could score (NaN) no
+    reward; a mean over nothing is left out.
+    """
+    metrics = _rewards(summaries) | _lengths(summaries) | _groups(step, summaries)
+    metrics |= {n if "/" in n else f"learner/{n}": value for n, value in update.items()}
+    metrics |= {f"time/{name}": value for name, value in phases.items()}
+    metrics["time/step"] = seconds
+    if seconds > 0:
+        metrics["speed/tokens_per_second"] = metrics[TOKENS] / seconds
+        metrics["speed/samples_per_second"] = metrics[SAMPLES] / seconds
+    return metrics
+
+
+def _rewards(summaries: Sequence[GroupSummary]) -> dict[str, float]:
+    rewards = _joined([s.rewards for s in summaries])
+    if not rewards.size:
+        return {}
+    scored = rewards[~np.isnan(rewards)]
+    metrics = {"reward/unscored_share": 1 - scored.size / rewards.size}
+    if scored.size:
+        metrics |= {REWARD: float(scored.mean()), "reward/std": float(scored.std())}
+    for component in sorted({name for s in summaries for name in s.components}):
+        values = _joined([s.components[component] for s in summaries if component in s.components])
+        present = values[~np.isnan(values)]
+        name = f"reward/{component}" + ("_component" if component in _TOTALS else "")
+        if present.size:
+            metrics[name] = float(present.mean())
+        metrics[f"{name}/present"] = present.size / rewards.size
+    return metrics
+
+
+def _lengths(summaries: Sequence[GroupSummary]) -> dict[str, float]:
+    """Tokens that the policy spoke (`num_tokens`) by sample, and totals."""
+    tokens = _joined([s.num_tokens for s in summaries])
+    metrics = {
+        SAMPLES: float(tokens.size),
+        TOKENS: float(tokens.sum()),
+        "tokens/total": float(_joined([s.lengths for s in summaries]).sum()),
+    }
+    if tokens.size:
+        median, high = np.percentile(tokens, (50, 95))
+        metrics[LENGTH] = float(tokens.mean())
+        metrics |= {"length/p50": float(median), "length/p95": float(high)}
+        metrics["length/max"] = float(tokens.max())
+        truncated = sum(s.num_truncated for s in summaries)
+        metrics["length/truncated_share"] = truncated / tokens.size
+    return metrics
+
+
+def _groups(step: int, summaries: Sequence[GroupSummary]) -> dict[str, float]:
+    metrics = {"groups": float(len(summaries))}
+    scored = [s.rewards[~np.isnan(s.rewards)] for s in summaries]
+    flat = [bool((rewards == rewards[0]).all()) for rewards in scored if len(rewards) > 1]
+    if flat:
+        metrics["groups/zero_variance_share"] = sum(flat) / len(flat)
+    staleness = [step - s.oldest.step for s in summaries if s.oldest is not None]
+    if staleness:
+        metrics[STALENESS] = sum(staleness) / len(staleness)
+        metrics[MAX_STALENESS] = float(max(staleness))
+    for name in sorted({name for s in summaries for name in s.timings}):
+        values = [s.timings[name] for s in summaries if name in s.timings]
+        metrics[f"time/group/{name}"] = sum(values) / len(values)
+    return metrics
+
+
+def _joined(arrays: Sequence[Float32] | Sequence[Int32]) -> npt.NDArray[np.float64]:
+    return np.concatenate([np.empty(0), *arrays])
+
+
+def _finite(value: float) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _jsonable(value: Json) -> Json:
+    """`value` with null for every number that JSON cannot say."""
+    if isinstance(value, dict):
+        return {name: _jsonable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_jsonable(item) for item in value]
+    return _finite(value) if isinstance(value, float) else value
+
+
+def _whole_lines(path: Path) -> list[str]:
+    lines = path.read_bytes().split(b"\n")
+    return [line.decode() for line in lines[:-1]]
+
+
+def _parse(path: Path, number: int, text: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{number} is not JSON ({error}): remove the line") from error
+    if not isinstance(line, dict):
+        raise ValueError(f"{path}:{number} is no JSON object: remove the line")
+    return line
+
+
+def _last_seconds(path: Path) -> float:
+    """When the last whole line of a metrics or events file was written; 0 for a new file."""
+    lines = _whole_lines(path) if path.exists() else []
+    return float(_parse(path, len(lines), lines[-1])["seconds"]) if lines else 0.0

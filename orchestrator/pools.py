@@ -1,0 +1,217 @@
+"""Typed wrappers over the Ray actors of a run: the only place where the driver calls workers.
+
+A pool owns its handles; results that the driver asks for belong to the driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import ray
+from ray.actor import ActorHandle
+
+from manta.actors.engines.settings import EngineSettings
+from manta.actors.environment import EnvironmentWorker
+from manta.actors.lanes import Admission, BlockSummary, Lane
+from manta.actors.mailbox import Block, Mailbox, StartOrder, StepReport, StepWork, Stop
+from manta.actors.models.spec import ModelSpec
+from manta.actors.reference import ReferenceWorker
+from manta.actors.reward import RewardWorker
+from manta.actors.rollout import RolloutWorker
+from manta.actors.router import Router
+from manta.actors.weight_store import WeightStore
+from manta.actors.weights import Receipt, Weights
+from manta.envs.records import Float32, GroupId, Int32, WeightVersion
+
+T = TypeVar("T")
+
+
+def start(kind: type[T], cpus: float, *arguments: object) -> ActorHandle[T]:
+    """A new actor of `kind`; its constructor runs on the worker and is not waited for."""
+    return cast("ActorHandle[T]", ray.remote(kind).options(num_cpus=cpus).remote(*arguments))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What every worker that holds the model needs to build it."""
+
+    spec: ModelSpec
+    vocab_size: int
+    seed: int
+
+
+class RolloutPool:
+    """The engines named `policy`, and the router before them."""
+
+    def __init__(
+        self, model: ModelSource, settings: EngineSettings, cpus: float, deterministic: bool
+    ) -> None:
+        self.router: ActorHandle[Router] = start(Router, 0)
+        self._engines = {
+            f"policy-{i}": start(
+                RolloutWorker,
+                cpus,
+                settings,
+                model.spec,
+                model.vocab_size,
+                model.seed,
+                deterministic,
+            )
+            for i in range(settings.workers)
+        }
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._engines)
+
+    async def pause(self, name: str) -> None:
+        await self._engines[name].pause.remote()
+
+    async def load(self, name: str, weights: ray.ObjectRef[Weights]) -> Receipt:
+        return await self._engines[name].load.remote(weights)
+
+    async def logprobs(self, name: str, rows: Sequence[Int32]) -> list[Float32]:
+        return await self._engines[name].logprobs.remote(rows)
+
+    async def resume(self, name: str) -> None:
+        await self._engines[name].resume.remote()
+
+    async def serve(self, name: str) -> None:
+        """Takes a verified engine into service."""
+        await self.router.register.remote(name, self._engines[name])
+
+    async def serve_all(self) -> None:
+        """For runs without a learner: engines serve the weights that they built."""
+        await asyncio.gather(*(self.serve(name) for name in self.names))
+
+    async def retire(self, name: str) -> None:
+        """Takes an engine out of service."""
+        await self.router.retire.remote(name)
+        del self._engines[name]
+
+    async def loads(self) -> Mapping[str, int]:
+        return await self.router.loads.remote()
+
+
+class RewardPool:
+    def __init__(self, workers: int, cpus: float) -> None:
+        self.handles = [start(RewardWorker, cpus) for _ in range(workers)]
+
+    async def open(self, lane: Lane) -> Mapping[str, str]:
+        """Opens `lane` on every worker; the version of each component."""
+        opened: list[Mapping[str, str]] = await asyncio.gather(
+            *(handle.open.remote(lane) for handle in self.handles)
+        )
+        return opened[0]
+
+
+class ReferencePool:
+    def __init__(
+        self,
+        workers: int,
+        cpus: float,
+        model: ModelSource,
+        threads: int,
+        tokens_per_batch: int,
+        temperature: float,
+    ) -> None:
+        self.handles = [
+            start(
+                ReferenceWorker,
+                cpus,
+                model.spec,
+                model.vocab_size,
+                model.seed,
+                threads,
+                tokens_per_batch,
+                temperature,
+            )
+            for _ in range(workers)
+        ]
+
+    async def load(self, weights: ray.ObjectRef[Weights]) -> list[Receipt]:
+        return await asyncio.gather(*(handle.load.remote(weights) for handle in self.handles))
+
+
+class EnvironmentPool:
+    """Environment workers; a block goes to the one with the fewest blocks under way."""
+
+    def __init__(
+        self,
+        workers: int,
+        cpus: float,
+        tokenizer: str,
+        rollout: RolloutPool,
+        rewards: RewardPool,
+        references: ReferencePool | None,
+    ) -> None:
+        self._workers = [
+            start(
+                EnvironmentWorker,
+                cpus,
+                tokenizer,
+                rollout.router,
+                rewards.handles,
+                references.handles if references else [],
+            )
+            for _ in range(workers)
+        ]
+        self.num_workers = workers
+        self._outstanding = [0] * workers
+
+    async def open(self, lane: Lane, versions: Mapping[str, str]) -> int:
+        """Opens `lane` on every worker; the number of its tasks."""
+        sizes: list[int] = await asyncio.gather(
+            *(worker.open.remote(lane, versions) for worker in self._workers)
+        )
+        return int(sizes[0])
+
+    async def run_block(
+        self, lane: str, admissions: Sequence[Admission]
+    ) -> tuple[ray.ObjectRef[Block], BlockSummary]:
+        """The block's reference, owned by the driver, and its summary."""
+        i = min(range(len(self._workers)), key=lambda w: self._outstanding[w])
+        self._outstanding[i] += 1
+        try:
+            refs: tuple[ray.ObjectRef[Block], ray.ObjectRef[BlockSummary]]
+            refs = self._workers[i].run_block.remote(lane, admissions)
+            return refs[0], await refs[1]
+        finally:
+            self._outstanding[i] -= 1
+
+    async def write(
+        self, path: str, step: int, ids: Sequence[GroupId], blocks: Sequence[ray.ObjectRef[Block]]
+    ) -> None:
+        """Writes the groups `ids`, which `blocks` hold, as trajectories, on a worker."""
+        await self._workers[0].write.remote(path, step, ids, *blocks)
+
+    async def gold_logprob(self, lane: str, indices: Sequence[int]) -> list[float]:
+        i = min(range(len(self._workers)), key=lambda w: self._outstanding[w])
+        return await self._workers[i].gold_logprob.remote(lane, indices)
+
+
+class MailboxClient:
+    """The driver's side of the mailbox and the weight store."""
+
+    def __init__(self, order: StartOrder) -> None:
+        self.mailbox: ActorHandle[Mailbox] = start(Mailbox, 0, order)
+        self.weight_store: ActorHandle[WeightStore] = start(WeightStore, 0)
+
+    async def put(self, work: StepWork) -> None:
+        await self.mailbox.put.remote(work)
+
+    async def result(self, step: int) -> dict[int, StepReport]:
+        return await self.mailbox.result.remote(step)
+
+    async def stop(self, save_to: str | None) -> None:
+        await self.mailbox.stop.remote(Stop(save_to))
+
+    async def forget(self, step: int) -> None:
+        await self.mailbox.forget.remote(step)
+
+    def weights(self, version: WeightVersion) -> ray.ObjectRef[Weights]:
+        """A reference, owned by the driver, to the snapshot `version`."""
+        return self.weight_store.get.remote(version)

@@ -1,0 +1,206 @@
+"""What a run leaves behind while it runs: metrics, events, timeline, tracker and display.
+
+One place that the loop tells things to; it decides nothing. The end of a run, its summary and
+picture, is written here too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from manta.actors.mailbox import StepReport
+from manta.envs.records import GroupSummary, Json
+from manta.orchestrator.config import RunFile
+from manta.orchestrator.display import Display, DisplayState
+from manta.orchestrator.evaluate import Evaluation
+from manta.orchestrator.feed import Feed
+from manta.orchestrator.metrics import (
+    ACCURACY,
+    KL,
+    REWARD,
+    STALENESS,
+    MetricsWriter,
+    read_metrics,
+    step_metrics,
+)
+from manta.orchestrator.phases import PhaseClock
+from manta.orchestrator.picture import draw_learning_curve
+from manta.orchestrator.progress import Progress
+from manta.orchestrator.publish import Published
+from manta.orchestrator.run_directory import RunDirectory
+from manta.orchestrator.summary import (
+    DriverFigures,
+    State,
+    Summary,
+    summarise_run,
+    summary_table,
+    write_summary,
+)
+from manta.orchestrator.supply import Finished
+from manta.orchestrator.tracking import Tracker, WandbTracker
+from manta.orchestrator.wait import Waits
+
+_REFRESH_SECONDS = 1.0
+
+
+class Recorder:
+    def __init__(
+        self,
+        run_file: RunFile,
+        config: Mapping[str, Json],
+        directory: RunDirectory,
+        waits: Waits,
+        metrics_position: int,
+    ) -> None:
+        """`config` is the resolved run file as plain values; metrics after `metrics_position`
+        belong to a history that a resume leaves behind."""
+        self._run_file, self._directory, self._waits = run_file, directory, waits
+        self._metrics = MetricsWriter(directory)
+        self._metrics.truncate(metrics_position)
+        self._clock = PhaseClock(directory.timeline)
+        self._console = Console()
+        self._display = Display(sum(stage.steps for stage in run_file.stages), self._console)
+        self._tracker: Tracker | None = None
+        if run_file.track.wandb is not None:
+            self._tracker = WandbTracker(
+                run_file.track.wandb, directory, run_file.run.name, config, self._display.event
+            )
+        self._steps_done = 0
+        self._step_started = time.perf_counter()
+        self._latest: dict[str, float] = {}
+        self._stage = ("start-up", 0)
+        self._feed: Feed[Finished] | None = None
+        self._progress = Progress("start-up")
+
+    def __enter__(self) -> Recorder:
+        self._display.__enter__()
+        self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._refreshing.cancel()
+        self._display.__exit__(None, None, None)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        with self._clock.phase(name):
+            yield
+
+    def enter_stage(self, name: str, steps: int, feed: Feed[Finished], progress: Progress) -> None:
+        """From now on the display shows this stage and this feed's queues."""
+        self._stage, self._feed, self._progress = (name, steps), feed, progress
+        self._step_started = time.perf_counter()
+
+    def step(
+        self,
+        progress: Progress,
+        summaries: Sequence[GroupSummary],
+        report: StepReport | None,
+        published: Published | None,
+    ) -> None:
+        """Logs the step that `progress` has just counted."""
+        update = dict(report.update.metrics) if report else {}
+        if published is not None:
+            update["publish/probe_gap"] = published.probe_gap
+        phases = self._clock.take_step()
+        if report is not None:
+            phases |= {f"learner/{name}": value for name, value in report.timings.items()}
+        now = time.perf_counter()
+        metrics = step_metrics(
+            progress.step - 1, summaries, update, phases, now - self._step_started
+        )
+        self._step_started = now
+        self._steps_done += 1
+        self._log(progress, metrics)
+        self._show()
+
+    def evaluation(self, progress: Progress, evaluation: Evaluation) -> None:
+        """Logs a held-out evaluation at the current step."""
+        metrics = {
+            ACCURACY: evaluation.accuracy,
+            "eval/reward": evaluation.reward,
+            "eval/length": evaluation.mean_tokens,
+            "eval/samples": float(evaluation.num_samples),
+        }
+        if evaluation.gold_logprob is not None:
+            metrics["eval/gold_logprob"] = evaluation.gold_logprob
+        self._log(progress, metrics)
+        text = f"{progress.stage} step {progress.stage_step}: held-out accuracy "
+        self.event_text(f"{text}{evaluation.accuracy:.1%}")
+
+    def event(self, name: str, fields: Mapping[str, Json]) -> None:
+        """Something happened that a reader of the run should see."""
+        self._metrics.event(name, fields)
+        details = ", ".join(f"{key} {value}" for key, value in fields.items())
+        self.event_text(f"{name}: {details}" if details else name)
+
+    def event_text(self, text: str) -> None:
+        self._display.event(text)
+
+    def metrics_position(self) -> int:
+        return self._metrics.position()
+
+    def finish(self, state: State, ledger: Mapping[str, int], error: str | None) -> Summary:
+        """Writes the summary and the picture, tells the tracker, and closes everything."""
+        lines = read_metrics(self._directory.metrics)
+        driver = DriverFigures(
+            self._metrics.seconds(),
+            self._clock.totals(),
+            self._clock.cpu_seconds(),
+            self._steps_done,
+            dict(ledger),
+        )
+        summary = summarise_run(self._directory, lines, driver, state, error=error)
+        write_summary(self._directory, summary)
+        if lines:
+            draw_learning_curve(lines, self._directory.picture, self._run_file.run.name)
+        if self._tracker is not None:
+            self._tracker.finish(summary)
+        self._metrics.close()
+        self._clock.close()
+        return summary
+
+    def print_summary(self, summary: Summary) -> None:
+        """The closing table; after the live display has ended."""
+        self._console.print(summary_table(summary))
+        if self._directory.picture.exists():
+            self._console.print(f"learning curve: {self._directory.picture}", soft_wrap=True)
+
+    def _log(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        self._latest |= metrics
+        self._metrics.log(progress.stage, progress.step, metrics)
+        if self._tracker is not None:
+            self._tracker.log(progress.step, metrics)
+
+    async def _refresh(self) -> None:
+        while True:
+            self._show()
+            await asyncio.sleep(_REFRESH_SECONDS)
+
+    def _show(self) -> None:
+        waiting = self._waits.current()
+        latest = self._latest
+        self._display.update(
+            DisplayState(
+                stage=self._stage[0],
+                stage_step=self._progress.stage_step,
+                stage_steps=self._stage[1],
+                step=self._progress.step,
+                seconds=self._metrics.seconds(),
+                reward=latest.get(REWARD),
+                accuracy=latest.get(ACCURACY),
+                kl=latest.get(KL),
+                staleness=latest.get(STALENESS),
+                tokens_per_second=latest.get("speed/tokens_per_second"),
+                samples_per_second=latest.get("speed/samples_per_second"),
+                groups_in_flight=self._feed.num_in_flight if self._feed else 0,
+                groups_ready=self._feed.num_ready if self._feed else 0,
+                waiting_for=waiting[0].name if waiting else None,
+                waiting_since=waiting[0].since if waiting else 0.0,
+            )
+        )

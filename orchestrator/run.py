@@ -1,0 +1,222 @@
+"""A run from its checked run file to its end: connect, resume, build, stages, summary.
+
+`train` is what the command line calls. What a stage does is in its own file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import ray
+
+from manta.actors.mailbox import StartOrder
+from manta.orchestrator.build import Crew, build
+from manta.orchestrator.checkpoint import Checkpoints
+from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.examiner import Examiner
+from manta.orchestrator.feed import FeedState
+from manta.orchestrator.generate_stage import GenerateStage
+from manta.orchestrator.ledger import Entry, Ledger, truncate
+from manta.orchestrator.lives import Lives
+from manta.orchestrator.placement import check_resources, connect
+from manta.orchestrator.progress import Progress
+from manta.orchestrator.recorder import Recorder
+from manta.orchestrator.run_context import RunContext
+from manta.orchestrator.run_directory import RunDirectory
+from manta.orchestrator.run_file import resolved
+from manta.orchestrator.summary import State
+from manta.orchestrator.train_stage import TrainStage
+from manta.orchestrator.wait import Waits, unless_ended
+
+
+def train(run_file: RunFile) -> int:
+    """Runs all stages of `run_file`, from its newest checkpoint if there is one.
+
+    Returns the exit code: 0 finished or stopped, 1 failed.
+    Raises ValueError where the run cannot start as asked.
+    """
+    directory = RunDirectory(Path(run_file.run.dir).absolute() / run_file.run.name)
+    lives = Lives(directory)
+    lives.check(run_file)
+    directory.create()
+    with directory.lock():
+        if lives.is_finished(run_file):
+            print(
+                f"{directory.root}: this run is finished. Raise the steps of its last stage to go "
+                "on, or choose another run.name to start anew"
+            )
+            return 0
+        cluster = connect(os.getcwd())
+        try:
+            check_resources(run_file, cluster)
+            lives.save(run_file)
+            return asyncio.run(_Driver(run_file, directory, lives).run())
+        finally:
+            ray.shutdown()
+
+
+class _Driver:
+    """The driver's life, from start-up to summary."""
+
+    def __init__(self, run_file: RunFile, directory: RunDirectory, lives: Lives) -> None:
+        self._run_file, self._directory = run_file, directory
+        self._waits = Waits()
+        self._checkpoints = Checkpoints(directory.checkpoints, run_file.checkpoint.keep)
+        self._checkpoint, self._warnings = self._checkpoints.latest()
+        state = self._checkpoint.state if self._checkpoint else None
+        step = state.step if state else 0
+        self._incarnation = lives.begin(step)
+        truncate(directory.ledger, state.ledger_position if state else 0)
+        directory.discard_trajectories_after(step)
+        self._metrics_position = state.metrics_position if state else 0
+
+    async def run(self) -> int:
+        recorder = Recorder(
+            self._run_file,
+            resolved(self._run_file),
+            self._directory,
+            self._waits,
+            self._metrics_position,
+        )
+        ledger = Ledger(self._directory.ledger)
+        error = None
+        with recorder:
+            try:
+                state = await self._work(recorder, ledger)
+            except* Exception as errors:  # noqa: BLE001 - whatever ends the run is shown as its cause
+                error = _causes(errors)
+                state = "failed"
+            summary = recorder.finish(state, ledger.totals, error)
+        ledger.close()
+        recorder.print_summary(summary)
+        return 1 if error else 0
+
+    async def _work(self, recorder: Recorder, ledger: Ledger) -> State:
+        """Builds the crew and goes through the stages; how the run ended."""
+        for warning in self._warnings:
+            recorder.event("damaged checkpoint passed over", {"why": warning})
+        with recorder.phase("start_up"):
+            order = self._order()
+            crew = build(self._run_file, self._directory.root, order, self._waits)
+            run = self._context(crew, recorder, ledger)
+            self._watch_signals(run.should_stop, recorder)
+            await self._start(run, order)
+        left, feed = self._resume(run)
+        for stage in left:
+            if feed is None:
+                run.progress.enter(stage.name)
+            await run_stage(run, stage, feed)
+            feed = None
+            if run.should_stop.is_set():
+                return "stopped"
+        if crew.learner is not None:
+            await crew.client.stop(None)
+            await crew.learner.ended()
+        return "finished"
+
+    def _order(self) -> StartOrder:
+        """Where the learner group starts from."""
+        state = self._checkpoint.state if self._checkpoint else None
+        learner = self._checkpoints.newest_learner()
+        trained = [stage.name for stage in self._run_file.stages if stage.kind == "train"]
+        stage = trained[0] if trained else ""
+        if state is not None and state.stage in trained:
+            stage = state.stage
+        return StartOrder(
+            step=state.step if state else 0,
+            incarnation=self._incarnation,
+            stage=stage,
+            restore_from=str(learner) if learner else None,
+        )
+
+    def _context(self, crew: Crew, recorder: Recorder, ledger: Ledger) -> RunContext:
+        max_hours = self._run_file.run.max_hours
+        return RunContext(
+            run_file=self._run_file,
+            directory=self._directory,
+            crew=crew,
+            checkpoints=self._checkpoints,
+            ledger=ledger,
+            recorder=recorder,
+            progress=Progress(self._run_file.stages[0].name),
+            waits=self._waits,
+            incarnation=self._incarnation,
+            deadline=time.monotonic() + max_hours * 3600 if max_hours else float("inf"),
+        )
+
+    async def _start(self, run: RunContext, order: StartOrder) -> None:
+        """Waits for the workers; afterwards the engines serve the learner's weights, verified."""
+        if run.crew.learner is None:
+            await run.crew.rollout.serve_all()
+            return
+        reports = await self._waits.wait(
+            "the learner group to start",
+            unless_ended(run.crew.client.result(order.step), run.crew.learner.ended()),
+            run.deadline_seconds,
+        )
+        await run.crew.publisher.publish(reports[0])
+
+    def _resume(self, run: RunContext) -> tuple[list[StageConfig], FeedState | None]:
+        """The stages that are left, and the feed's state inside the first of them, if it began."""
+        stages = list(self._run_file.stages)
+        if self._checkpoint is None:
+            return stages, None
+        state = self._checkpoint.state
+        run.progress = Progress(state.stage, state.step, state.stage_step)
+        run.committed_step = state.step
+        run.recorder.event("resumed", {"step": state.step, "stage": state.stage})
+        names = [stage.name for stage in stages]
+        left = stages[names.index(state.stage) + state.ends_stage :]
+        if state.feed is not None:
+            reason = "the run stopped before it was trained"
+            run.ledger.record(
+                [
+                    Entry(state.stage, group, "dropped", state.step, reason)
+                    for group in state.feed.outstanding
+                ]
+            )
+        return left, state.feed
+
+    def _watch_signals(self, should_stop: asyncio.Event, recorder: Recorder) -> None:
+        """The first Ctrl-C (or SIGTERM) asks for a stop at the next step border; a second ends the
+        driver at once, like kill: what was not saved is made again on resume."""
+        loop = asyncio.get_running_loop()
+        main = asyncio.current_task()
+        assert main is not None
+
+        def on_signal() -> None:
+            if should_stop.is_set():
+                main.cancel()
+                return
+            should_stop.set()
+            recorder.event("stopping: saving at the step's end; again to stop at once", {})
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal)
+
+
+async def run_stage(run: RunContext, stage: StageConfig, feed: FeedState | None) -> None:
+    """One stage, from wherever the run stands in it."""
+    if stage.kind == "train":
+        await TrainStage(run, stage).run(feed)
+    elif stage.kind == "generate":
+        await GenerateStage(run, stage).run(feed)
+    else:
+        examiner = Examiner(run, stage)
+        await examiner.open()
+        await examiner.examine()
+
+
+def _causes(errors: BaseExceptionGroup[BaseException]) -> str:
+    """The innermost errors of nested groups, one a line."""
+    lines = []
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            lines.append(_causes(error))
+        else:
+            lines.append(f"{type(error).__name__}: {error}")
+    return "\n".join(dict.fromkeys(lines))

@@ -1,0 +1,149 @@
+"""What a run directory holds, in one place: paths, creation, atomic files, and the lock.
+
+Owns names and exclusivity. What the files say is their writers' business. The directory lies on a
+file system that the driver can append to; written trajectories may also go elsewhere by URI.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The paths below `root`, absolute or relative as `root` is."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def timeline(self) -> Path:
+        return self.root / "timeline.json"
+
+    @property
+    def picture(self) -> Path:
+        return self.root / "learning_curve.png"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def trajectories(self) -> Path:
+        return self.root / "trajectories"
+
+    @property
+    def wandb(self) -> Path:
+        return self.root / "wandb"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.jsonl"
+
+    @property
+    def incarnations(self) -> Path:
+        return self.root / "incarnations.jsonl"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.root / "run.lock"
+
+    def step_trajectories(self, step: int) -> Path:
+        """The folder of the trajectories that step `step` trained on."""
+        return self.trajectories / f"step={step}"
+
+    def create(self) -> None:
+        """Makes the directory and its folders; what is there stays.
+
+        Raises ValueError where a file is in the way.
+        """
+        try:
+            for folder in (self.root, self.checkpoints, self.trajectories):
+                folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(
+                f"{error.filename} is a file where the run directory {self.root} needs a folder: "
+                "move it away or choose another run.name"
+            ) from error
+
+    def discard_trajectories_after(self, step: int) -> None:
+        """Deletes what steps past `step` wrote: a resume from `step` leaves that history."""
+        for folder in self.trajectories.glob("step=*"):
+            number = folder.name.removeprefix("step=")
+            if number.isdecimal() and int(number) > step:
+                shutil.rmtree(folder)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the directory for this process; the kernel lets go when the process dies.
+
+        Raises ValueError, naming the other driver's process id and host, where one holds it.
+        """
+        with self.lock_file.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"run directory {self.root} is in use by {_holder(self.lock_file)}: wait for "
+                    "that run, stop it, or choose another run.name"
+                ) from error
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            file.flush()
+            yield
+            # The file stays: deleting it would let two drivers lock two files of one name.
+            file.truncate(0)
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Replaces `path` by `text` so that a reader, or a crash, sees the old or the new, never half.
+
+    Returns once the content and the rename are on disk.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _holder(lock_file: Path) -> str:
+    """Who the lock file says holds it; it is empty for the instant before the holder wrote it."""
+    text = lock_file.read_text()
+    if not text:
+        return "another driver"
+    holder = json.loads(text)
+    return f"process {holder['pid']} on {holder['host']}"

@@ -1,0 +1,93 @@
+"""`manta eval`: a checkpoint's weights on the held-out tasks of a run file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+from rich.console import Console
+
+from manta.actors.backends.state_files import read_weights
+from manta.actors.mailbox import StartOrder
+from manta.actors.weights import Weights
+from manta.envs.records import WeightVersion
+from manta.orchestrator.build import Crew, build
+from manta.orchestrator.checkpoint import Checkpoint, Checkpoints
+from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.evaluate import Evaluation
+from manta.orchestrator.evaluate import evaluate as evaluate_lane
+from manta.orchestrator.lanes import eval_lane
+from manta.orchestrator.placement import check_resources, connect
+from manta.orchestrator.wait import Waits
+
+
+def evaluate(run_file: RunFile, checkpoint: str | None) -> int:
+    """Prints the evaluation of the last stage that has one; `checkpoint` defaults to the newest.
+
+    Raises ValueError where there is no such checkpoint or no stage evaluates.
+    """
+    stage = _stage(run_file)
+    run_dir = Path(run_file.run.dir).absolute() / run_file.run.name
+    chosen = _checkpoint(run_dir, checkpoint)
+    alone = replace(run_file, stages=(replace(stage, kind="evaluate", algorithm=None),))
+    cluster = connect(os.getcwd())
+    try:
+        check_resources(alone, cluster)
+        found = asyncio.run(_evaluate(alone, chosen, run_dir))
+    finally:
+        ray.shutdown()
+    console = Console()
+    console.print(f"{chosen.folder}", soft_wrap=True, highlight=False)
+    console.print(
+        f"accuracy {found.accuracy:.1%} over {found.num_samples} samples of the held-out tasks of "
+        f"stage {stage.name}, reward {found.reward:.3f}, {found.mean_tokens:.1f} tokens an answer"
+    )
+    if found.gold_logprob is not None:
+        console.print(f"gold answers: {found.gold_logprob:.4f} log-prob per token")
+    return 0
+
+
+def _stage(run_file: RunFile) -> StageConfig:
+    for stage in reversed(run_file.stages):
+        if stage.evaluate is not None:
+            return stage
+    raise ValueError("no stage of the run file has an evaluate block: add one")
+
+
+def _checkpoint(run_dir: Path, folder: str | None) -> Checkpoint:
+    checkpoints = Checkpoints(run_dir / "checkpoints", keep=1)
+    found = checkpoints.read(Path(folder)) if folder else checkpoints.latest()[0]
+    if found is None or found.learner is None:
+        raise ValueError(
+            f"{folder or run_dir / 'checkpoints'} holds no checkpoint of trained weights: train "
+            "first, or name one with --checkpoint"
+        )
+    return found
+
+
+async def _evaluate(run_file: RunFile, checkpoint: Checkpoint, run_dir: Path) -> Evaluation:
+    crew = build(run_file, run_dir, StartOrder(0, 0, "", None), Waits())
+    assert checkpoint.learner is not None
+    version = WeightVersion(checkpoint.state.step, checkpoint.state.incarnation)
+    await _serve(crew, read_weights(checkpoint.learner, version))
+    [stage] = run_file.stages
+    assert stage.evaluate is not None
+    lane = eval_lane(run_file, stage, stage.evaluate)
+    versions = await crew.rewards.open(lane) if lane.reward else {}
+    num_tasks = await crew.environment.open(lane, versions)
+    return await evaluate_lane(crew.environment, lane, stage.evaluate, num_tasks)
+
+
+async def _serve(crew: Crew, weights: Weights) -> None:
+    """Loads `weights` into every engine and takes those into service whose receipt is right."""
+    reference = ray.put(weights)
+    for name in crew.rollout.names:
+        await crew.rollout.pause(name)
+        receipt = await crew.rollout.load(name, reference)
+        if receipt.sha256 != weights.sha256:
+            raise RuntimeError(f"engine {name} received other bytes than the checkpoint holds")
+        await crew.rollout.resume(name)
+        await crew.rollout.serve(name)

@@ -1,0 +1,166 @@
+"""A training stage: opens its lanes, brings weights where they belong, and runs the step loop.
+
+Owns what happens around the loop: the reference's weights, evaluation, checkpoints. The loop itself
+is `manta.orchestrator.loop`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import ray
+
+from manta.actors.backends.schedule import learning_rate
+from manta.actors.backends.state_files import read_weights
+from manta.actors.mailbox import StepReport
+from manta.algorithms.settings import AlgorithmSettings
+from manta.envs.records import WeightVersion
+from manta.envs.sources.order import EpochOrder
+from manta.orchestrator.config import StageConfig
+from manta.orchestrator.examiner import Examiner
+from manta.orchestrator.feed import Feed, FeedState
+from manta.orchestrator.lanes import train_lane
+from manta.orchestrator.loop import LoopHooks, LoopSettings, StageLoop
+from manta.orchestrator.publish import Published
+from manta.orchestrator.run_context import RunContext
+from manta.orchestrator.supply import Finished, Supply
+
+GIVEN_PREFETCH = 1
+"""Steps of given answers that are made ready ahead: they cannot be stale."""
+
+
+class TrainStage:
+    def __init__(self, run: RunContext, stage: StageConfig) -> None:
+        assert stage.algorithm is not None
+        self._run, self._stage = run, stage
+        self._algorithm: AlgorithmSettings = stage.algorithm
+        self._examiner = Examiner(run, stage)
+        self._first = run.progress.step - run.progress.stage_step
+
+    async def run(self, feed_state: FeedState | None) -> None:
+        """From wherever the run stands in this stage to its end, or to a stop."""
+        run, stage = self._run, self._stage
+        lane = train_lane(run.run_file, stage)
+        versions = await run.crew.rewards.open(lane) if lane.reward else {}
+        num_tasks = await run.crew.environment.open(lane, versions)
+        await self._examiner.open()
+        if self._algorithm.needs_reference:
+            await self._load_reference()
+        if run.progress.stage_step == 0:
+            await self._examiner.examine()
+        order = EpochOrder(num_tasks, run.run_file.run.seed)
+        feed: Feed[Finished] = Feed(order, self._slots(), run.run_file.run.deterministic)
+        if feed_state is not None:
+            feed.restore(feed_state)
+        self._supply = Supply(
+            feed, run.crew.environment, lane.name, run.run_file.environment.groups_per_call
+        )
+        loop = StageLoop(
+            self._loop_settings(),
+            self._hooks(),
+            self._supply,
+            run.crew.client,
+            run.ledger,
+            run.recorder,
+            run.progress,
+            run.waits,
+        )
+        run.recorder.enter_stage(stage.name, stage.steps, feed, run.progress)
+        assert run.crew.learner is not None
+        async with asyncio.TaskGroup() as tasks:
+            beside = [
+                tasks.create_task(self._supply.run()),
+                tasks.create_task(run.crew.learner.ended()),
+            ]
+            await loop.run(run.should_stop)
+            for task in beside:
+                task.cancel()
+        if run.progress.stage_step < stage.steps:
+            await self._save_and_stop()
+
+    def _slots(self) -> int:
+        is_sampled = self._algorithm.samples_from == "policy" and self._stage.trajectories is None
+        ahead = self._run.run_file.rollout.max_staleness if is_sampled else GIVEN_PREFETCH
+        return (ahead + 1) * self._stage.prompts_per_step
+
+    def _loop_settings(self) -> LoopSettings:
+        return LoopSettings(
+            self._stage.name,
+            self._algorithm,
+            self._stage.prompts_per_step,
+            self._stage.steps,
+            self._run.deadline_seconds,
+        )
+
+    def _hooks(self) -> LoopHooks:
+        settings = self._run.run_file.learner
+        base = self._stage.learning_rate or settings.learning_rate
+        return LoopHooks(
+            learning_rate=lambda step: learning_rate(settings, base, step - self._first - 1),
+            is_published=self._is_published,
+            save_to=lambda step: (
+                str(self._run.checkpoints.begin(step)) if self._is_saved(step) else None
+            ),
+            publish=self._publish,
+            after=self._after,
+        )
+
+    def _is_last(self, step: int) -> bool:
+        return step - self._first == self._stage.steps
+
+    def _is_saved(self, step: int) -> bool:
+        every = self._run.run_file.checkpoint.every_steps
+        return self._is_last(step) or (step - self._first) % every == 0
+
+    def _is_examined(self, step: int) -> bool:
+        return self._is_last(step) or self._examiner.is_due(step - self._first)
+
+    def _is_published(self, step: int) -> bool:
+        is_sampled = self._algorithm.samples_from == "policy" and self._stage.trajectories is None
+        return is_sampled or self._is_examined(step)
+
+    async def _publish(self, report: StepReport) -> Published:
+        published = await self._run.crew.publisher.publish(report)
+        for name in published.retired:
+            self._run.recorder.event("engine retired", {"engine": name})
+        return published
+
+    async def _after(self, step: int) -> None:
+        if self._is_examined(step):
+            await self._examiner.examine()
+        if self._is_saved(step):
+            is_last = self._is_last(step)
+            feed = None if is_last else self._supply.feed.state(step)
+            await self._run.commit(feed, ends_stage=is_last)
+        self._run.stop_when_late()
+
+    async def _save_and_stop(self) -> None:
+        """Rank 0 saves as it leaves its loop, unless the step has a checkpoint already."""
+        run = self._run
+        assert run.crew.learner is not None
+        is_saved = run.committed_step == run.progress.step
+        save_to = None if is_saved else str(run.checkpoints.begin(run.progress.step))
+        await run.crew.client.stop(save_to)
+        await run.waits.wait(
+            "the learner group to save and leave", run.crew.learner.ended(), run.deadline_seconds
+        )
+        if not is_saved:
+            await run.commit(self._supply.feed.state(run.progress.step), ends_stage=False)
+
+    async def _load_reference(self) -> None:
+        """The reference policy is the model as the last training stage before this one left it,
+        or, without one, the initial model that the reference workers built themselves."""
+        run = self._run
+        before = [s.name for s in run.run_file.stages if s.kind == "train"]
+        before = before[: before.index(self._stage.name)]
+        end = run.checkpoints.stage_end(before[-1]) if before else None
+        if end is None or run.crew.references is None:
+            return
+        assert end.learner is not None
+        version = WeightVersion(end.state.step, end.state.incarnation)
+        weights = await asyncio.to_thread(read_weights, end.learner, version)
+        for receipt in await run.crew.references.load(ray.put(weights)):
+            if receipt.sha256 != weights.sha256:
+                raise RuntimeError(
+                    f"a reference worker received weights {receipt.sha256}, not {weights.sha256}"
+                )

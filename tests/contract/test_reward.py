@@ -1,0 +1,87 @@
+"""What every reward in the registry must hold to. A new one adds a line to CASES."""
+
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+
+from manta.envs.protocols import (
+    BatchReward,
+    GroupReward,
+    Reward,
+    Scope,
+    Services,
+    TrajectoryReward,
+)
+from manta.envs.records import Json, Task
+from manta.envs.registry import REWARDS, build
+from manta.envs.rewards.scope import scope_of
+from tests.unit.envs.scripted import said
+
+TEXTS = ["12", "", " ", ":", "12 12", "x" * 10_000, "9" * 10_000, "(" * 5000, "\x00", "1/0", "7+5"]
+SERVICES = Services()
+
+
+@dataclass(frozen=True)
+class Case:
+    scope: Scope
+    options: dict[str, Json] = field(default_factory=dict)
+    other: dict[str, Json] = field(default_factory=dict)
+    reference: Json = 12
+
+
+CASES = {
+    "distinct": Case("group", {}, {"extract": "last_number"}),
+    "exact": Case("trajectory", {}, {"after": "####"}),
+    "expression": Case("trajectory", {}, {"after": "="}, {"numbers": [7, 5], "target": 12}),
+    "format": Case("trajectory", {"pattern": "[0-9]+"}, {"pattern": "[0-9]*"}),
+    "length": Case("trajectory", {"target": 1, "limit": 9}, {"target": 2, "limit": 9}),
+    "rarity": Case("batch", {}, {"extract": "last_number"}),
+}
+
+
+async def values(reward: Reward, case: Case) -> list[float | None]:
+    """One value per text of TEXTS, whatever the scope."""
+    task = Task("t", "p", case.reference, "test")
+    group = [said(text) for text in TEXTS]
+    if case.scope == "trajectory":
+        each = cast(TrajectoryReward, reward)
+        return [await each.score(task, trajectory, SERVICES) for trajectory in group]
+    if case.scope == "group":
+        return await cast(GroupReward, reward).score_group(task, group, SERVICES)
+    batch = cast(BatchReward, reward)
+    first, second = await batch.score_batch([(task, group[:4]), (task, group[4:])], SERVICES)
+    return first + second
+
+
+def test_every_reward_has_a_case() -> None:
+    assert set(CASES) == set(REWARDS)
+
+
+@pytest.mark.parametrize("name", sorted(REWARDS))
+def test_scope_and_version(name: str) -> None:
+    case = CASES[name]
+    reward = build("reward", name, case.options)
+    assert scope_of(name, reward) == case.scope
+    assert reward.version.startswith(f"{name}(")
+    assert reward.version == build("reward", name, case.options).version
+    assert reward.version != build("reward", name, case.other).version
+
+
+@pytest.mark.parametrize("name", sorted(REWARDS))
+async def test_any_text_gets_the_same_value_between_0_and_1_twice(name: str) -> None:
+    case = CASES[name]
+    reward = build("reward", name, case.options)
+    first = await values(reward, case)
+    assert len(first) == len(TEXTS)
+    assert all(value is not None and 0.0 <= value <= 1.0 for value in first)
+    assert len(set(first)) > 1
+    assert await values(reward, case) == first
+
+
+@pytest.mark.parametrize("name", ["exact", "expression"])
+async def test_verifiers_pay_nothing_for_empty_looking_answers(name: str) -> None:
+    case = CASES[name]
+    found = await values(build("reward", name, case.options), case)
+    by_text = dict(zip(TEXTS, found, strict=True))
+    assert [by_text[text] for text in ("", " ", ":")] == [0.0, 0.0, 0.0]

@@ -1,0 +1,119 @@
+"""Running the real command, and reading what a run left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from manta.orchestrator.ledger import Entry, read_ledger
+from manta.orchestrator.lives import lineage
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = Path(__file__).parent / "tiny.yaml"
+SECONDS = 240
+
+
+def command(verb: str, run_file: Path, runs: Path, *overrides: str) -> list[str]:
+    code = "import sys; from manta.orchestrator.cli import main; sys.exit(main(sys.argv[1:]))"
+    return [sys.executable, "-c", code, verb, str(run_file), f"run.dir={runs}", *overrides]
+
+
+def environment() -> dict[str, str]:
+    hidden = ("RAY_ADDRESS", "WANDB_API_KEY")
+    return {name: value for name, value in os.environ.items() if name not in hidden}
+
+
+def manta(
+    verb: str, run_file: Path, runs: Path, *overrides: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(verb, run_file, runs, *overrides),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def start(run_file: Path, runs: Path, *overrides: str) -> subprocess.Popen[str]:
+    """The command in a session of its own, as under a terminal."""
+    return subprocess.Popen(
+        command("train", run_file, runs, *overrides),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_step(run_dir: Path, step: int) -> None:
+    """Returns once the run's metrics hold `step`."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        if any(line["step"] >= step for line in metrics(run_dir)):
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"{run_dir} did not reach step {step}")
+
+
+def signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """As a terminal does: every process of the foreground group gets the signal."""
+    os.killpg(process.pid, number)
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def summary(run_dir: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((run_dir / "summary.json").read_text())
+    return found
+
+
+def weights(run_dir: Path, step: int) -> bytes:
+    """The learner's parameters at a checkpoint, as they stand in the file."""
+    return (run_dir / f"checkpoints/step={step:06d}/learner/model.safetensors").read_bytes()
+
+
+def check_history(run_dir: Path, steps: int) -> list[Entry]:
+    """The ledger is whole and agrees with what the ranks wrote; the trained entries.
+
+    Every task place that was admitted has one outcome, steps are trained once and in order, and the
+    ranks' own hashes, of the steps that led to the final weights, are the ledger's.
+    """
+    entries = read_ledger(run_dir / "ledger.jsonl")
+    trained = [entry for entry in entries if entry.outcome == "trained"]
+    final = [entry for entry in entries if entry.outcome in ("trained", "filtered")]
+    places = [(entry.stage, entry.group.epoch, entry.group.position) for entry in final]
+    assert len(places) == len(set(places)), "a group was settled twice"
+    by_stage: dict[str, list[int]] = defaultdict(list)
+    for stage, _, position in places:
+        by_stage[stage].append(position)
+    assert sorted({entry.step for entry in trained}) == list(range(1, steps + 1))
+    assert {(e.step, tuple(e.group), e.content_hash) for e in trained} == ranks_account(run_dir)
+    return trained
+
+
+def ranks_account(run_dir: Path) -> set[tuple[int, tuple[int, ...], str]]:
+    """(step, group, hash) that ranks stepped on, in the history of the final weights."""
+    last = lineage(run_dir / "incarnations.jsonl")
+    account = set()
+    for path in (run_dir / "trained").glob("rank=*.jsonl"):
+        for text in path.read_text().splitlines():
+            line = json.loads(text)
+            if line["step"] <= last.get(line["incarnation"], line["step"]):
+                account.add((line["step"], tuple(line["group"]), line["hash"]))
+    return account

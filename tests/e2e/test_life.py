@@ -1,0 +1,117 @@
+"""A run's life through the real command: finish, Ctrl-C, kill -9, resume, another config."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import runs
+
+pytestmark = pytest.mark.e2e
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from start to end without interruption."""
+    folder = tmp_path_factory.mktemp("finished")
+    result = runs.manta("train", runs.TINY, folder, "run.deterministic=true")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder / "tiny"
+
+
+def test_a_run_leaves_its_account(finished: Path) -> None:
+    trained = runs.check_history(finished, STEPS)
+    assert len(trained) == 4 * 16 + 8 * 8
+    summary = runs.summary(finished)
+    assert summary["state"] == "finished"
+    assert isinstance(summary["accuracy_after"], float)
+    assert (finished / "learning_curve.png").stat().st_size > 10_000
+    assert (finished / "config.yaml").exists()
+    assert len(list((finished / "trajectories").rglob("*.parquet"))) == 8
+
+
+def test_engine_and_learner_agree_at_every_step(finished: Path) -> None:
+    gaps = [
+        line["learner/logprob_gap_max"]
+        for line in runs.metrics(finished)
+        if "learner/logprob_gap_max" in line
+    ]
+    assert len(gaps) == 8
+    assert max(gaps) < 1e-4
+
+
+def test_a_finished_run_is_not_started_again(finished: Path) -> None:
+    again = runs.manta("train", runs.TINY, finished.parent, "run.deterministic=true")
+    assert again.returncode == 0
+    assert "finished" in again.stdout
+
+
+def test_a_directory_of_another_config_is_refused(finished: Path) -> None:
+    other = runs.manta("train", runs.TINY, finished.parent, "stages.rl.prompts_per_step=4")
+    assert other.returncode == 2
+    assert "prompts_per_step" in other.stderr
+
+
+def test_more_workers_than_cores_are_refused_at_once(tmp_path: Path) -> None:
+    result = runs.manta("train", runs.TINY, tmp_path, "rollout.workers=500")
+    assert result.returncode == 2
+    assert "500 rollout" in result.stderr
+    assert not (tmp_path / "tiny" / "config.yaml").exists()
+
+
+def test_evaluating_the_newest_checkpoint_gives_the_run_s_accuracy(finished: Path) -> None:
+    result = runs.manta("eval", runs.TINY, finished.parent, "run.deterministic=true")
+    assert result.returncode == 0, result.stdout + result.stderr
+    accuracy = runs.summary(finished)["accuracy_after"]
+    assert isinstance(accuracy, float)
+    assert f"accuracy {accuracy:.1%}" in result.stdout
+
+
+def test_the_same_seed_gives_the_same_run_even_when_killed(finished: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle, twice, then resumed: same trajectories, losses and weights, to the
+    bit, as the run that was left alone."""
+    run_dir = tmp_path / "tiny"
+    for step in (7, 9):
+        process = runs.start(runs.TINY, tmp_path, "run.deterministic=true")
+        runs.wait_for_step(run_dir, step)
+        process.kill()
+        process.communicate()
+    result = runs.manta("train", runs.TINY, tmp_path, "run.deterministic=true")
+    assert result.returncode == 0, result.stdout + result.stderr
+    trained = runs.check_history(run_dir, STEPS)
+    expected = runs.check_history(finished, STEPS)
+    assert [e.content_hash for e in trained] == [e.content_hash for e in expected]
+    assert runs.weights(run_dir, STEPS) == runs.weights(finished, STEPS)
+    for name in ("learner/loss", "learner/grad_norm", "reward/mean", "eval/accuracy"):
+        assert [m[name] for m in runs.metrics(run_dir) if name in m] == [
+            m[name] for m in runs.metrics(finished) if name in m
+        ]
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, staleness: int) -> None:
+    overrides = (f"rollout.max_staleness={staleness}", "checkpoint.every_steps=1000")
+    process = runs.start(runs.TINY, tmp_path, *overrides)
+    run_dir = tmp_path / "tiny"
+    runs.wait_for_step(run_dir, 6)
+    runs.signal_group(process, signal.SIGINT)
+    output, _ = process.communicate(timeout=runs.SECONDS)
+    assert process.returncode == 0, output
+    assert runs.summary(run_dir)["state"] == "stopped"
+    assert len(runs.metrics(run_dir)) < STEPS
+    result = runs.manta("train", runs.TINY, tmp_path, *overrides)
+    assert result.returncode == 0, result.stdout + result.stderr
+    runs.check_history(run_dir, STEPS)
+
+
+def test_no_process_survives_its_driver(tmp_path: Path) -> None:
+    process = runs.start(runs.TINY, tmp_path)
+    runs.wait_for_step(tmp_path / "tiny", 1)
+    process.kill()
+    process.communicate()
+    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    assert str(tmp_path) not in listing.stdout

@@ -1,0 +1,87 @@
+"""The shape of the repository: who may import whom, and how."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("envs", "algorithms", "actors", "orchestrator")
+MAY_IMPORT = {
+    "envs": {"envs"},
+    "algorithms": {"algorithms"},
+    "actors": {"actors", "algorithms", "envs"},
+    "orchestrator": {"orchestrator", "actors", "algorithms", "envs"},
+}
+MAY_USE_RAY = {
+    "actors/environment.py",
+    "actors/learner.py",
+    "actors/mailbox.py",
+    "actors/router.py",
+    "orchestrator/learner_group.py",
+    "orchestrator/placement.py",
+    "orchestrator/pools.py",
+    "orchestrator/publish.py",
+    "orchestrator/run.py",
+    "orchestrator/run_evaluation.py",
+    "orchestrator/supply.py",
+    "orchestrator/train_stage.py",
+}
+
+
+def sources(*folders: str) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def test_code_folders_are_importable_through_relative_links() -> None:
+    for package in PACKAGES:
+        link = ROOT / "manta" / package
+        assert link.is_symlink()
+        assert link.readlink() == Path("..") / package
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES, "tests", "benchmarks"), ids=str)
+def test_no_flat_imports(path: Path) -> None:
+    flat = [name for name in imported(path) if name.split(".")[0] in PACKAGES]
+    assert not flat, f"{path} imports {flat}: write manta.{flat[0]}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_what_stands_below_them(package: str) -> None:
+    for path in sources(package):
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[0] == "manta" and len(parts) > 1:
+                assert parts[1] in MAY_IMPORT[package], f"{path} imports {name}"
+
+
+def test_ray_is_imported_only_where_actors_are_made_or_called() -> None:
+    users = {
+        str(path.relative_to(ROOT))
+        for path in sources(*PACKAGES)
+        if any(name.split(".")[0] == "ray" for name in imported(path))
+    }
+    assert users <= MAY_USE_RAY
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES, "benchmarks"), ids=str)
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400, f"{path}: which noun is missing?"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length < 60, f"{path}:{node.lineno} {node.name}: {length} lines"

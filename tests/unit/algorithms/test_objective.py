@@ -1,0 +1,333 @@
+"""The objective against an independent loop in numpy, and the invariances that learners rely on."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from manta.algorithms.aggregate import Denominators, denominators, row_weight
+from manta.algorithms.flatten import flatten
+from manta.algorithms.group_stage import group_stage
+from manta.algorithms.objective import Objective
+from manta.algorithms.presets import PRESETS
+from manta.algorithms.settings import AlgorithmSettings, KlSettings
+from manta.algorithms.tokens import LossTerms
+
+FULL = AlgorithmSettings(
+    name="full",
+    samples_per_prompt=4,
+    clip_low=0.2,
+    clip_high=0.28,
+    kl=KlSettings(coef=0.3, estimator="k3"),
+    entropy_coef=0.05,
+    constant_length=17,
+)
+AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum_constant")
+WORDS = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Ragged rows with a policy that is a table of logits: [T, 7], float64."""
+
+    counts_R: Tensor
+    columns: dict[str, Tensor]
+    tokens_T: Tensor
+    logits_TV: Tensor
+    behaviour_T: Tensor
+    proximal_T: Tensor
+    reference_T: Tensor
+
+    @staticmethod
+    def random(counts: list[int], seed: int) -> "Rows":
+        generator = np.random.default_rng(seed)
+        num_rows, num_tokens = len(counts), sum(counts)
+        tokens = torch.from_numpy(generator.integers(0, WORDS, num_tokens))
+        logits = torch.from_numpy(generator.normal(size=(num_tokens, WORDS)))
+        logprob = logits.log_softmax(-1)[torch.arange(num_tokens), tokens]
+        near = torch.from_numpy(generator.normal(size=(3, num_tokens)) * 0.4)
+        return Rows(
+            counts_R=torch.tensor(counts, dtype=torch.int64),
+            columns={
+                "advantage": torch.from_numpy(generator.normal(size=num_rows)),
+                "weight": torch.from_numpy(generator.choice([0.5, 1.0, 2.0], num_rows)),
+                "keep": torch.from_numpy(generator.choice([0.0, 1.0, 1.0], num_rows)),
+            },
+            tokens_T=tokens,
+            logits_TV=logits,
+            behaviour_T=logprob + near[0],
+            proximal_T=logprob + near[1],
+            reference_T=logprob + near[2],
+        )
+
+    @property
+    def update(self) -> Denominators:
+        return denominators(self.counts_R, row_weight(self.columns))
+
+    def take(self, rows: list[int]) -> "Rows":
+        """The rows of these indices, in that order."""
+        starts = [0, *np.cumsum(self.counts_R.tolist()).tolist()]
+        token_list = [t for r in rows for t in range(starts[r], starts[r + 1])]
+        picked_R = torch.tensor(rows, dtype=torch.int64)
+        picked_T = torch.tensor(token_list, dtype=torch.int64)
+        return Rows(
+            self.counts_R[picked_R],
+            {name: column[picked_R] for name, column in self.columns.items()},
+            *(
+                getattr(self, name)[picked_T]
+                for name in ("tokens_T", "logits_TV", "behaviour_T", "proximal_T", "reference_T")
+            ),
+        )
+
+    def terms(self, algorithm: AlgorithmSettings, update: Denominators) -> LossTerms:
+        batch = flatten(
+            algorithm,
+            self.counts_R,
+            self.columns,
+            update,
+            behaviour_T=self.behaviour_T,
+            proximal_T=self.proximal_T if algorithm.proximal == "learner" else None,
+            reference_T=self.reference_T,
+        )
+        return Objective(algorithm, report_entropy=True).loss(batch, self.statistics())
+
+    def statistics(self) -> dict[str, Tensor]:
+        log_TV = self.logits_TV.log_softmax(-1)
+        return {
+            "logprob": log_TV[torch.arange(len(self.tokens_T)), self.tokens_T],
+            "entropy": -(log_TV.exp() * log_TV).sum(-1),
+        }
+
+
+def loss_and_gradient(
+    rows: Rows, algorithm: AlgorithmSettings, update: Denominators
+) -> tuple[LossTerms, Tensor]:
+    logits = rows.logits_TV.clone().requires_grad_()
+    terms = dataclasses.replace(rows, logits_TV=logits).terms(algorithm, update)
+    return terms, torch.autograd.grad(terms.loss, logits)[0]
+
+
+def by_loop(rows: Rows, algorithm: AlgorithmSettings) -> dict[str, float]:
+    """The loss and all that is reported, from the formulas, token by token."""
+    statistics = {name: value.numpy() for name, value in rows.statistics().items()}
+    old = rows.proximal_T if algorithm.proximal == "learner" else rows.behaviour_T
+    weights = row_weight(rows.columns).numpy()
+    counts = rows.counts_R.numpy()
+    total_tokens, total_rows = (weights * counts).sum(), weights[counts > 0].sum()
+    out: dict[str, float] = dict.fromkeys(REPORTED, 0.0)
+    t = -1
+    for row, count in enumerate(counts):
+        advantage = float(rows.columns["advantage"][row])
+        for _ in range(count):
+            t += 1
+            if weights[row] == 0:
+                continue
+            logprob, reference = statistics["logprob"][t], float(rows.reference_T[t])
+            ratio = math.exp(logprob - float(old[t]))
+            bounded = min(max(ratio, 1 - algorithm.clip_low), 1 + algorithm.clip_high)
+            policy = max(-ratio * advantage, -bounded * advantage)
+            log_r = reference - logprob
+            kl = {"k2": log_r**2 / 2, "k3": math.exp(log_r) - 1 - log_r}[algorithm.kl.estimator]
+            whole = policy + algorithm.kl.coef * kl
+            whole -= algorithm.entropy_coef * statistics["entropy"][t]
+            share = {
+                "token_mean": weights[row] / total_tokens,
+                "sequence_mean": weights[row] / (count * total_rows),
+                "sequence_sum_constant": weights[row] / (algorithm.constant_length * total_rows),
+            }[algorithm.aggregation]
+            gap = logprob - float(rows.behaviour_T[t])
+            out["loss"] += share * whole
+            out["policy_loss"] += share * policy
+            for name, value in {
+                "kl_reference": kl,
+                "entropy": statistics["entropy"][t],
+                "clip_fraction_low": advantage < 0 and ratio < 1 - algorithm.clip_low,
+                "clip_fraction_high": advantage > 0 and ratio > 1 + algorithm.clip_high,
+                "ratio_mean": ratio,
+                "kl_behaviour": math.exp(gap) - 1 - gap,
+            }.items():
+                out[name] += weights[row] / total_tokens * value
+            out["ratio_max"] = max(out["ratio_max"], ratio)
+            out["logprob_gap_max"] = max(out["logprob_gap_max"], abs(gap))
+    return out
+
+
+MAXIMA = ("ratio_max", "logprob_gap_max")
+REPORTED = (
+    *("loss", "policy_loss", "kl_reference", "entropy", "ratio_mean", "kl_behaviour"),
+    *("clip_fraction_low", "clip_fraction_high", *MAXIMA),
+)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "estimator", "proximal"),
+    list(itertools.product(AGGREGATIONS, ("k2", "k3"), ("behaviour", "learner"))),
+)
+def test_loss_and_figures_match_a_loop(aggregation: str, estimator: str, proximal: str) -> None:
+    algorithm = dataclasses.replace(
+        FULL,
+        aggregation=aggregation,
+        proximal=proximal,
+        kl=KlSettings(coef=0.3, estimator=estimator),
+    )
+    rows = Rows.random([5, 0, 3, 8, 1, 13, 2, 2], seed=7)
+    assert 0 < row_weight(rows.columns).count_nonzero() < 8
+    terms = rows.terms(algorithm, rows.update)
+    figures = {name: value.item() for name, value in (terms.sums | terms.maxima).items()}
+    assert set(terms.maxima) == set(MAXIMA)
+    assert figures == pytest.approx(by_loop(rows, algorithm), rel=1e-12, abs=1e-14)
+    assert terms.loss.item() == figures["loss"]
+    assert figures["clip_fraction_low"] > 0 and figures["clip_fraction_high"] > 0
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_gradient_matches_finite_differences(aggregation: str) -> None:
+    algorithm = dataclasses.replace(FULL, aggregation=aggregation)
+    rows = Rows.random([3, 4, 0, 2], seed=1)
+    assert torch.autograd.gradcheck(
+        lambda x: dataclasses.replace(rows, logits_TV=x).terms(algorithm, rows.update).loss,
+        (rows.logits_TV.clone().requires_grad_(),),
+    )
+
+
+@st.composite
+def ragged_and_split(draw: st.DrawFn) -> tuple[list[int], list[list[int]]]:
+    """Trained tokens per row, and the rows dealt to micro-batches in any order."""
+    counts = draw(st.lists(st.integers(0, 9), min_size=1, max_size=9))
+    order = draw(st.permutations(range(len(counts))))
+    cuts = sorted(draw(st.lists(st.integers(0, len(counts)), max_size=4)))
+    bounds = [0, *cuts, len(counts)]
+    return counts, [order[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(ragged_and_split(), st.sampled_from(AGGREGATIONS), st.integers(0, 2**16))
+def test_any_split_into_micro_batches_gives_the_same_update(
+    shape: tuple[list[int], list[list[int]]], aggregation: str, seed: int
+) -> None:
+    counts, parts = shape
+    algorithm = dataclasses.replace(FULL, aggregation=aggregation)
+    rows = Rows.random(counts, seed)
+    whole, gradient = loss_and_gradient(rows, algorithm, rows.update)
+    done = [loss_and_gradient(rows.take(part), algorithm, rows.update) for part in parts]
+    for name, value in whole.sums.items():
+        total = sum(terms.sums[name].item() for terms, _ in done)
+        assert total == pytest.approx(value.item(), rel=1e-10, abs=1e-10)
+    for name, value in whole.maxima.items():
+        assert max(terms.maxima[name].item() for terms, _ in done) == value.item()
+    # Each row's gradient is the one it has in the whole batch.
+    dealt = [row for part in parts for row in part]
+    expected = dataclasses.replace(rows, logits_TV=gradient).take(dealt).logits_TV
+    split = torch.cat([gradient for _, gradient in done])
+    torch.testing.assert_close(split, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_equal_rewards_give_no_gradient() -> None:
+    algorithm = dataclasses.replace(PRESETS["grpo"], kl=KlSettings())
+    rows = Rows.random([4, 1, 6, 3], seed=2)
+    stage = group_stage(algorithm, torch.full((4,), 0.7), torch.tensor([0, 0, 1, 1]))
+    rows = dataclasses.replace(rows, columns=dict(stage.coefficients))
+    terms, gradient = loss_and_gradient(rows, algorithm, rows.update)
+    assert terms.loss.item() == 0.0
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_rows_not_kept_are_as_if_they_had_not_been_there(aggregation: str) -> None:
+    algorithm = dataclasses.replace(FULL, aggregation=aggregation)
+    rows = Rows.random([4, 2, 6, 3], seed=3)
+    rows.columns["keep"][:] = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    rows.columns["advantage"][1] = float("nan")
+    for values in (rows.behaviour_T, rows.reference_T):
+        values[4:6] = -float("inf")
+    terms, gradient = loss_and_gradient(rows, algorithm, rows.update)
+    kept = rows.take([0, 2])
+    expected, expected_gradient = loss_and_gradient(kept, algorithm, kept.update)
+    for name, value in (expected.sums | expected.maxima).items():
+        torch.testing.assert_close((terms.sums | terms.maxima)[name], value)
+    place = torch.tensor([True] * 4 + [False] * 2 + [True] * 6 + [False] * 3)
+    torch.testing.assert_close(gradient[place], expected_gradient)
+    assert torch.equal(gradient[~place], torch.zeros(5, WORDS, dtype=torch.float64))
+
+
+def test_maxima_are_those_of_kept_tokens() -> None:
+    rows = Rows.random([2, 3], seed=10)
+    rows.columns["keep"][:] = torch.tensor([1.0, 0.0])
+    logprob_T = rows.statistics()["logprob"]
+    rows = dataclasses.replace(rows, behaviour_T=logprob_T + math.log(2))
+    maxima = rows.terms(FULL, rows.update).maxima
+    assert maxima["ratio_max"].item() == pytest.approx(0.5)
+    assert maxima["logprob_gap_max"].item() == pytest.approx(math.log(2))
+
+
+def test_on_policy_the_gradient_is_that_of_reinforce() -> None:
+    algorithm = PRESETS["reinforce"]
+    rows = Rows.random([4, 2, 6], seed=4)
+    rows = dataclasses.replace(rows, behaviour_T=rows.statistics()["logprob"])
+    rows.columns.update(weight=torch.ones(3).double(), keep=torch.ones(3).double())
+    terms, gradient = loss_and_gradient(rows, algorithm, rows.update)
+    logits = rows.logits_TV.clone().requires_grad_()
+    logprob_T = dataclasses.replace(rows, logits_TV=logits).statistics()["logprob"]
+    advantage_T = rows.columns["advantage"].repeat_interleave(rows.counts_R)
+    (expected,) = torch.autograd.grad(-(advantage_T * logprob_T).sum() / 3, logits)
+    torch.testing.assert_close(gradient, expected, rtol=1e-13, atol=1e-15)
+    assert terms.sums["ratio_mean"].item() == pytest.approx(1.0, abs=1e-12)
+    assert terms.maxima["logprob_gap_max"].item() == 0.0
+
+
+def test_kl_in_the_reward_is_reported_but_not_in_the_loss() -> None:
+    rows = Rows.random([4, 2, 6], seed=5)
+    penalised = dataclasses.replace(
+        FULL, kl=KlSettings(coef=9.0, estimator="k1", placement="reward"), entropy_coef=0.0
+    )
+    sums = rows.terms(penalised, rows.update).sums
+    assert sums["loss"].item() == sums["policy_loss"].item()
+    assert sums["kl_reference"].item() != 0.0
+
+
+def test_sft_is_the_mean_negative_log_likelihood_of_given_answers() -> None:
+    rows = Rows.random([4, 0, 6], seed=6)
+    stage = group_stage(PRESETS["sft"], torch.zeros(3), torch.arange(3))
+    batch = flatten(
+        PRESETS["sft"],
+        rows.counts_R,
+        stage.coefficients,
+        denominators(rows.counts_R, row_weight(stage.coefficients)),
+    )
+    objective = Objective(PRESETS["sft"])
+    terms = objective.loss(batch, rows.statistics())
+    expected = torch.nn.functional.cross_entropy(rows.logits_TV, rows.tokens_T)
+    torch.testing.assert_close(terms.loss, expected, check_dtype=False, rtol=1e-6, atol=0)
+    assert set(terms.sums) == {"loss", "policy_loss"}
+    assert terms.maxima == {}
+
+
+def test_an_empty_micro_batch_adds_nothing_and_can_go_backward() -> None:
+    rows = Rows.random([0, 0], seed=8)
+    terms, gradient = loss_and_gradient(rows, FULL, Denominators(10.0, 2.0))
+    assert gradient.shape == (0, WORDS)
+    assert {value.item() for value in (terms.sums | terms.maxima).values()} == {0.0}
+
+
+def test_wants_entropy_only_where_it_is_used() -> None:
+    assert Objective(PRESETS["grpo"]).wants == ("logprob",)
+    assert Objective(PRESETS["grpo"], report_entropy=True).wants == ("logprob", "entropy")
+    assert Objective(FULL).wants == ("logprob", "entropy")
+    assert Objective(PRESETS["grpo"]).needs_reference
+    assert not Objective(PRESETS["dapo"]).needs_reference
+
+
+def test_missing_log_probs_are_named() -> None:
+    rows = Rows.random([2, 3], seed=9)
+    bare = flatten(PRESETS["grpo"], rows.counts_R, rows.columns, rows.update)
+    with pytest.raises(ValueError, match="needs log-probs of the sampling policy"):
+        Objective(PRESETS["grpo"]).loss(bare, rows.statistics())
+    sampled = dataclasses.replace(bare, behaviour_T=rows.behaviour_T)
+    with pytest.raises(ValueError, match="no reference log-probs"):
+        Objective(PRESETS["grpo"]).loss(sampled, rows.statistics())

@@ -1,0 +1,127 @@
+"""The same GRPO losses as TRL, on random tensors, through TRL's own loss function."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from manta.algorithms.aggregate import denominators, row_weight
+from manta.algorithms.flatten import flatten
+from manta.algorithms.objective import Objective
+from manta.algorithms.settings import AlgorithmSettings, KlSettings
+
+trl = pytest.importorskip("trl", reason="TRL is a peer, installed for benchmarks only")
+
+COUNTS = [5, 2, 7, 1]
+WIDTH = 7
+"""Columns of TRL's padded tensors."""
+
+AGGREGATIONS = {
+    "grpo": "sequence_mean",
+    "dapo": "token_mean",
+    "dr_grpo": "sequence_sum_constant",
+}
+"""What TRL calls a loss type, and the aggregation that it stands for."""
+
+
+@dataclass
+class Arguments:
+    """What TRL's loss reads of its training arguments."""
+
+    use_bias_correction_kl: bool = False
+    delta: float | None = None
+    steps_per_generation: int = 1
+
+
+class OneProcess:
+    """What TRL's loss asks of its accelerator."""
+
+    num_processes = 1
+
+    def gather(self, values: Tensor) -> Tensor:
+        return values
+
+    def reduce(self, values: Tensor, reduction: str) -> Tensor:
+        assert reduction == "sum"
+        return values
+
+
+def trl_loss(loss_type: str, logprob_BT: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """`GRPOTrainer._compute_loss` with the log-probs given instead of a model to compute them."""
+
+    class Loss(trl.GRPOTrainer):
+        def __init__(self) -> None:
+            self.loss_type = loss_type
+            self.beta, self.epsilon_low, self.epsilon_high = 0.04, 0.2, 0.28
+            self.max_completion_length = 11
+            self.importance_sampling_level = "token"
+            self.top_entropy_quantile = 1.0
+            self.off_policy_mask_threshold = None
+            self.aux_loss_enabled = self.use_vllm = self._entropy_bonus_enabled = False
+            self.current_gradient_accumulation_steps = 1
+            self.args = Arguments()
+            self.model = torch.nn.Identity().train()
+            self.accelerator = OneProcess()
+            self._metrics = {"train": defaultdict(list)}
+
+        def _get_per_token_logps_and_entropies(
+            self, *_: object, **__: object
+        ) -> tuple[Tensor, Tensor, None]:
+            return logprob_BT, torch.zeros_like(logprob_BT), None
+
+    result = Loss()._compute_loss(None, inputs)
+    assert isinstance(result, Tensor)
+    return result
+
+
+@pytest.mark.parametrize("loss_type", list(AGGREGATIONS))
+def test_loss_and_gradient_equal_trl(loss_type: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logprob_BT, old_BT, reference_BT = (
+        torch.randn(3, len(COUNTS), WIDTH, generator=generator, dtype=torch.float64) * 0.4 - 2
+    )
+    advantage_B = torch.randn(len(COUNTS), generator=generator, dtype=torch.float64)
+    counts_R = torch.tensor(COUNTS)
+    mask_BT = torch.arange(WIDTH) < counts_R[:, None]
+    logprob_BT.requires_grad_()
+    ids_BT = torch.zeros(len(COUNTS), WIDTH, dtype=torch.int64)
+    expected = trl_loss(
+        loss_type,
+        logprob_BT,
+        {
+            "prompt_ids": ids_BT,
+            "prompt_mask": torch.ones_like(ids_BT),
+            "completion_ids": ids_BT,
+            "completion_mask": mask_BT.long(),
+            "advantages": advantage_B,
+            "old_per_token_logps": old_BT,
+            "ref_per_token_logps": reference_BT,
+            "num_items_in_batch": counts_R.sum(),
+        },
+    )
+    (expected_gradient,) = torch.autograd.grad(expected, logprob_BT)
+
+    algorithm = AlgorithmSettings(
+        name=loss_type,
+        aggregation=AGGREGATIONS[loss_type],
+        constant_length=11,
+        clip_low=0.2,
+        clip_high=0.28,
+        kl=KlSettings(coef=0.04, estimator="k3"),
+    )
+    columns = {"advantage": advantage_B, "keep": torch.ones(len(COUNTS), dtype=torch.float64)}
+    batch = flatten(
+        algorithm,
+        counts_R,
+        columns,
+        denominators(counts_R, row_weight(columns)),
+        behaviour_T=old_BT[mask_BT],
+        reference_T=reference_BT[mask_BT],
+    )
+    loss = Objective(algorithm).loss(batch, {"logprob": logprob_BT[mask_BT]}).loss
+    (gradient,) = torch.autograd.grad(loss, logprob_BT)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-12, atol=1e-14)
+    assert gradient.abs().max() > 1e-3

@@ -1,0 +1,178 @@
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from manta.envs.failures import RewardFailed, WorldBroke
+from manta.envs.protocols import Reward, Services
+from manta.envs.records import Score, Task, Trajectory
+from manta.envs.rewards.compose import Composition
+from manta.envs.rewards.distinct import Distinct
+from manta.envs.rewards.exact import Exact
+from manta.envs.rewards.format import Format
+from manta.envs.rewards.formula import Formula
+from manta.envs.rewards.rarity import Rarity
+from manta.envs.rewards.scope import scope_of
+from tests.unit.envs.scripted import said, task
+
+SERVICES = Services()
+
+
+class Judge:
+    """Values by what was written: `slow` never answers, `gone` breaks, `skip` does not apply."""
+
+    version = "judge#1"
+
+    async def score(self, task: Task, trajectory: Trajectory, services: Services) -> float | None:
+        match trajectory.artifact:
+            case "slow":
+                await asyncio.sleep(60)
+            case "gone":
+                raise WorldBroke("the judge is gone")
+            case "skip":
+                return None
+            case "bug":
+                raise KeyError("verdict")
+            case "nan":
+                return math.nan
+        return 0.5
+
+
+class SlowGroup:
+    version = "slow-group#1"
+
+    async def score_group(
+        self, task: Task, trajectories: Sequence[Trajectory], services: Services
+    ) -> list[float | None]:
+        await asyncio.sleep(60)
+        return [1.0 for _ in trajectories]
+
+
+class ShortGroup:
+    version = "short-group#1"
+
+    async def score_group(
+        self, task: Task, trajectories: Sequence[Trajectory], services: Services
+    ) -> list[float | None]:
+        return []
+
+
+def compose(formula: str, **components: Reward) -> Composition:
+    return Composition(Formula(formula), components, deadline_seconds=0.05)
+
+
+async def score(composition: Composition, *texts: str) -> tuple[Score, ...]:
+    return await composition.score_group(task(), [said(text) for text in texts], SERVICES)
+
+
+async def test_components_and_formula() -> None:
+    composition = compose(
+        "correct + 0.1 * format", correct=Exact(), format=Format("[0-9]"), distinct=Distinct()
+    )
+    first, second, third = await score(composition, "7", "8", "7.0")
+    assert first.value == pytest.approx(1.1)
+    assert first.components == {"correct": 1.0, "format": 1.0, "distinct": 0.5}
+    assert second.value == pytest.approx(0.1)
+    assert third.value == 1.0
+    assert composition.versions["correct"] == Exact().version
+    assert composition.usage()["correct"].calls == 3
+    assert composition.usage()["distinct"].calls == 1
+    assert composition.usage()["format"].seconds > 0
+
+
+async def test_what_does_not_apply_is_absent_and_no_fault() -> None:
+    composition = compose("correct + judge", correct=Exact(), judge=Judge())
+    [applies, skipped] = await score(composition, "7", "skip")
+    assert applies.components == {"correct": 1.0, "judge": 0.5}
+    assert skipped.components == {"correct": 0.0}
+    assert skipped.note == ""
+    assert composition.usage()["judge"].broken == 0
+
+
+async def test_a_broken_world_leaves_the_component_out_with_a_note() -> None:
+    composition = compose("correct + judge", correct=Exact(), judge=Judge())
+    fine, slow, gone = await score(composition, "7", "slow", "gone")
+    assert fine.note == ""
+    assert slow.components == {"correct": 0.0}
+    assert slow.note == "judge: no answer within 0.05 s"
+    assert gone.note == "judge: the judge is gone"
+    assert [s.value for s in (fine, slow, gone)] == [1.5, 0.0, 0.0]
+    usage = composition.usage()["judge"]
+    assert (usage.calls, usage.broken) == (3, 2)
+    assert usage.seconds >= 0.05
+
+
+async def test_a_broken_world_that_leaves_nothing_is_no_zero() -> None:
+    composition = compose("judge", judge=Judge(), correct=Exact())
+    fine, slow, skipped = await score(composition, "7", "slow", "skip")
+    assert fine.value == 0.5
+    assert math.isnan(slow.value)
+    assert skipped.value == 0.0
+    group = compose("slow", slow=SlowGroup())
+    assert all(math.isnan(s.value) for s in await score(group, "a", "b"))
+
+
+async def test_a_bug_in_a_component_ends_with_its_name() -> None:
+    composition = compose("judge", judge=Judge())
+    with pytest.raises(RewardFailed, match=r"reward 'judge', task t: KeyError: 'verdict'"):
+        await score(composition, "7", "bug")
+    with pytest.raises(RewardFailed, match="reward 'judge' gave nan"):
+        await score(composition, "nan")
+    with pytest.raises(RewardFailed, match="0 values for 1 trajectories"):
+        await score(compose("short", short=ShortGroup()), "7")
+
+
+async def test_batch_components_are_left_for_the_step() -> None:
+    composition = compose("correct * rarity", correct=Exact(), rarity=Rarity())
+    assert set(composition.batch_components) == {"rarity"}
+    texts = [("7", "8"), ("7", "9")]
+    groups = [(task(), [said(text) for text in group]) for group in texts]
+    scores = [await composition.score_group(task(), group, SERVICES) for _, group in groups]
+    assert [s.components for s in scores[0]] == [{"correct": 1.0}, {"correct": 0.0}]
+    values = await composition.score_batch(groups, SERVICES)
+    finished = [composition.finish(s, v) for s, v in zip(scores, values, strict=True)]
+    assert [[s.value for s in group] for group in finished] == [[0.5, 0.0], [0.5, 0.0]]
+    assert finished[0][0].components == {"correct": 1.0, "rarity": 0.5}
+    [kept, absent] = composition.finish(scores[0], {"rarity": [1.0, None]})
+    assert (kept.value, absent.value) == (1.0, 0.0)
+    assert "rarity" not in absent.components
+
+
+async def test_a_timed_out_component_beside_a_batch_one_waits_for_it() -> None:
+    composition = compose("judge + rarity", judge=Judge(), rarity=Rarity())
+    [score_of_slow] = await score(composition, "slow")
+    assert score_of_slow.value == 0.0
+    [finished] = composition.finish([score_of_slow], {"rarity": [0.75]})
+    assert finished.value == 0.75
+
+
+@pytest.mark.parametrize(
+    ("formula", "components", "message"),
+    [
+        ("corect", {"correct": Exact()}, "did you mean 'correct'"),
+        ("x", {"x": object()}, "has none of the methods"),
+    ],
+)
+def test_compositions_that_are_none(
+    formula: str, components: Mapping[str, Reward], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Composition(Formula(formula), components)
+
+
+def test_scopes() -> None:
+    class Both(SlowGroup, Judge):
+        pass
+
+    class Nameless:
+        async def score(self, task: Task, trajectory: Trajectory, services: Services) -> float:
+            return 1.0
+
+    assert scope_of("x", Exact()) == "trajectory"
+    assert scope_of("x", Distinct()) == "group"
+    assert scope_of("x", Rarity()) == "batch"
+    with pytest.raises(ValueError, match="exactly one"):
+        scope_of("x", Both())
+    with pytest.raises(ValueError, match="no `version`"):
+        scope_of("x", Nameless())

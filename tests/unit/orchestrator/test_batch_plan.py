@@ -1,0 +1,121 @@
+"""The plan's words and numbers, and what roles ask for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from manta.orchestrator import batch_plan, survey
+from manta.orchestrator.batch_plan import RoleNeed
+from tests.unit.orchestrator.tiny_run import load
+
+
+def plan(folder: Path, stage: int, *overrides: str) -> str:
+    loaded = load(folder, *overrides)
+    return "\n".join(batch_plan.describe(loaded, loaded.stages[stage], survey.look(loaded)))
+
+
+def test_the_plan_of_a_stage_that_samples(tmp_path: Path) -> None:
+    assert plan(tmp_path, 1).splitlines() == [
+        "8 prompts x 4 samples = 32 completions a step, at most about 256 tokens (mean prompt 4.0 "
+        "tokens, with all 4 new tokens used)",
+        "about 2 micro-batches an update of at most 128 tokens on 1 learner rank",
+        "5 steps of 1 update (1 x 1 epoch): 5 updates, 40 prompts = 0.50 passes over 80 tasks; "
+        "learning rate 1e-05",
+        "on-policy: at most 8 groups in flight, every sample from the newest weights when its step "
+        "begins",
+        "the ratio's denominator is the engine's own log-probs, nothing is recomputed",
+        "100 prompts measured, the longest is task arithmetic/0+2 with 4",
+        "evaluation every 5 steps: 10 held-out prompts x 1 sample at temperature 0, accuracy by "
+        "'correct'",
+    ]
+
+
+def test_the_plan_of_a_stage_with_given_answers(tmp_path: Path) -> None:
+    assert plan(tmp_path, 0).splitlines()[:5] == [
+        "4 prompts with given answers a step, at most about 28 tokens (mean prompt 4.0 tokens, "
+        "with the longest answer)",
+        "about 1 micro-batch an update of at most 128 tokens on 1 learner rank",
+        "3 steps of 1 update (1 x 1 epoch): 3 updates, 12 prompts = 0.15 passes over 80 tasks; "
+        "learning rate 1e-05",
+        "answers are given, so no sample can be stale",
+        "no importance ratio: cross-entropy needs no log-probs of a behaviour policy",
+    ]
+
+
+WORDS = [
+    ("rollout.max_staleness=2", "at most 24 groups in flight, so a sample may be up to 2 versions "
+     "behind the weights that learn from it"),
+    ("stages.rl.updates_per_step=4",
+     "about 1 micro-batch an update of at most 128 tokens on 1 learner rank"),
+    ("stages.rl.updates_per_step=4 stages.rl.epochs_per_step=2",
+     "5 steps of 8 updates (4 x 2 epochs): 40 updates, 40 prompts"),
+    ("learner.workers=2", "about 1 micro-batch an update of at most 128 tokens on each of 2 "
+     "learner ranks"),
+    ("stages.rl.algorithm.proximal=learner", "the ratio's denominator is the learner's own "
+     "log-probs: with one update a step they need no pass of their own"),
+    ("stages.rl.algorithm.proximal=learner stages.rl.updates_per_step=2", "the ratio's denominator "
+     "is recomputed by the learner in one pass without gradients before the step's first update"),
+    ("stages.rl.algorithm.proximal=learner "
+     "stages.rl.algorithm.kl={coef: 1, placement: reward, estimator: k1}",
+     "recomputed by the learner in one pass without gradients before the step's first update; KL "
+     "to the weights at the start of the stage, 1 x k1 in the reward"),
+    ("stages.rl.algorithm.kl.coef=0.04", "nothing is recomputed; KL to the weights at the start of "
+     "the stage, 0.04 x k3 in the loss"),
+    ("learner.warmup_steps=1 stages.rl.learning_rate=1e-3",
+     "learning rate 0.001 after 1 step of warm-up"),
+    ("model.context=6 rollout.max_new_tokens=5 stages.warm.algorithm=grpo",
+     "note: with a context of 6 that task's answers end after 2 of 5 new tokens"),
+    ("stages.rl.evaluate=null", "no evaluation"),
+    ("evaluate.prompts=500", "evaluation every 5 steps: 20 held-out prompts x 1 sample"),
+    ("stages.rl.kind=generate", "generate stage, trains nothing; 5 steps"),
+    ("stages.rl.kind=evaluate", "evaluate stage, trains nothing"),
+    ("stages.rl.kind=evaluate", "evaluation once: 10 held-out prompts"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "words"), WORDS, ids=[o for o, _ in WORDS])
+def test_words(tmp_path: Path, overrides: str, words: str) -> None:
+    assert words in plan(tmp_path, 1, *re.split(r" (?=\w+\.)", overrides))
+
+
+def test_written_trajectories_are_named(tmp_path: Path) -> None:
+    told = plan(tmp_path, 0, f"stages.warm.trajectories={tmp_path}")
+    assert f"learns from the trajectories in {tmp_path}" in told
+
+
+def test_roles_ask_for_what_they_use(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "rollout.threads=4", "rollout.workers=2", "environment.workers=3")
+    assert batch_plan.role_needs(loaded) == (
+        RoleNeed("environment", 3, 0.1, 0),
+        RoleNeed("rollout", 2, 4.0, 0),
+        RoleNeed("reward", 1, 0.1, 0),
+        RoleNeed("learner", 1, 0.5, 0),
+    )
+    assert batch_plan.placement_needs(loaded) == [
+        ("environment", 3, 0.1), ("rollout", 2, 4.0), ("reward", 1, 0.1), ("learner", 1, 0.5),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "roles"),
+    [
+        ("stages.rl.algorithm.kl.coef=1",
+         ["environment", "rollout", "reward", "reference", "learner"]),
+        ("stages.rl.kind=evaluate stages.warm.kind=evaluate", ["environment", "rollout", "reward"]),
+        ("stages.rl.algorithm=sft evaluate=null", ["environment", "reward", "learner"]),
+        ("stages.rl.algorithm=sft evaluate=null reward=null", ["environment", "learner"]),
+    ],
+)  # fmt: skip
+def test_roles_that_no_stage_needs_are_left_out(
+    tmp_path: Path, overrides: str, roles: list[str]
+) -> None:
+    loaded = load(tmp_path, *overrides.split())
+    assert [need.role for need in batch_plan.role_needs(loaded)] == roles
+
+
+def test_the_defaults_of_all_roles_fit_two_cores(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "stages.rl.algorithm.kl.coef=1")
+    assert sum(count * cpus for _, count, cpus in batch_plan.placement_needs(loaded)) <= 2

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from manta.envs.records import GroupId, GroupSummary, WeightVersion
+from manta.orchestrator.metrics import MetricsLine, MetricsWriter, read_metrics, step_metrics
+from manta.orchestrator.run_directory import RunDirectory
+
+NAN = math.nan
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def summary(
+    rewards: list[float],
+    tokens: list[int],
+    components: dict[str, list[float]],
+    oldest: int | None,
+    truncated: int = 0,
+) -> GroupSummary:
+    version = None if oldest is None else WeightVersion(oldest, 0)
+    return GroupSummary(
+        id=GroupId(0, 0, 0),
+        task_id="add/0",
+        rewards=np.array(rewards, np.float32),
+        components={name: np.array(values, np.float32) for name, values in components.items()},
+        num_tokens=np.array(tokens, np.int32),
+        lengths=np.array(tokens, np.int32) + 10,
+        num_truncated=truncated,
+        oldest=version,
+        newest=version,
+        content_hash="",
+        timings={"score": 0.5} if oldest else {},
+    )
+
+
+def test_step_metrics_by_hand() -> None:
+    summaries = [
+        summary([1, 0, 1, 0], [4, 4, 8, 8], {"correct": [1, 0, 1, 0]}, oldest=5, truncated=2),
+        summary([2, 2], [10, 20], {"correct": [1, 1], "judge": [0.5, NAN]}, oldest=7),
+    ]
+    metrics = step_metrics(
+        7, summaries, {"loss": 0.5, "probe/gap": 0.1}, {"learn": 1.5}, seconds=2.0
+    )
+    assert metrics["reward/mean"] == pytest.approx(1.0)
+    assert metrics["reward/std"] == pytest.approx(math.sqrt((0 + 1 + 0 + 1 + 1 + 1) / 6))
+    assert metrics["reward/correct"] == pytest.approx(4 / 6)
+    assert metrics["reward/correct/present"] == 1.0
+    assert metrics["reward/judge"] == 0.5
+    assert metrics["reward/judge/present"] == pytest.approx(1 / 6)
+    assert metrics["length/mean"] == 9.0
+    assert metrics["length/p50"] == 8.0
+    assert metrics["length/p95"] == pytest.approx(17.5)
+    assert metrics["length/max"] == 20.0
+    assert metrics["length/truncated_share"] == pytest.approx(2 / 6)
+    assert (metrics["tokens/completion"], metrics["tokens/total"]) == (54.0, 114.0)
+    assert (metrics["groups"], metrics["groups/zero_variance_share"]) == (2.0, 0.5)
+    assert (metrics["staleness/mean"], metrics["staleness/max"]) == (1.0, 2.0)
+    assert metrics["speed/tokens_per_second"] == 27.0
+    assert metrics["speed/samples_per_second"] == 3.0
+    assert (metrics["learner/loss"], metrics["probe/gap"]) == (0.5, 0.1)
+    assert (metrics["time/learn"], metrics["time/step"]) == (1.5, 2.0)
+    assert metrics["time/group/score"] == 0.5
+
+
+def test_what_nothing_could_score_is_no_reward() -> None:
+    broken = [summary([1, NAN, 1], [1, 1, 1], {}, 0), summary([NAN, NAN], [1, 1], {}, 0)]
+    metrics = step_metrics(0, broken, {}, {}, 1.0)
+    assert (metrics["reward/mean"], metrics["reward/std"]) == (1.0, 0.0)
+    assert metrics["reward/unscored_share"] == pytest.approx(3 / 5)
+    assert metrics["groups/zero_variance_share"] == 1.0
+
+
+def test_what_has_no_mean_is_left_out() -> None:
+    given = [summary([0.5], [3], {"mean": [4.0], "judge": [NAN]}, oldest=None)]
+    metrics = step_metrics(0, given, {}, {}, 0.0)
+    absent = {"staleness/mean", "groups/zero_variance_share", "speed/tokens_per_second"}
+    assert not absent & metrics.keys()
+    assert "reward/judge" not in metrics and metrics["reward/judge/present"] == 0.0
+    assert (metrics["reward/mean"], metrics["reward/mean_component"]) == (0.5, 4.0)
+
+
+def test_a_step_without_groups_has_totals_only() -> None:
+    metrics = step_metrics(3, [], {}, {}, 1.0)
+    assert (metrics["samples"], metrics["tokens/completion"], metrics["groups"]) == (0, 0, 0)
+    assert not any(name.startswith(("reward", "length", "staleness")) for name in metrics)
+
+
+def test_lines_survive_kill_and_resume(tmp_path: Path) -> None:
+    directory, clock = RunDirectory(tmp_path), Clock()
+    writer = MetricsWriter(directory, clock)
+    clock.now += 2.5
+    writer.log("rl", 1, {"reward/mean": 0.5, "learner/kl": NAN, "learner/ratio": math.inf})
+    position = writer.position()
+    clock.now += 1.0
+    writer.log("rl", 2, {"reward/mean": 0.6})
+    writer.event("worker_died", {"worker": 3, "loss": NAN, "seen": [1.5, math.inf]})
+    assert len(read_metrics(directory.metrics)) == 2  # while the writer has it open
+    writer.close()
+    with directory.metrics.open("a") as file:
+        file.write('{"stage": "rl", "st')
+
+    later = Clock()
+    later.now = 7000.0
+    resumed = MetricsWriter(directory, later)
+    assert resumed.seconds() == 3.5
+    resumed.truncate(position)
+    resumed.log("rl", 2, {"reward/mean": 0.7})
+    resumed.close()
+    first, second = read_metrics(directory.metrics)
+    assert (first.stage, first.step, first.seconds) == ("rl", 1, 2.5)
+    assert math.isnan(first.values["learner/kl"]) and math.isnan(first.values["learner/ratio"])
+    assert second == MetricsLine("rl", 2, 3.5, {"reward/mean": 0.7})
+    (event,) = [json.loads(line) for line in directory.events.read_text().splitlines()]
+    assert event == {
+        "seconds": 3.5,
+        "name": "worker_died",
+        "fields": {"worker": 3, "loss": None, "seen": [1.5, None]},
+    }
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = '{"stage": "rl", "step": 1, "seconds": 0.5}\n'
+    for bad in ("{half\n", '{"step": 1}\n', "[]\n"):
+        path.write_text(good + bad)
+        with pytest.raises(ValueError, match=r"metrics\.jsonl:2 is no"):
+            read_metrics(path)

@@ -1,0 +1,249 @@
+"""Short forms, inheritance, overrides, the resolved copy, and what may change on resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from manta.algorithms.presets import PRESETS
+from manta.orchestrator import run_file, yaml_tree
+from manta.orchestrator.config import ComponentConfig, EnvConfig, RunFile
+from manta.orchestrator.run_file import RunFileError
+
+TEXT = """\
+run: {name: tiny}
+model:
+  build: {layers: 1, width: 8, heads: 2, mlp_width: 16}
+env: {name: arithmetic, digits: 2}
+reward:
+  formula: correct
+  components: {correct: exact}
+stages:
+  - name: warm
+    algorithm: sft
+    evaluate: {prompts: 8}
+    steps: 3
+  - name: rl
+    algorithm: {name: grpo, clip_high: 0.3, kl: {coef: 1e-3}}
+    steps: 5
+    reward: {formula: a + b, components: {a: {reward: exact, strip: true}, b: , c: {low: 1}}}
+"""
+
+
+def load(folder: Path, *overrides: str, text: str = TEXT) -> RunFile:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return run_file.load(path, overrides)
+
+
+def refused(folder: Path, *overrides: str, text: str = TEXT) -> list[str]:
+    with pytest.raises(RunFileError) as caught:
+        load(folder, *overrides, text=text)
+    return [problem.replace(f"{folder}/", "") for problem in caught.value.problems]
+
+
+def test_an_algorithm_is_a_preset_with_settings_laid_over(tmp_path: Path) -> None:
+    loaded = load(tmp_path)
+    warm, rl = (stage.algorithm for stage in loaded.stages)
+    grpo = PRESETS["grpo"]
+    assert warm == PRESETS["sft"]
+    assert rl is not None
+    assert (rl.clip_low, rl.clip_high) == (grpo.clip_low, 0.3)
+    assert (rl.kl.coef, rl.kl.estimator) == (1e-3, grpo.kl.estimator)
+    assert rl.samples_per_prompt == grpo.samples_per_prompt
+
+
+def test_stages_inherit_whole_blocks_or_have_their_own(tmp_path: Path) -> None:
+    warm, rl = load(tmp_path).stages
+    assert warm.env == rl.env == EnvConfig("arithmetic", {"digits": 2})
+    assert warm.reward is not None and warm.reward.formula == "correct"
+    assert warm.reward.components == {"correct": ComponentConfig("exact")}
+    assert rl.reward is not None and rl.reward.components == {
+        "a": ComponentConfig("exact", {"strip": True}),
+        "b": ComponentConfig("b"),
+        "c": ComponentConfig("c", {"low": 1}),
+    }
+    assert warm.evaluate is not None and warm.evaluate.prompts == 8
+    assert rl.evaluate is None
+
+
+def test_null_in_a_stage_is_having_none(tmp_path: Path) -> None:
+    text = TEXT.replace("evaluate: {prompts: 8}", "env: null") + "evaluate: {prompts: 9}\n"
+    warm, rl = load(tmp_path, text=text).stages
+    assert warm.env is None and rl.env is not None
+    assert warm.evaluate is not None and warm.evaluate.prompts == 9
+
+
+OVERRIDES = [
+    ("run.name=other", lambda r: r.run.name, "other"),
+    ("run.max_hours=1", lambda r: r.run.max_hours, 1.0),
+    ("stages.0.steps=7", lambda r: r.stages[0].steps, 7),
+    ("stages.rl.steps=7", lambda r: r.stages[1].steps, 7),
+    ("stages.rl.algorithm.clip_low=1e-1", lambda r: r.stages[1].algorithm.clip_low, 0.1),
+    ("stages.warm.algorithm.kl.coef=2", lambda r: r.stages[0].algorithm.kl.coef, 2.0),
+    ("stages.warm.algorithm=grpo", lambda r: r.stages[0].algorithm.name, "grpo"),
+    ("learner.betas=[0.5, 0.6]", lambda r: r.learner.betas, (0.5, 0.6)),
+    ("rollout.simulated.length_sigma=0", lambda r: r.rollout.simulated.length_sigma, 0.0),
+    ("env.digits=3", lambda r: [s.env.options["digits"] for s in r.stages], [3, 3]),
+    ("stages.rl.env.digits=3", lambda r: [s.env.options["digits"] for s in r.stages], [2, 3]),
+    ("env=gsm", lambda r: r.stages[0].env, EnvConfig("gsm")),
+    ("stages.rl.env=null", lambda r: r.stages[1].env, None),
+    ("track={wandb: {project: p}}", lambda r: r.track.wandb.project, "p"),
+    ("reward.components.correct.strip=true",
+     lambda r: r.stages[0].reward.components["correct"],
+     ComponentConfig("exact", {"strip": True})),
+    ("env.text='a=b'", lambda r: r.stages[0].env.options["text"], "a=b"),
+    ("model.tokenizer=char:01=", lambda r: r.model.tokenizer, "char:01="),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "look", "expected"), OVERRIDES, ids=[o[0] for o in OVERRIDES])
+def test_override(tmp_path: Path, text: str, look, expected: object) -> None:  # type: ignore[no-untyped-def]
+    assert look(load(tmp_path, text)) == expected
+
+
+def test_the_last_override_wins_and_stages_win_over_the_top(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "stages.rl.env.digits=5", "env.digits=3", "env.digits=4")
+    assert [stage.env and stage.env.options["digits"] for stage in loaded.stages] == [4, 5]
+
+
+BAD_OVERRIDES = [
+    ("stages.rl.stepz=5", "override 'stages.rl.stepz=5': key 'stages[1].stepz': unknown key; "
+     "did you mean 'steps'?"),
+    ("learner.workers=two", "override 'learner.workers=two': key 'learner.workers': expected a "
+     "whole number (int), found 'two' (str)"),
+    ("stages.sl.steps=5",
+     "override 'stages.sl.steps=5': 'stages' has no item 'sl'; it has 0 (warm), 1 (rl)"),
+    ("stages.2.steps=5",
+     "override 'stages.2.steps=5': 'stages' has no item '2'; it has 0 (warm), 1 (rl)"),
+    ("run.name.x=5", "override 'run.name.x=5': 'run.name' is 'tiny', it has no key 'x'"),
+    ("run.name", "override 'run.name': write it as key.sub=value"),
+    ("run..name=3", "override 'run..name=3': write it as key.sub=value"),
+    ("=3", "override '=3': write it as key.sub=value"),
+    ("learner.betas=[1", "override 'learner.betas=[1': not valid YAML: expected ',' or ']', "
+     "but got '<stream end>'"),
+    ("learner={workers: 1, workers: 2}",
+     "override 'learner={workers: 1, workers: 2}': key 'learner.workers': given twice"),
+    ("stages.rl.algorithm=grop", "override 'stages.rl.algorithm=grop': key "
+     "'stages[1].algorithm': unknown algorithm 'grop'; did you mean 'grpo'?"),
+    ("run.seed=", "override 'run.seed=': key 'run.seed': expected a whole number (int), "
+     "found nothing (null)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_OVERRIDES, ids=[o[0] for o in BAD_OVERRIDES])
+def test_a_bad_override_is_named(tmp_path: Path, text: str, message: str) -> None:
+    assert refused(tmp_path, text) == [message]
+
+
+BAD_FILES = [
+    ("clip_high", "clip_hi",
+     "run.yaml:14: key 'stages[1].algorithm.clip_hi': unknown key; did you mean 'clip_high'?"),
+    ("coef: 1e-3", "coef: x", "run.yaml:14: key 'stages[1].algorithm.kl.coef': expected a number "
+     "(float), found 'x' (str)"),
+    ("algorithm: sft", "algorithm: 3", "run.yaml:10: key 'stages[0].algorithm': expected a "
+     "mapping with the keys name, samples_from, samples_per_prompt"),
+    ("algorithm: sft", "algorithm: {clip_low: 0.1}",
+     "run.yaml:10: key 'stages[0].algorithm.name': missing required key"),
+    ("name: grpo", "name: grp", "run.yaml:14: key 'stages[1].algorithm.name': unknown algorithm "
+     "'grp'; did you mean 'grpo'?"),
+    ("env: {name: arithmetic, digits: 2}", "env: {digits: 2}",
+     "run.yaml:4: key 'env.name': missing required key"),
+    ("env: {name: arithmetic, digits: 2}", "env: {name: a, options: {digits: 2}}",
+     "run.yaml:4: key 'env.options': unknown key; write options beside 'name', not below"),
+    ("formula: correct", "formla: correct",
+     "run.yaml:6: key 'reward.formla': unknown key; did you mean 'formula'?"),
+    ("correct: exact", "correct: 3", "run.yaml:7: key 'reward.components.correct': expected a "
+     "mapping with the keys reward, options, found 3 (int)"),
+    ("{correct: exact}", "3", "run.yaml:7: key 'reward.components': expected a mapping, found 3"),
+    ("evaluate: {prompts: 8}", "evaluate: {promts: 8}",
+     "run.yaml:11: key 'stages[0].evaluate.promts': unknown key; did you mean 'prompts'?"),
+    ("run: {name: tiny}", "runn: {name: tiny}",
+     "run.yaml:1: key 'runn': unknown key; did you mean 'run'?"),
+    ("name: rl", "kind: trian\n    name: rl", "run.yaml:13: key 'stages[1].kind': expected one of "
+     "'train', 'generate', 'evaluate', found 'trian' (str); did you mean 'train'?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("good", "bad", "message"), BAD_FILES, ids=[b for _, b, _ in BAD_FILES])
+def test_a_bad_key_is_told_with_its_line(tmp_path: Path, good: str, bad: str, message: str) -> None:
+    assert good in TEXT
+    assert refused(tmp_path, text=TEXT.replace(good, bad))[0].startswith(message)
+
+
+def test_a_bad_inherited_block_is_told_once(tmp_path: Path) -> None:
+    text = TEXT + "evaluate: {metrik: x}\n"
+    assert refused(tmp_path, text=text.replace("    evaluate: {prompts: 8}\n", "")) == [
+        "run.yaml:16: key 'evaluate.metrik': unknown key; did you mean 'metric'?"
+    ]
+
+
+BAD_TEXTS = [
+    ("", "run.yaml: the run file is empty"),
+    ("# only words", "run.yaml: the run file is empty"),
+    ("- a", "run.yaml:1: expected a mapping at the top"),
+    ("a: [", "run.yaml:1: not valid YAML: expected the node content, but found '<stream end>'"),
+    ("run: {name: x}", "run.yaml:1: key 'model': missing required key"),
+    ("stages: 3", "run.yaml:1: key 'run': missing required key"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_TEXTS)
+def test_a_file_that_is_no_run_file(tmp_path: Path, text: str, message: str) -> None:
+    assert refused(tmp_path, text=text)[0] == message
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(RunFileError, match=r"absent\.yaml: there is no such run file"):
+        run_file.load(tmp_path / "absent.yaml")
+    with pytest.raises(RunFileError, match="cannot be read: Is a directory"):
+        run_file.load(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"run: \xff")
+    with pytest.raises(RunFileError, match=r"latin\.yaml: is not UTF-8 text"):
+        run_file.load(tmp_path / "latin.yaml")
+
+
+def test_the_resolved_copy_loads_to_an_equal_tree(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "model.tokenizer='1e5'", "env.deep=[1, {x: null}]", "stages.0.env=null")
+    copy = tmp_path / "config.yaml"
+    copy.write_text(run_file.dump(loaded))
+    again = run_file.load(copy)
+    assert again == loaded
+    assert run_file.fingerprint(again) == run_file.fingerprint(loaded)
+    assert run_file.differences(loaded, again) == []
+    assert yaml_tree.plain(yaml_tree.parse(copy.read_text(), "copy", [])) == (
+        run_file.resolved(loaded)
+    )
+
+
+RESUME = [
+    ("run.max_hours=3", []),
+    ("run.dir=elsewhere", []),
+    ("run.deadline_minutes=5", []),
+    ("track={wandb: {project: p}}", []),
+    ("checkpoint.every_steps=1", []),
+    ("rollout.workers=4", []),
+    ("learner.workers=2", []),
+    ("learner.threads=2", []),
+    ("reward_workers.workers=4", []),
+    ("stages.rl.steps=6", []),
+    ("stages.rl.steps=4", ["stages[1].steps: 5 in the run directory, 4 here; it may only grow"]),
+    ("run.seed=1", ["run.seed: 0 in the run directory, 1 here"]),
+    ("rollout.max_staleness=1", ["rollout.max_staleness: 0 in the run directory, 1 here"]),
+    ("stages.warm.env.digits=3", ["stages[0].env.digits: 2 in the run directory, 3 here"]),
+    ("stages.warm.env.new=x", ['stages[0].env.new: absent in the run directory, "x" here']),
+    ("stages.rl.name=r", ['stages[1].name: "rl" in the run directory, "r" here']),
+    ("stages.rl.algorithm.clip_low=0.1",
+     ["stages[1].algorithm.clip_low: 0.2 in the run directory, 0.1 here"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "expected"), RESUME, ids=[o for o, _ in RESUME])
+def test_what_may_change_on_resume(tmp_path: Path, override: str, expected: list[str]) -> None:
+    old, new = load(tmp_path), load(tmp_path, override)
+    assert old != new
+    assert run_file.differences(old, new) == expected
+    shrinks = "may only grow" in "".join(expected)
+    same = run_file.fingerprint(old) == run_file.fingerprint(new)
+    assert same == (shrinks or not expected)
