@@ -1,0 +1,80 @@
+"""Engines by name, and how each is built from a run file's values."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from manta.actors.engines.protocol import Engine
+from manta.actors.engines.settings import EngineSettings
+from manta.actors.models.spec import ModelSpec
+from manta.envs.records import WeightVersion
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """What an engine is built from. `seed` and `vocab_size` are those of the learner's model, so
+    that both begin with the same weights; these are then called `version`."""
+
+    settings: EngineSettings
+    model: ModelSpec
+    vocab_size: int
+    seed: int
+    deterministic: bool
+    version: WeightVersion
+
+
+# Each builder imports its engine itself: a simulated worker should not load transformers.
+
+
+def _embedded(parts: EngineParts) -> Engine:
+    from manta.actors.engines.embedded import EmbeddedEngine
+    from manta.actors.models.causal import build_model
+
+    return EmbeddedEngine(
+        build_model(parts.model, parts.vocab_size, parts.seed),
+        parts.model.context,
+        parts.settings.max_rows,
+        parts.settings.threads,
+        parts.deterministic,
+        parts.version,
+    )
+
+
+def _simulated(parts: EngineParts) -> Engine:
+    from manta.actors.engines.simulated import SimulatedEngine
+
+    return SimulatedEngine(
+        parts.settings.simulated,
+        parts.vocab_size,
+        parts.model.context,
+        parts.settings.max_rows,
+        parts.version,
+    )
+
+
+ENGINES: dict[str, Callable[[EngineParts], Engine]] = {
+    "embedded": _embedded,
+    "simulated": _simulated,
+}
+
+
+def build_engine(
+    settings: EngineSettings,
+    model: ModelSpec,
+    vocab_size: int,
+    seed: int,
+    deterministic: bool,
+    version: WeightVersion,
+) -> Engine:
+    """The engine that `settings.engine` names, serving the model's initial weights as `version`.
+
+    Raises ValueError for an unknown name.
+    """
+    builder = ENGINES.get(settings.engine)
+    if builder is None:
+        near = difflib.get_close_matches(settings.engine, ENGINES, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else f": choose one of {sorted(ENGINES)}"
+        raise ValueError(f"rollout.engine is {settings.engine!r}, which is no engine{hint}")
+    return builder(EngineParts(settings, model, vocab_size, seed, deterministic, version))
