@@ -77,7 +77,8 @@ class EmbeddedEngine:
             await self._do(self._enqueue, pendings)
             return list(await asyncio.gather(*(asyncio.wrap_future(p.future) for p in pendings)))
         except asyncio.CancelledError:
-            self._thread.submit(self._abandon, set(pendings))
+            if not self._is_closed:
+                self._thread.submit(self._abandon, set(pendings))
             raise
 
     async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from manta.actors.engines.causal_forward import check_attention
 from manta.actors.engines.embedded import EmbeddedEngine
 from manta.actors.engines.sampler import truncate
 from manta.actors.models.causal import build_model, model_state
@@ -244,16 +242,20 @@ async def test_finished_rows_are_not_computed() -> None:
     engine.close()
 
 
-async def test_every_token_has_the_logprob_of_the_version_it_carries(
-    engine: EmbeddedEngine,
-) -> None:
+async def test_every_token_has_the_logprob_of_the_version_it_carries() -> None:
     models = {FIRST: model_of(0), SECOND: model_of(1), THIRD: model_of(2)}
-    # More samples than rows, so that one load meets rows under way, prefixes run but not yet
+    served = model_of(0)
+    passes: list[int] = []
+    served.register_forward_pre_hook(lambda *_: passes.append(1))
+    engine = engine_of(served)
+    # Many more samples than rows, so that a load meets rows under way, prefixes run but not yet
     # started, and requests that nobody has looked at.
-    requests = mixed_requests(30, Sampling(temperature=0.9))
+    requests = mixed_requests(60, Sampling(temperature=0.9))
     under_way = asyncio.ensure_future(engine.generate(requests))
     for seed, version in ((1, SECOND), (2, THIRD)):
-        await engine.generate([request([1], [0], 12)])
+        reached = len(passes) + 40
+        while len(passes) < reached:
+            await asyncio.sleep(0.001)
         await engine.pause()
         await engine.load(weights(seed, version))
         await engine.resume()
@@ -275,6 +277,7 @@ async def test_every_token_has_the_logprob_of_the_version_it_carries(
                 )
     assert {version for version, _ in seen} == set(models)
     assert any(is_split for _, is_split in seen)
+    engine.close()
 
 
 async def test_scores_equal_a_plain_forward_pass_whatever_the_segments(
@@ -332,6 +335,29 @@ async def test_a_failing_step_fails_its_requests_and_spares_later_ones() -> None
     engine.close()
 
 
+async def test_what_finished_before_a_failure_is_kept() -> None:
+    model = model_of(0)
+    calls: list[int] = []
+
+    def fail_on_second(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError("no room")
+
+    model.register_forward_pre_hook(fail_on_second)
+    engine = engine_of(model)
+    requests = [request([1, 2], [1, 2], 1), request([3, 4], [3], 5)]
+    await engine.pause()
+    waiting = [asyncio.ensure_future(engine.generate([asked])) for asked in requests]
+    await asyncio.sleep(0.05)
+    await engine.resume()
+    short, long = await asyncio.gather(*waiting, return_exceptions=True)
+    assert not isinstance(short, BaseException)
+    assert [len(c.token_ids) for c in short[0]] == [1, 1]
+    assert type(long) is MemoryError
+    engine.close()
+
+
 async def test_closing_fails_what_is_under_way(engine: EmbeddedEngine) -> None:
     under_way = asyncio.ensure_future(engine.generate([request([1], [1, 2], 290)]))
     await asyncio.sleep(0.02)
@@ -356,20 +382,3 @@ async def test_low_precision_models_are_served() -> None:
         want = plain_logprobs(reference, requests[0].prefix, completion, Sampling())
         assert np.abs(completion.logprobs - want.numpy()).max() < 0.05
     engine.close()
-
-
-def test_a_sliding_window_within_the_context_is_refused() -> None:
-    config = AutoConfig.for_model(
-        "mistral",
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        sliding_window=8,
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ValueError, match="window 8"):
-        check_attention(model, 9)
-    check_attention(model, 8)
