@@ -17,12 +17,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from manta.orchestrator.config import RunFile
+
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
     """The paths below `root`, absolute or relative as `root` is."""
 
     root: Path
+
+    @staticmethod
+    def of(run_file: RunFile) -> RunDirectory:
+        return RunDirectory(Path(run_file.run.dir).absolute() / run_file.run.name)
 
     @property
     def config(self) -> Path:

@@ -74,8 +74,8 @@ REFUSED = [
     ("stages.rl.trajectories=stage:warm", "stages[1].trajectories: no generate stage named 'warm' "
      "stands before this one"),
     ("stages.rl.trajectories=. stages.rl.algorithm.kl.coef=0.1", "stages[1].algorithm.kl.coef: "
-     "must be 0 with written trajectories: the reference log-probs that they may hold are of another "
-     "run's reference"),
+     "must be 0 with written trajectories: the reference log-probs that they may hold are of "
+     "another run's reference"),
     ("stages.rl.kind=generate stages.rl.algorithm=null",
      "stages[1].algorithm: a generate stage needs one, its samples_per_prompt says how many"),
     ("stages.rl.kind=evaluate stages.rl.evaluate=null",
