@@ -19,7 +19,7 @@ from manta.actors.production import GoldRows, Production, build_production, unsc
 from manta.actors.reference import ReferenceWorker
 from manta.actors.reward import RewardWorker
 from manta.actors.router import Router
-from manta.envs.failures import GroupBroken
+from manta.envs.failures import WorldBroke
 from manta.envs.group import Scoring
 from manta.envs.records import (
     Completion,
@@ -50,6 +50,7 @@ class EnvironmentWorker:
         self._references = itertools.cycle(references)
         self._lanes: dict[str, Production] = {}
         self._opened: dict[str, Lane] = {}
+        self._gold: dict[str, GoldRows] = {}
 
     async def open(self, lane: Lane, versions: Mapping[str, str]) -> int:
         """Gets ready to make groups of `lane`, scored by rewards of these `versions`; the number
@@ -77,7 +78,7 @@ class EnvironmentWorker:
         async def run(admission: Admission) -> ScoredGroup | Broken:
             try:
                 return await production.make(admission)
-            except (GroupBroken, ray.exceptions.RayActorError) as error:
+            except (WorldBroke, ray.exceptions.RayActorError) as error:
                 return Broken(admission.id, f"{type(error).__name__}: {error}")
 
         results = await asyncio.gather(*(run(admission) for admission in admissions))
@@ -89,7 +90,9 @@ class EnvironmentWorker:
 
     async def gold_logprob(self, lane: str, indices: Sequence[int]) -> list[float]:
         """Mean log-prob per token that an engine gives the gold answer of each task."""
-        gold = GoldRows(self._opened[lane], self._tokenizer)
+        gold = self._gold.get(lane)
+        if gold is None:
+            gold = self._gold[lane] = GoldRows(self._opened[lane], self._tokenizer)
         rows = [gold.row(index) for index in indices]
         lease, engine = await self._router.acquire.remote(sum(len(ids) for ids, _ in rows))
         try:
@@ -110,6 +113,9 @@ class EnvironmentWorker:
         lease, engine = await self._router.acquire.remote(tokens)
         try:
             return await engine.generate.remote(requests)
+        except ray.exceptions.ActorDiedError:
+            self._router.lose.remote(lease)
+            raise
         finally:
             self._router.release.remote(lease)
 

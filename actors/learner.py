@@ -6,7 +6,6 @@ steps, and reports. What a step computes is in `manta.actors.learning`.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from manta.actors.backends.protocol import Backend
 from manta.actors.backends.registry import build_backend
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.collectives import alone, sum_over
+from manta.actors.cores import available_cores
 from manta.actors.learning import Learner
 from manta.actors.mailbox import Mailbox, StartOrder, StepReport, StepWork, Stop
 from manta.actors.models.causal import build_model
@@ -159,9 +159,7 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
     job = config["job"]
     context = ray.train.get_context()
     rank_index, world_size = context.get_world_rank(), context.get_world_size()
-    threads = job.settings.threads or max(
-        1, (len(os.sched_getaffinity(0))) // context.get_local_world_size()
-    )
+    threads = job.settings.threads or max(1, available_cores() // context.get_local_world_size())
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(job.deterministic)
     order: StartOrder = ray.get(job.mailbox.enlist.remote(world_size))  # type: ignore[assignment]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from manta.actors.lanes import Lane
+from manta.actors.mailbox import Block, Place
+from manta.actors.step_scores import FinalScores, score_step
 from manta.envs.protocols import Services
 from manta.envs.records import Score, Task, Trajectory
 from manta.envs.registry import build
@@ -32,3 +34,12 @@ class RewardWorker:
         self, lane: str, task: Task, trajectories: Sequence[Trajectory]
     ) -> tuple[Score, ...]:
         return await self._lanes[lane].score_group(task, trajectories, Services())
+
+    async def scores_steps(self, lane: str) -> bool:
+        return bool(self._lanes[lane].batch_components)
+
+    async def score_step(
+        self, lane: str, places: Sequence[Place], *blocks: Block
+    ) -> list[FinalScores]:
+        groups = [blocks[block][entry] for block, entry in places]
+        return await score_step(self._lanes[lane], groups, Services())

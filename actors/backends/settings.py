@@ -12,7 +12,7 @@ class LearnerSettings:
 
     `tokens_per_micro_batch` bounds rows x longest row of a micro-batch (padding counted);
     `warmup_steps` is a linear ramp of the learning rate, constant after it; `threads` are torch
-    threads of each rank (0: all cores of the node, shared among its ranks).
+    threads of each rank (0: all cores that it may use, shared among the node's ranks).
     """
 
     backend: Literal["plain"] = "plain"

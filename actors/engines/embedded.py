@@ -9,7 +9,6 @@ steps and nothing needs a lock.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from manta.actors.cores import available_cores
 from manta.actors.engines.causal_forward import PREFILL_CELLS, CausalForward
 from manta.actors.engines.decode_batch import DecodeBatch
 from manta.actors.engines.limits import check_request
@@ -36,10 +36,10 @@ class EmbeddedEngine:
     """Serves `model` (a transformers causal language model), which it owns from here on.
 
     `context` bounds prefix plus budget, `max_rows` the samples decoded side by side; `threads` are
-    torch threads (0: all cores), `version` names the weights that the model has now. Rows start in
-    the order of their requests, and one that finishes makes room at once. With `deterministic` one
-    request is one batch, alone from its prefill on, so that its completions depend on nothing but
-    the request and the weights, bit for bit.
+    torch threads (0: all cores that it may use), `version` names the weights that the model has
+    now. Rows start in the order of their requests, and one that finishes makes room at once. With
+    `deterministic` one request is one batch, alone from its prefill on, so that its completions
+    depend on nothing but the request and the weights, bit for bit.
 
     A failing step fails every request under way with its exception; later requests are served.
     """
@@ -65,7 +65,7 @@ class EmbeddedEngine:
         self._is_stale = False
         self._is_closed = False
         self._thread = ThreadPoolExecutor(
-            1, "decode", torch.set_num_threads, (threads or len(os.sched_getaffinity(0)),)
+            1, "decode", torch.set_num_threads, (threads or available_cores(),)
         )
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:

@@ -20,7 +20,7 @@ class EngineSettings:
     """`rollout:` in a run file: the engine named `policy`.
 
     `max_rows` bounds the samples decoded side by side in one engine; `threads` are torch threads
-    of each worker (0: all cores of the node).
+    of each worker (0: all cores that it may use).
     """
 
     engine: Literal["embedded", "simulated"] = "embedded"
