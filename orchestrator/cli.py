@@ -19,6 +19,8 @@ import manta
 from manta.orchestrator import batch_plan, memory, run_file, survey
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
+from manta.orchestrator.lives import Lives
+from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.strict import RunFileError
 from manta.orchestrator.survey import Survey
 
@@ -60,9 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
     """Torch and ray load from here on, when the run file is known to be good."""
     if chosen.command == "train":
+        lives = Lives(RunDirectory.of(loaded))
+        lives.check(loaded)
+        if lives.is_finished(loaded):
+            print(
+                f"{lives.directory.root}: this run is finished. Raise the steps of its last stage "
+                "to go on, or choose another run.name to start anew"
+            )
+            return 0
         from manta.orchestrator.run import train
 
-        return train(loaded)
+        return train(loaded, lives)
     from manta.orchestrator.run_evaluation import evaluate
 
     return evaluate(loaded, chosen.checkpoint)

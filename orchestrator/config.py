@@ -69,7 +69,8 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, slots=True)
 class StageConfig:
-    """One stage. `trajectories` is a folder of written trajectories to learn from.
+    """One stage. `trajectories` is what to learn from instead of sampling: a folder of written
+    trajectories, or `stage:NAME`, the product of an earlier generate stage.
 
     Kinds: `train`; `generate` (sample and write trajectories, train nothing); `evaluate`.
     `env`, `reward` and `evaluate` of a stage default to those at the top of the run file.
@@ -87,6 +88,13 @@ class StageConfig:
     updates_per_step: int = 1
     epochs_per_step: int = 1
     learning_rate: float | None = None
+
+    @property
+    def written_by(self) -> str | None:
+        """The earlier stage whose trajectories this one learns from, if it names one."""
+        if self.trajectories is None or not self.trajectories.startswith("stage:"):
+            return None
+        return self.trajectories.removeprefix("stage:")
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,8 +226,7 @@ def _stage(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
         yield ".algorithm: a generate stage needs one, its samples_per_prompt says how many"
     if stage.trajectories is None and stage.env is None:
         yield f".env: a {stage.kind} stage needs an environment, here or at the top"
-    if stage.trajectories is not None and not Path(stage.trajectories).is_dir():
-        yield f".trajectories: there is no folder '{stage.trajectories}'"
+    yield from _trajectories(run_file, stage)
     if stage.kind != "evaluate":
         if stage.steps < 1:
             yield f".steps: is {stage.steps}, a {stage.kind} stage needs at least 1"
@@ -242,6 +241,21 @@ def _stage(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
         yield from _reward(stage.reward)
     if stage.evaluate is not None:
         yield from _evaluate(stage.evaluate, stage.reward)
+
+
+def _trajectories(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
+    if stage.trajectories is None:
+        return
+    if stage.written_by is None:
+        if not Path(stage.trajectories).is_dir():
+            yield f".trajectories: there is no folder '{stage.trajectories}'"
+        return
+    names = [other.name for other in run_file.stages]
+    writers = [s.name for s in run_file.stages[: names.index(stage.name)] if s.kind == "generate"]
+    if stage.written_by not in writers:
+        yield (
+            f".trajectories: no generate stage named '{stage.written_by}' stands before this one"
+        )
 
 
 def _counts(stage: StageConfig) -> Iterator[str]:
@@ -268,10 +282,10 @@ def _algorithm(stage: StageConfig, algorithm: AlgorithmSettings) -> Iterator[str
     if stage.kind == "train" and algorithm.samples_from == "policy":
         if stage.reward is None:
             yield f".reward: algorithm '{algorithm.name}' learns from rewards, name one"
-        if stage.trajectories is not None:
+        if stage.trajectories is not None and algorithm.needs_reference:
             yield (
-                f".trajectories: algorithm '{algorithm.name}' learns from its own samples, not "
-                "from written ones: choose an algorithm with samples_from: given"
+                ".algorithm.kl.coef: must be 0 with written trajectories: the reference log-probs "
+                "that they may hold are of another run's reference"
             )
 
 

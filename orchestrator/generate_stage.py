@@ -20,9 +20,9 @@ class GenerateStage:
         self._run, self._stage = run, stage
 
     async def run(self, feed_state: FeedState | None) -> None:
-        """`steps` times `prompts_per_step` groups into `trajectories/step=N/`, or until a stop."""
+        """`steps` times `prompts_per_step` groups into `products/STAGE/`, or until a stop."""
         run, stage = self._run, self._stage
-        lane = train_lane(run.run_file, stage)
+        lane = train_lane(run.run_file, stage, run.directory)
         versions = await run.crew.rewards.open(lane) if lane.reward else {}
         num_tasks = await run.crew.environment.open(lane, versions)
         order = EpochOrder(num_tasks, run.run_file.run.seed)
@@ -60,7 +60,7 @@ class GenerateStage:
         """Writes one step's groups, then their ledger entries, then a checkpoint if due."""
         run, name = self._run, self._stage.name
         step = run.progress.step + 1
-        folder = run.directory.step_trajectories(step)
+        folder = run.directory.product(name) / f"step={step}"
         blocks = list(dict.fromkeys(finished.block for _, finished in groups))
         await run.crew.environment.write(
             str(folder / "written.parquet"), step, [group for group, _ in groups], blocks

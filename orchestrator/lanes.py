@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from manta.actors.lanes import Lane, RewardSpec
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
+from manta.orchestrator.run_directory import RunDirectory
 
 
-def train_lane(run_file: RunFile, stage: StageConfig) -> Lane:
+def train_lane(run_file: RunFile, stage: StageConfig, directory: RunDirectory) -> Lane:
     """Where the groups that `stage` trains on, or writes down, come from."""
+    written = stage.trajectories
+    if stage.written_by is not None:
+        written = str(directory.product(stage.written_by))
     assert stage.env is not None and stage.algorithm is not None
     algorithm = stage.algorithm
     return Lane(
@@ -25,7 +29,7 @@ def train_lane(run_file: RunFile, stage: StageConfig) -> Lane:
         top_k=run_file.rollout.top_k,
         reward=_reward(run_file, stage.reward) if algorithm.samples_from == "policy" else None,
         uses_reference=stage.kind == "train" and algorithm.needs_reference,
-        trajectories=stage.trajectories,
+        trajectories=written,
     )
 
 

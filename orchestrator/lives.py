@@ -18,25 +18,25 @@ from manta.orchestrator.run_file import differences, dump, load
 
 class Lives:
     def __init__(self, directory: RunDirectory) -> None:
-        self._directory = directory
+        self.directory = directory
 
     def check(self, run_file: RunFile) -> None:
         """Raises ValueError where the directory holds a run of another configuration."""
-        if not self._directory.config.exists():
+        if not self.directory.config.exists():
             return
-        changed = differences(load(self._directory.config, []), run_file)
+        changed = differences(load(self.directory.config, []), run_file)
         if changed:
             lines = "\n  ".join(changed)
             raise ValueError(
-                f"{self._directory.root} holds a run of another configuration:\n  {lines}\n"
+                f"{self.directory.root} holds a run of another configuration:\n  {lines}\n"
                 "choose another run.name, or set these keys back to go on with that run"
             )
 
     def is_finished(self, run_file: RunFile) -> bool:
         """Whether the run came to its end, with the steps that the run file asks for."""
-        if not self._directory.summary.exists() or not self._directory.config.exists():
+        if not self.directory.summary.exists() or not self.directory.config.exists():
             return False
-        summary = json.loads(self._directory.summary.read_text())
+        summary = json.loads(self.directory.summary.read_text())
         if summary["state"] != "finished":
             return False
         done = {stage["name"]: stage["steps"] for stage in summary["stages"]}
@@ -46,11 +46,11 @@ class Lives:
         )
 
     def save(self, run_file: RunFile) -> None:
-        atomic_write(self._directory.config, dump(run_file))
+        atomic_write(self.directory.config, dump(run_file))
 
     def begin(self, step: int) -> int:
         """Notes a start from `step`; its number, counted from 0."""
-        path = self._directory.incarnations
+        path = self.directory.incarnations
         with LineFile(path) as file:
             number = len(_starts(path))
             file.append(json.dumps({"incarnation": number, "step": step}))

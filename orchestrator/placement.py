@@ -68,12 +68,14 @@ def check_resources(run_file: RunFile, cluster: Cluster) -> None:
 @contextmanager
 def _environment_of_workers(working_dir: str) -> Iterator[None]:
     """What a local Ray hands down: plug-ins on the Python path, no secrets, and no workers started
-    ahead of need (they would import everything on a machine that is busy starting)."""
+    ahead of need (they would import everything on a machine that is busy starting).
+    Nor does it report usage to anybody."""
     before = dict(os.environ)
     for name in [name for name in os.environ if _SECRET.search(name)]:
         del os.environ[name]
     inherited = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     os.environ["PYTHONPATH"] = os.pathsep.join([working_dir, *inherited])
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_enable_worker_prestart", "0")
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     try:

@@ -9,7 +9,6 @@ import asyncio
 import os
 import signal
 import time
-from pathlib import Path
 
 import ray
 
@@ -33,23 +32,15 @@ from manta.orchestrator.train_stage import TrainStage
 from manta.orchestrator.wait import Waits, unless_ended
 
 
-def train(run_file: RunFile) -> int:
+def train(run_file: RunFile, lives: Lives) -> int:
     """Runs all stages of `run_file`, from its newest checkpoint if there is one.
 
-    Returns the exit code: 0 finished or stopped, 1 failed.
-    Raises ValueError where the run cannot start as asked.
+    `lives` has checked that the run directory fits. Returns the exit code: 0 finished or stopped, 1
+    failed. Raises ValueError where the cluster or the directory cannot take the run.
     """
-    directory = RunDirectory(Path(run_file.run.dir).absolute() / run_file.run.name)
-    lives = Lives(directory)
-    lives.check(run_file)
+    directory = lives.directory
     directory.create()
     with directory.lock():
-        if lives.is_finished(run_file):
-            print(
-                f"{directory.root}: this run is finished. Raise the steps of its last stage to go "
-                "on, or choose another run.name to start anew"
-            )
-            return 0
         cluster = connect(os.getcwd())
         try:
             check_resources(run_file, cluster)

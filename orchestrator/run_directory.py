@@ -17,12 +17,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from manta.orchestrator.config import RunFile
+
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
     """The paths below `root`, absolute or relative as `root` is."""
 
     root: Path
+
+    @staticmethod
+    def of(run_file: RunFile) -> RunDirectory:
+        return RunDirectory(Path(run_file.run.dir).absolute() / run_file.run.name)
 
     @property
     def config(self) -> Path:
@@ -76,6 +82,10 @@ class RunDirectory:
         """The folder of the trajectories that step `step` trained on."""
         return self.trajectories / f"step={step}"
 
+    def product(self, stage: str) -> Path:
+        """The folder of the trajectories that the generate stage `stage` writes."""
+        return self.root / "products" / stage
+
     def create(self) -> None:
         """Makes the directory and its folders; what is there stays.
 
@@ -92,7 +102,7 @@ class RunDirectory:
 
     def discard_trajectories_after(self, step: int) -> None:
         """Deletes what steps past `step` wrote: a resume from `step` leaves that history."""
-        for folder in self.trajectories.glob("step=*"):
+        for folder in (*self.trajectories.glob("step=*"), *self.root.glob("products/*/step=*")):
             number = folder.name.removeprefix("step=")
             if number.isdecimal() and int(number) > step:
                 shutil.rmtree(folder)

@@ -21,6 +21,7 @@ from manta.orchestrator.evaluate import Evaluation
 from manta.orchestrator.evaluate import evaluate as evaluate_lane
 from manta.orchestrator.lanes import eval_lane
 from manta.orchestrator.placement import check_resources, connect
+from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.wait import Waits
 
 
@@ -30,7 +31,7 @@ def evaluate(run_file: RunFile, checkpoint: str | None) -> int:
     Raises ValueError where there is no such checkpoint or no stage evaluates.
     """
     stage = _stage(run_file)
-    run_dir = Path(run_file.run.dir).absolute() / run_file.run.name
+    run_dir = RunDirectory.of(run_file).root
     chosen = _checkpoint(run_dir, checkpoint)
     alone = replace(run_file, stages=(replace(stage, kind="evaluate", algorithm=None),))
     cluster = connect(os.getcwd())

@@ -42,7 +42,7 @@ class TrainStage:
     async def run(self, feed_state: FeedState | None) -> None:
         """From wherever the run stands in this stage to its end, or to a stop."""
         run, stage = self._run, self._stage
-        lane = train_lane(run.run_file, stage)
+        lane = train_lane(run.run_file, stage, run.directory)
         versions = await run.crew.rewards.open(lane) if lane.reward else {}
         num_tasks = await run.crew.environment.open(lane, versions)
         has_batch_scope = lane.reward and await run.crew.rewards.scores_steps(lane.name)

@@ -6,7 +6,8 @@ Shapes: P prefixes, B rows, L tokens, V vocabulary, H key/value heads, D head wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,11 @@ PREFILL_CELLS = 8192
 
 _SCORED_CELLS = 1 << 25
 """Float32 logits that scoring holds at once (128 MiB)."""
+
+
+_SMALL_WORK = 1 << 24
+"""Rows times parameters up to which a decoding step is faster on one thread than on several: its
+products are over before the threads have met, and on shared cores they wait for each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,7 @@ class CausalForward:
         self.model = model.eval()
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
+        self._num_parameters = sum(parameter.numel() for parameter in model.parameters())
 
     def prefill(self, prefixes: Sequence[Tensor]) -> tuple[Prefilled, Tensor]:
         """Runs `prefixes` (int64[L] each) as one batch; logits [P, V] after each one's end."""
@@ -70,13 +77,15 @@ class CausalForward:
         slots.aim(position_B, longest)
         is_seen_BL = torch.arange(longest, device=self.device) < length_B[:, None]
         mask_BL = torch.where(is_seen_BL, 0.0, -torch.inf).to(self.dtype)
-        output = self.model(
-            input_ids=tokens_B[:, None],
-            attention_mask=mask_BL[:, None, None],
-            position_ids=position_B[:, None],
-            past_key_values=slots,
-            use_cache=True,
-        )
+        is_small = len(tokens_B) * self._num_parameters <= _SMALL_WORK
+        with one_thread() if is_small else nullcontext():
+            output = self.model(
+                input_ids=tokens_B[:, None],
+                attention_mask=mask_BL[:, None, None],
+                position_ids=position_B[:, None],
+                past_key_values=slots,
+                use_cache=True,
+            )
         logits: Tensor = output.logits[:, 0]
         return logits
 
@@ -118,6 +127,17 @@ class CausalForward:
         )
         logits: Tensor = output.logits
         return logits
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread within, as many as before after it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_attention(model: PreTrainedModel, context: int) -> None:

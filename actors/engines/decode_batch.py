@@ -86,9 +86,10 @@ class DecodeBatch:
         completions = [(self._samples[row], self._completion(row)) for row in finished]
         if finished:
             self._drop(finished)
-        self._logits_BV = self._next_logits() if self.num_rows else None
+        # Before the model runs: should it fail, what is finished has been handed over
         for live, completion in completions:
             live.pending.finish(live.sample, completion)
+        self._logits_BV = self._next_logits() if self.num_rows else None
 
     def abandon(self, pendings: set[Pending]) -> None:
         """Drops the rows of `pendings` without a completion."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -27,9 +28,6 @@ from manta.actors.models.causal import model_state
 from manta.actors.weights import Receipt, Weights, content_hash, unpack
 from manta.envs.records import Completion, Float32, GenerateRequest, Int32, WeightVersion
 
-FIRST_VERSION = WeightVersion(0, 0)
-"""The version of weights that no learner has stepped."""
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -38,10 +36,10 @@ class EmbeddedEngine:
     """Serves `model` (a transformers causal language model), which it owns from here on.
 
     `context` bounds prefix plus budget, `max_rows` the samples decoded side by side; `threads` are
-    torch threads (0: all cores that it may use). Rows start in the order of their requests, and one
-    that finishes makes room at once. With `deterministic` one request is one batch, alone from its
-    prefill on, so that its completions depend on nothing but the request and the weights, bit for
-    bit.
+    torch threads (0: all cores that it may use), `version` names the weights that the model has
+    now. Rows start in the order of their requests, and one that finishes makes room at once. With
+    `deterministic` one request is one batch, alone from its prefill on, so that its completions
+    depend on nothing but the request and the weights, bit for bit.
 
     A failing step fails every request under way with its exception; later requests are served.
     """
@@ -51,9 +49,9 @@ class EmbeddedEngine:
         model: PreTrainedModel,
         context: int,
         max_rows: int,
-        threads: int = 0,
-        deterministic: bool = False,
-        version: WeightVersion = FIRST_VERSION,
+        threads: int,
+        deterministic: bool,
+        version: WeightVersion,
     ) -> None:
         self.version = version
         self._context = context
@@ -79,7 +77,8 @@ class EmbeddedEngine:
             await self._do(self._enqueue, pendings)
             return list(await asyncio.gather(*(asyncio.wrap_future(p.future) for p in pendings)))
         except asyncio.CancelledError:
-            self._thread.submit(self._abandon, set(pendings))
+            if not self._is_closed:
+                self._thread.submit(self._abandon, set(pendings))
             raise
 
     async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
@@ -112,7 +111,9 @@ class EmbeddedEngine:
         return await self._do(self._load, weights)
 
     def close(self) -> None:
-        """Ends the decoding thread; requests under way fail."""
+        """Ends the decoding thread; requests under way fail, later calls too."""
+        if self._is_closed:
+            return
         self._is_closed = True
         self._thread.submit(self._fail, RuntimeError("the engine was closed"))
         self._thread.shutdown(wait=True)
@@ -189,11 +190,11 @@ class EmbeddedEngine:
         while self._waiting and self._waiting[0].num_waiting == 0:
             self._waiting.popleft().prefix = None
 
-    def _startable(self) -> list[Pending]:
+    def _startable(self) -> Iterable[Pending]:
         """The waiting requests that may have a row now, oldest first."""
         if not self._is_deterministic:
-            return list(self._waiting)
-        head = list(self._waiting)[:1]
+            return self._waiting
+        head = list(islice(self._waiting, 1))
         if self._batch.num_rows == 0:
             # Fresh memory for every request, so that not even its layout depends on earlier ones
             self._batch.clear()
@@ -215,9 +216,10 @@ class EmbeddedEngine:
         """Waiting requests beyond `missing` that share its prefill: a prefix costs far less in a
         batch than alone. At most half a batch, since their keys and values are held until then."""
         room = PREFILL_CELLS // 2 - sum(len(pending.tokens) for pending in missing)
+        taken = set(missing)
         chosen: list[Pending] = []
         for pending in self._waiting:
-            if pending.prefix is None and pending not in missing:
+            if pending.prefix is None and pending not in taken:
                 room -= len(pending.tokens)
                 if room < 0:
                     break

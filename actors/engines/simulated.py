@@ -126,10 +126,12 @@ class SimulatedEngine:
 
     def _tokens(self, seed: int, length: int, stops: tuple[int, ...]) -> Int32:
         """int32[T], none of them a stop token."""
-        allowed = np.setdiff1d(np.arange(self._vocab_size, dtype=np.int32), stops)
+        excluded = sorted({stop for stop in stops if stop < self._vocab_size})
         draws = uniform(seed_tensor((seed,)), torch.arange(length)).numpy()
-        picked: Int32 = allowed[(draws * len(allowed)).astype(np.int64)]
-        return picked
+        tokens: Int32 = (draws * (self._vocab_size - len(excluded))).astype(np.int32)
+        for stop in excluded:
+            tokens += tokens >= stop
+        return tokens
 
     def _under_way(self, tokens: Int32, begin: float) -> tuple[tuple[VersionSpan, ...], Float32]:
         """Versions and log-probs of tokens that began to arrive at running second `begin`."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from manta.actors.models.products import widen_linears
 from manta.actors.models.spec import ModelSpec
 from manta.actors.weights import first_mismatch
 
@@ -48,6 +49,7 @@ def build_model(spec: ModelSpec, vocab_size: int, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    widen_linears(model)
     return cast(nn.Module, model.eval())
 
 

@@ -71,8 +71,11 @@ REFUSED = [
     ("stages.rl.learning_rate=-1", "stages[1].learning_rate: is -1, must be above 0"),
     ("stages.warm.trajectories=./absent",
      "stages[0].trajectories: there is no folder './absent'"),
-    ("stages.rl.trajectories=.", "stages[1].trajectories: algorithm 'grpo' learns from its own "
-     "samples, not from written ones: choose an algorithm with samples_from: given"),
+    ("stages.rl.trajectories=stage:warm", "stages[1].trajectories: no generate stage named 'warm' "
+     "stands before this one"),
+    ("stages.rl.trajectories=. stages.rl.algorithm.kl.coef=0.1", "stages[1].algorithm.kl.coef: "
+     "must be 0 with written trajectories: the reference log-probs that they may hold are of "
+     "another run's reference"),
     ("stages.rl.kind=generate stages.rl.algorithm=null",
      "stages[1].algorithm: a generate stage needs one, its samples_per_prompt says how many"),
     ("stages.rl.kind=evaluate stages.rl.evaluate=null",

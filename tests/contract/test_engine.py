@@ -1,0 +1,284 @@
+"""What every engine promises, whatever is behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from manta.actors.engines.embedded import EmbeddedEngine
+from manta.actors.engines.protocol import Engine
+from manta.actors.engines.registry import build_engine
+from manta.actors.engines.settings import EngineSettings, SimulatedSettings
+from manta.actors.models.causal import build_model, model_state
+from manta.actors.models.spec import BuildSpec, ModelSpec
+from manta.actors.weights import Weights, pack
+from manta.envs.records import (
+    Completion,
+    GenerateRequest,
+    Sampling,
+    VersionSpan,
+    WeightVersion,
+)
+
+Make = Callable[..., Engine]
+
+VOCAB = 23
+CONTEXT = 640
+FIRST = WeightVersion(0, 0)
+SECOND = WeightVersion(1, 0)
+MODEL = ModelSpec(
+    build=BuildSpec(layers=2, width=32, heads=4, kv_heads=2, mlp_width=48), context=CONTEXT
+)
+
+
+def build(name: str, max_rows: int = 8, median: float = 1e9, speed: float = 2000.0) -> Engine:
+    """Samples of the simulated engine run to their budgets unless `median` says less."""
+    settings = EngineSettings(
+        engine=name,  # type: ignore[arg-type]
+        threads=1,
+        max_rows=max_rows,
+        simulated=SimulatedSettings(speed, median, 1.0),
+    )
+    return build_engine(settings, MODEL, VOCAB, seed=0, deterministic=False, version=FIRST)
+
+
+@pytest.fixture(params=["embedded", "simulated"])
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    made: list[Engine] = []
+
+    def one(**kwargs: float) -> Engine:
+        made.append(build(request.param, **kwargs))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield one
+    for engine in made:
+        if isinstance(engine, EmbeddedEngine):
+            engine.close()
+
+
+def request(
+    prefix: list[int], seeds: list[int], budget: int = 12, sampling: Sampling | None = None
+) -> GenerateRequest:
+    return GenerateRequest(
+        np.array(prefix, np.int32), tuple(seeds), (budget,) * len(seeds), sampling or Sampling()
+    )
+
+
+def weights(seed: int, version: WeightVersion) -> Weights:
+    return pack(model_state(build_model(MODEL, VOCAB, seed)), version)
+
+
+def same(one: Completion, other: Completion) -> bool:
+    return bool(np.array_equal(one.token_ids, other.token_ids))
+
+
+async def test_completions_come_in_the_order_of_requests_and_samples(make: Make) -> None:
+    engine = make(max_rows=3)
+    budgets = [(5, 2, 7), (1,), (3, 9)]
+    out = await engine.generate(
+        [
+            GenerateRequest(np.array([1, 2 + i], np.int32), (1, 2, 3)[: len(b)], b, Sampling())
+            for i, b in enumerate(budgets)
+        ]
+    )
+    assert [tuple(len(c.token_ids) for c in group) for group in out] == budgets
+    for completion in (c for group in out for c in group):
+        assert completion.token_ids.dtype == np.int32
+        assert completion.logprobs.dtype == np.float32
+        assert completion.logprobs.shape == completion.token_ids.shape
+        assert (completion.logprobs <= 0).all()
+        assert 0 <= completion.token_ids.min() <= completion.token_ids.max() < VOCAB
+        assert completion.finish_reason == "length"
+        assert completion.weight_versions == (VersionSpan(0, FIRST),)
+
+
+async def test_a_stop_token_ends_a_sample_and_belongs_to_it(make: Make) -> None:
+    engine = make(median=8.0)
+    stops = (3, 11, 17)
+    seeds = list(range(40))
+    [out] = await engine.generate([request([1, 2], seeds, 64, Sampling(stop_token_ids=stops))])
+    reasons = {c.finish_reason for c in out}
+    assert "stop" in reasons
+    for completion in out:
+        assert not np.isin(completion.token_ids[:-1], stops).any()
+        assert (completion.token_ids[-1] in stops) == (completion.finish_reason == "stop")
+        assert len(completion.token_ids) == 64 or completion.finish_reason == "stop"
+
+
+async def test_equal_seeds_give_equal_samples_and_other_seeds_others(make: Make) -> None:
+    engine = make()
+    [first] = await engine.generate([request([5, 6], [7, 8, 7, 2**63 + 5], 20)])
+    [again] = await engine.generate([request([5, 6], [8], 20)])
+    assert same(first[0], first[2])
+    assert same(first[1], again[0])
+    assert not same(first[0], first[1])
+    assert not same(first[0], first[3])
+
+
+async def test_scoring_a_sample_gives_its_own_logprobs(make: Make) -> None:
+    engine = make()
+    prefix = [4, 5, 6]
+    out = await engine.generate([request(prefix, [1, 2]), request(prefix[:1], [3], 30)])
+    rows = [(prefix, out[0][0]), (prefix, out[0][1]), (prefix[:1], out[1][0])]
+    scored = await engine.logprobs(
+        [np.concatenate([np.array(p, np.int32), c.token_ids]) for p, c in rows]
+    )
+    for (given, completion), row in zip(rows, scored, strict=True):
+        assert row.dtype == np.float32
+        assert row[0] == 0.0
+        np.testing.assert_allclose(row[len(given) :], completion.logprobs, atol=1e-5)
+
+
+async def test_concurrent_calls_share_the_engine(make: Make) -> None:
+    engine = make(max_rows=4)
+    calls = [engine.generate([request([1, i], [i, i + 1], 6 + i)]) for i in range(10)]
+    out = await asyncio.gather(*calls)
+    assert [[len(c.token_ids) for c in group] for [group] in out] == [
+        [6 + i, 6 + i] for i in range(10)
+    ]
+
+
+async def started(engine: Engine, wanted: GenerateRequest) -> asyncio.Task[list[list[Completion]]]:
+    """`wanted` under way: a shorter request beside it has been served."""
+    task = asyncio.ensure_future(engine.generate([wanted]))
+    await engine.generate([request([1], [0], 30)])
+    return task
+
+
+async def test_pause_keeps_requests_and_halts_them(make: Make) -> None:
+    engine = make(max_rows=4, speed=1000.0)
+    third = WeightVersion(2, 0)
+    under_way = await started(engine, request([1, 2], [1, 2], 600))
+    await engine.pause()
+    late = asyncio.ensure_future(engine.generate([request([3], [4], 1)]))
+    await engine.load(weights(1, SECOND))
+    await asyncio.sleep(0.2)
+    await engine.load(weights(2, third))
+    assert not under_way.done()
+    assert not late.done()
+    await engine.resume()
+    [out], [[short]] = await asyncio.gather(under_way, late)
+    # A token sampled during the pause would show the version that was served only then.
+    assert [[v for _, v in c.weight_versions] for c in out] == [[FIRST, third]] * 2
+    assert [len(c.token_ids) for c in out] == [600, 600]
+    assert short.weight_versions == (VersionSpan(0, third),)
+
+
+async def test_scoring_works_while_paused(make: Make) -> None:
+    engine = make()
+    await engine.pause()
+    row = np.array([1, 2, 3, 4], np.int32)
+    before = (await engine.logprobs([row]))[0]
+    await engine.load(weights(1, SECOND))
+    after = (await engine.logprobs([row]))[0]
+    assert before.shape == after.shape == (4,)
+    assert np.abs(before - after).max() > 1e-4
+
+
+async def test_a_load_under_way_splits_the_versions(make: Make) -> None:
+    engine = make(max_rows=4, speed=1000.0)
+    under_way = await started(engine, request([1, 2], [1, 2], 600))
+    await engine.pause()
+    new = weights(1, SECOND)
+    receipt = await engine.load(new)
+    await engine.resume()
+    assert receipt == type(receipt)(SECOND, new.sha256)
+    [out] = await under_way
+    for completion in out:
+        first, second = completion.weight_versions
+        assert first == VersionSpan(0, FIRST)
+        assert second.version == SECOND
+        assert 0 < second.start < 600
+    [[fresh]] = await engine.generate([request([1], [1], 3)])
+    assert fresh.weight_versions == (VersionSpan(0, SECOND),)
+
+
+async def test_a_load_before_the_first_token_leaves_one_version(make: Make) -> None:
+    engine = make()
+    await engine.pause()
+    waiting = asyncio.ensure_future(engine.generate([request([1], [1], 3)]))
+    await asyncio.sleep(0.05)
+    await engine.load(weights(1, SECOND))
+    await engine.load(weights(2, WeightVersion(2, 0)))
+    await engine.resume()
+    [[completion]] = await waiting
+    assert completion.weight_versions == (VersionSpan(0, WeightVersion(2, 0)),)
+
+
+async def test_bytes_that_differ_from_their_hash_show_in_the_receipt_and_are_refused(
+    make: Make,
+) -> None:
+    engine = make()
+    good = weights(1, SECOND)
+    data = good.data.copy()
+    data[5] ^= 1
+    await engine.pause()
+    receipt = await engine.load(Weights(SECOND, good.specs, data, good.sha256))
+    await engine.resume()
+    assert receipt.sha256 != good.sha256
+    [[completion]] = await engine.generate([request([1], [1], 3)])
+    assert completion.weight_versions == (VersionSpan(0, FIRST),)
+
+
+async def test_a_load_takes_read_only_bytes(make: Make) -> None:
+    engine = make()
+    new = weights(1, SECOND)
+    new.data.flags.writeable = False
+    await engine.pause()
+    assert (await engine.load(new)).sha256 == new.sha256
+
+
+async def test_a_load_while_running_is_an_error(make: Make) -> None:
+    engine = make()
+    with pytest.raises(RuntimeError, match="pause"):
+        await engine.load(weights(1, SECOND))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (request([1] * 600, [1], 41), "600 tokens and a budget of 41 make 641"),
+        (request([], [1]), "empty prefix"),
+        (request([1], [1], 0), "budget of 0"),
+        (request([1], []), "0 seeds"),
+        (request([1], [1], 3, Sampling(temperature=-1.0)), "temperature -1.0"),
+        (request([1], [1], 3, Sampling(top_p=0.0)), "top_p 0.0"),
+    ],
+)
+async def test_a_request_that_cannot_be_sampled_is_refused(
+    make: Make, bad: GenerateRequest, message: str
+) -> None:
+    engine = make()
+    with pytest.raises(ValueError, match=message):
+        await engine.generate([request([1], [1], 3), bad])
+    [[completion]] = await engine.generate([request([1] * 600, [1], 40)])
+    assert len(completion.token_ids) == 40
+
+
+async def test_more_samples_than_rows_all_arrive(make: Make) -> None:
+    engine = make(max_rows=5, speed=20000.0)
+    out = await engine.generate([request([1, i], list(range(7)), 3 + i) for i in range(20)])
+    assert [[len(c.token_ids) for c in group] for group in out] == [[3 + i] * 7 for i in range(20)]
+
+
+async def test_a_cancelled_call_frees_its_rows(make: Make) -> None:
+    engine = make(max_rows=2, speed=100.0)
+    long = asyncio.ensure_future(engine.generate([request([1], [1, 2, 3], 600)]))
+    await asyncio.sleep(0.05)
+    long.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await long
+    begin = time.monotonic()
+    [[completion]] = await engine.generate([request([1], [9], 1)])
+    assert len(completion.token_ids) == 1
+    assert time.monotonic() - begin < 3.0
+
+
+def test_an_unknown_engine_is_named_with_its_nearest_match() -> None:
+    settings = EngineSettings(engine="embeded")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="did you mean 'embedded'"):
+        build_engine(settings, MODEL, VOCAB, seed=0, deterministic=False, version=FIRST)
