@@ -95,6 +95,14 @@ def test_a_crash_before_the_rename_leaves_the_old_one(tmp_path: Path) -> None:
     assert steps(tmp_path) == [4, 6]
 
 
+def test_it_appears_at_once(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    partial = checkpoints.begin(4).parent
+    assert steps(tmp_path) == []
+    inode = partial.stat().st_ino
+    assert checkpoints.commit(state(4)).folder.stat().st_ino == inode, "renamed, not copied"
+
+
 def test_beginning_again_clears_what_a_crash_left(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     (checkpoints.begin(5) / "leftover").write_text("half")

@@ -26,7 +26,7 @@ from manta.orchestrator.publish import Published
 from manta.orchestrator.step_groups import StepGroups
 from manta.orchestrator.supply import Finished, Supply
 from manta.orchestrator.wait import DeadlineMissed, Waits
-from tests.unit.orchestrator.groups import Outcome, Script, ScriptedPool, summary
+from tests.unit.orchestrator.groups import Outcome, Script, ScriptedPool, summary, turns
 
 PROMPTS = 2
 DAPO = PRESETS["dapo"]
@@ -172,6 +172,9 @@ async def test_a_step_is_collected_learnt_published_recorded(tmp_path: Path) -> 
     assert [w.save_to for w in stage.client.works] == [None, "folder", None]
     assert work.plan.groups == (GroupId(0, 2, 0), GroupId(0, 3, 0))
     assert work.blocks == ("block-2", "block-3")
+    assert [g.position for g in stage.supply.feed.state(0).outstanding] == [6, 7], (
+        "what is settled is forgotten"
+    )
     assert work.place_G == ((0, 0), (1, 0))
 
 
@@ -280,6 +283,13 @@ async def test_a_state_for_a_checkpoint_has_what_broke_in_the_ledger(tmp_path: P
         return Broken(admission.id, "gone") if is_broken else varied(admission)
 
     stage = Stage(tmp_path, script, staleness=1, steps=1)
+    stage.pool._delay = lambda admission: 100 if admission.id.position == 3 else 0
+
+    async def after(step: int) -> None:
+        assert [e.outcome for e in stage.entries] == ["trained", "trained"]
+        await turns(500)
+
+    stage.loop._hooks = replace(stage.loop._hooks, after=after)
     await stage.run()
     state = stage.loop.feed_state(11)
     accounted = {e.group[:2] for e in stage.entries} | {g[:2] for g in state.outstanding}

@@ -135,6 +135,20 @@ async def test_a_world_that_is_gone_does_not_use_up_the_data() -> None:
     assert len({call[0].position for call in pool.calls}) < MAX_DROPPED_IN_A_ROW + 8
 
 
+async def test_many_broken_groups_are_no_end_of_the_world() -> None:
+    def script(admission: Admission) -> Outcome:
+        is_broken = admission.id.position % 4 != 0
+        return Broken(admission.id, "gone") if is_broken else made(admission)
+
+    supply = supply_of(ScriptedPool(script), slots=2)
+    async with running(supply):
+        for expected in range(0, 200, 4):
+            group, _ = await asyncio.wait_for(supply.take(1), 5)
+            assert group.position == expected
+            await supply.free([group])
+    assert len(supply.dropped()) > 3 * MAX_DROPPED_IN_A_ROW
+
+
 async def test_slots_bound_what_is_under_way() -> None:
     pool = ScriptedPool(made)
     supply = supply_of(pool, slots=3)
