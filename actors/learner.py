@@ -149,7 +149,7 @@ class Rank:
         pulled = dict(zip(blocks, ray.get([work.blocks[b] for b in blocks]), strict=True))
         places = [work.place_G[g] for g in needed]
         return {
-            work.plan.groups[g]: pulled[block][entry]
+            work.plan.groups[g]: pulled[block].groups[entry]
             for g, (block, entry) in zip(needed, places, strict=True)
         }
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import ray
 
-from manta.envs.records import Float32, ScoredGroup, StepPlan, Update
+from manta.envs.packing import Block
+from manta.envs.records import Float32, StepPlan, Update
 
-Block = tuple[ScoredGroup, ...]
 Place = tuple[int, int]
 """Where a group is: the index of its block, and its entry there."""
 

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from manta.actors.cores import available_cores
@@ -16,7 +17,8 @@ from manta.actors.models.causal import build_model
 from manta.actors.models.spec import ModelSpec
 from manta.actors.scorers.logprob import LogprobScorer
 from manta.actors.weights import Receipt, Weights
-from manta.envs.records import ReferenceStatistics, Trajectory
+from manta.envs.packing import PackedTrajectories
+from manta.envs.records import Float32, ReferenceStatistics, Trajectory
 
 
 class Scorer(Protocol):
@@ -93,8 +95,10 @@ class ReferenceWorker:
         )
         self._queue = ScoringQueue(scorer)
 
-    async def score(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
-        return await self._queue.score(trajectories)
+    async def score(self, packed: PackedTrajectories) -> tuple[str, Float32]:
+        """The reference's version, and the statistics of all trajectories back to back."""
+        statistics = await self._queue.score(packed.unpack())
+        return statistics.version, np.concatenate(statistics.logprobs)
 
     async def load(self, weights: Weights) -> Receipt:
         """Makes `weights` the reference; the receipt hashes what arrived."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from manta.envs.records import (
     Bool,
+    Completion,
+    FinishReason,
     Float32,
     GroupId,
     Int32,
@@ -24,6 +26,7 @@ from manta.envs.records import (
     ScoredGroup,
     Task,
     Trajectory,
+    VersionSpan,
 )
 
 Number = TypeVar("Number", bound=np.generic)
@@ -33,6 +36,9 @@ _REST = (
     "parent", "payload", "media", "env_info",
 )  # fmt: skip
 _Rest: TypeAlias = tuple[object, ...]
+_CompletionRest: TypeAlias = tuple[
+    tuple[VersionSpan, ...], FinishReason, dict[str, npt.NDArray[np.generic]]
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,40 @@ def pack(trajectories: Sequence[Trajectory]) -> PackedTrajectories:
         has_logprobs=np.array([t.logprobs is not None for t in trajectories], np.bool_),
         logprobs=_joined(known, np.float32),
         rest=tuple(tuple(getattr(t, name) for name in _REST) for t in trajectories),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PackedCompletions:
+    """Completions of several requests: `counts` by request, `lengths` int32[n] by completion,
+    tokens and log-probs back to back."""
+
+    counts: tuple[int, ...]
+    lengths: Int32
+    token_ids: Int32
+    logprobs: Float32
+    rest: tuple[_CompletionRest, ...]
+
+    def unpack(self) -> list[list[Completion]]:
+        """The completions by request; their arrays are views."""
+        ends = accumulate(self.lengths.tolist(), initial=0)
+        flat = iter(
+            [
+                Completion(self.token_ids[low:high], self.logprobs[low:high], *rest)
+                for (low, high), rest in zip(pairwise(ends), self.rest, strict=True)
+            ]
+        )
+        return [list(islice(flat, count)) for count in self.counts]
+
+
+def pack_completions(completions: Sequence[Sequence[Completion]]) -> PackedCompletions:
+    flat = [completion for of_request in completions for completion in of_request]
+    return PackedCompletions(
+        counts=tuple(len(of_request) for of_request in completions),
+        lengths=np.array([len(c.token_ids) for c in flat], np.int32),
+        token_ids=_joined([c.token_ids for c in flat], np.int32),
+        logprobs=_joined([c.logprobs for c in flat], np.float32),
+        rest=tuple((c.weight_versions, c.finish_reason, dict(c.extras)) for c in flat),
     )
 
 

@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.environment import EnvironmentWorker
 from manta.actors.lanes import Admission, BlockSummary, Lane
-from manta.actors.mailbox import Block, Mailbox, Place, StartOrder, StepReport, StepWork, Stop
+from manta.actors.mailbox import Mailbox, Place, StartOrder, StepReport, StepWork, Stop
 from manta.actors.models.spec import ModelSpec
 from manta.actors.reference import ReferenceWorker
 from manta.actors.reward import RewardWorker
@@ -25,6 +25,7 @@ from manta.actors.router import Router
 from manta.actors.step_scores import FinalScores
 from manta.actors.weight_store import WeightStore
 from manta.actors.weights import Receipt, Weights
+from manta.envs.packing import Block
 from manta.envs.records import Float32, GroupId, Int32, WeightVersion
 
 T = TypeVar("T")

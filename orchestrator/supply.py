@@ -15,7 +15,7 @@ from typing import TypeAlias
 import ray
 
 from manta.actors.lanes import Admission, Broken
-from manta.actors.mailbox import Block
+from manta.envs.packing import Block
 from manta.envs.records import GroupId, GroupSummary
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.pools import EnvironmentPool
