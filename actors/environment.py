@@ -11,18 +11,14 @@ import itertools
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from itertools import accumulate, islice
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 
 from manta.actors.coalesce import Coalescer
 from manta.actors.lanes import Admission, BlockSummary, Broken, Lane
 from manta.actors.production import GoldRows, Production, build_production, unscored
-from manta.actors.reference import ReferenceWorker
-from manta.actors.reward import RewardWorker
-from manta.actors.router import Router
 from manta.envs.failures import WorldBroke
 from manta.envs.group import Scoring
 from manta.envs.packing import Block, PackedCompletions, pack
@@ -39,6 +35,13 @@ from manta.envs.records import (
     summarise,
 )
 from manta.envs.trajectory_files import write_groups
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+    from manta.actors.reference import ReferenceWorker
+    from manta.actors.reward import RewardWorker
+    from manta.actors.router import Router
 
 _Group: TypeAlias = tuple[Task, Sequence[Trajectory]]
 _COMPLETE: ContextVar[Coalescer[GenerateRequest, list[Completion]]] = ContextVar("complete")

@@ -10,12 +10,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from manta.actors.cores import available_cores
-from manta.actors.models.causal import build_model
 from manta.actors.models.spec import ModelSpec
-from manta.actors.scorers.logprob import LogprobScorer
 from manta.actors.weights import Receipt, Weights
 from manta.envs.packing import PackedTrajectories
 from manta.envs.records import Float32, ReferenceStatistics, Trajectory
@@ -89,6 +86,12 @@ class ReferenceWorker:
         tokens_per_batch: int,
         temperature: float,
     ) -> None:
+        # Imported here: the driver and environment workers name this class without loading torch.
+        import torch
+
+        from manta.actors.models.causal import build_model
+        from manta.actors.scorers.logprob import LogprobScorer
+
         torch.set_num_threads(threads or available_cores())
         scorer = LogprobScorer(
             build_model(model, vocab_size, seed), "initial", tokens_per_batch, temperature

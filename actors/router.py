@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ray.actor import ActorHandle
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
-from manta.actors.rollout import RolloutWorker
+    from manta.actors.rollout import RolloutWorker
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ from manta.actors.engines.limits import check_request
 from manta.actors.engines.padding import padded_batches
 from manta.actors.engines.pending import Pending, Prefix
 from manta.actors.models.causal import model_state
-from manta.actors.weights import Receipt, Weights, content_hash, unpack
+from manta.actors.weight_tensors import unpack
+from manta.actors.weights import Receipt, Weights, content_hash
 from manta.envs.records import Completion, Float32, GenerateRequest, Int32, WeightVersion
 
 P = ParamSpec("P")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from manta.actors.weight_store import WeightStore
-from manta.actors.weights import Weights, content_hash, pack
+from manta.actors.weight_tensors import pack
+from manta.actors.weights import Weights, content_hash
 from manta.envs.records import WeightVersion
 
 
