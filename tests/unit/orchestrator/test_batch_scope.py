@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from manta.actors.lanes import Admission, BlockSummary, Lane
-from manta.actors.mailbox import Block
 from manta.actors.production import Production, build_production
 from manta.actors.reward import RewardWorker
 from manta.actors.step_scores import FinalScores
 from manta.algorithms.presets import PRESETS
 from manta.envs.group import Scoring
+from manta.envs.packing import Block, pack
 from manta.envs.records import GroupId, Score, Task, Trajectory, summarise
 from manta.envs.tokenizer import build_tokenizer
 from manta.orchestrator.step_groups import StepGroups
@@ -27,7 +27,7 @@ LANE = lane(reward=rewards("correct + rarity", correct="exact", rarity="rarity")
 
 
 class WorldInOneProcess:
-    """An environment pool whose blocks stay here; `answers` are those of a group, by position."""
+    """An environment pool whose blocks stay here; `answers` are a group's, by position."""
 
     num_workers = 1
 
@@ -40,15 +40,18 @@ class WorldInOneProcess:
     ) -> tuple[str, BlockSummary]:
         groups = [await self._production(a.id.position).make(a) for a in admissions]
         name = f"block-{len(self.blocks)}"
-        self.blocks[name] = tuple(groups)
+        self.blocks[name] = Block(tuple(groups))
         return name, BlockSummary(tuple(summarise(group) for group in groups))
 
     def _production(self, position: int) -> Production:
         async def score(task: Task, trajectories: Sequence[Trajectory]) -> tuple[Score, ...]:
-            return await self._rewards.score_group(self._lane.name, task, trajectories)
+            sizes, packed = [len(trajectories)], pack(list(trajectories))
+            [scores] = await self._rewards.score_groups(self._lane.name, [task], sizes, packed)
+            return scores
 
         speaks = ScriptedEngine(
-            build_tokenizer(TOKENIZER), lambda _, sample: self._answers[position][sample]
+            build_tokenizer(TOKENIZER),
+            lambda _, sample: self._answers.get(position, ("0", "0"))[sample],
         )
         return build_production(self._lane, TOKENIZER, speaks.generate, Scoring(score))
 
@@ -83,7 +86,7 @@ async def test_the_step_s_rarity_decides_the_advantages(tmp_path: Path) -> None:
     assert second.plan.coefficients["keep"].tolist() == [0, 0, 0, 0]
     outcomes = [entry.outcome for entry in stage.entries]
     assert outcomes == ["filtered", "trained", "filtered", "filtered"]
-    stored = [group.content_hash() for block in pool.blocks.values() for group in block]
+    stored = [group.content_hash() for block in pool.blocks.values() for group in block.groups]
     assert [entry.content_hash for entry in stage.entries] == stored[: len(outcomes)]
 
 

@@ -25,7 +25,7 @@ from manta.orchestrator.progress import Progress
 from manta.orchestrator.publish import Published
 from manta.orchestrator.step_groups import StepGroups
 from manta.orchestrator.supply import Finished, Supply
-from manta.orchestrator.wait import DeadlineMissed, Waits
+from manta.orchestrator.wait import DeadlineMissed, Waits, unless_ended
 from tests.unit.orchestrator.groups import Outcome, Script, ScriptedPool, summary, turns
 
 PROMPTS = 2
@@ -117,12 +117,8 @@ class Stage:
         )
 
     async def run(self, should_stop: asyncio.Event | None = None) -> None:
-        supplying = asyncio.create_task(self.supply.run())
-        try:
-            await asyncio.wait_for(self.loop.run(should_stop or asyncio.Event()), 20)
-        finally:
-            supplying.cancel()
-            await asyncio.gather(supplying, return_exceptions=True)
+        looping = asyncio.wait_for(self.loop.run(should_stop or asyncio.Event()), 20)
+        await unless_ended(looping, self.supply.run())
 
     @property
     def entries(self) -> list[Entry]:
