@@ -10,7 +10,16 @@ import pytest
 
 @pytest.mark.parametrize(
     "module",
-    ["environment", "mailbox", "reference", "reward", "rollout", "router", "weight_store", "learner"],
+    [
+        "environment",
+        "mailbox",
+        "reference",
+        "reward",
+        "rollout",
+        "router",
+        "weight_store",
+        "learner",
+    ],
 )
 def test_shells_load_no_torch_before_they_need_it(module: str) -> None:
     code = f"import sys, manta.actors.{module}; print('torch' in sys.modules)"
