@@ -125,11 +125,8 @@ def _seconds_between(
 ) -> float:
     """What all processes used between two looks. One that ended meanwhile stands among the children
     of its parent; raises RuntimeError where it does not, and its time is lost."""
-    own, children = (
-        sum(getattr(t, part) for t in after.values())
-        - sum(getattr(t, part) for t in before.values())
-        for part in ("own", "children")
-    )
+    own = sum(t.own for t in after.values()) - sum(t.own for t in before.values())
+    children = sum(t.children for t in after.values()) - sum(t.children for t in before.values())
     gone = {pid: before[pid].own for pid in before.keys() - after.keys()}
     if children < sum(gone.values()) - _CLOCK_TICK * len(gone):
         raise RuntimeError(f"processes {sorted(gone)} ended and nobody noted what they used")
