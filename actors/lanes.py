@@ -27,6 +27,7 @@ class Lane:
     """`samples_from`: an engine (`policy`), gold answers (`given`) or a folder (`written`).
 
     `purpose` seeds sampling apart from other lanes; `context` bounds prompt plus answer in tokens.
+    With `ignore_eos` samples end at their budget only.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Lane:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    ignore_eos: bool = False
     reward: RewardSpec | None = None
     uses_reference: bool = False
     trajectories: str | None = None

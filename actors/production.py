@@ -105,7 +105,8 @@ def build_production(
     limits = Limits(lane.max_new_tokens, lane.context)
     if lane.samples_from == "given":
         return GivenGroups(env, source, renderer, limits, scoring)
-    sampling = Sampling(lane.temperature, lane.top_p, lane.top_k, (text.eos_id,))
+    stops = () if lane.ignore_eos else (text.eos_id,)
+    sampling = Sampling(lane.temperature, lane.top_p, lane.top_k, stops)
     speaker = Speaker(generate, sampling)
     return SampledGroups(env, source, renderer, speaker, lane, limits, scoring)
 

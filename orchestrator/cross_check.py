@@ -174,6 +174,11 @@ def _sampling(run_file: RunFile) -> Iterator[str]:
             f"rollout.max_new_tokens: is {rollout.max_new_tokens}, must be below model.context "
             f"({context}), which also holds the prompt"
         )
+    if rollout.ignore_eos and rollout.engine == "simulated":
+        yield (
+            "rollout.ignore_eos: has no effect on the simulated engine, whose lengths come from "
+            "rollout.simulated: remove it"
+        )
     trains = [_trains_on_samples(stage) for stage in run_file.stages]
     if not any(trains):
         return
@@ -241,6 +246,11 @@ def _stage(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
         yield from _reward(stage.reward)
     if stage.evaluate is not None:
         yield from _evaluate(stage.evaluate, stage.reward)
+        if run_file.rollout.ignore_eos:
+            yield (
+                ".evaluate: rollout.ignore_eos makes every answer run on past its end, so that "
+                "none would be right: remove one of the two"
+            )
 
 
 def _trajectories(run_file: RunFile, stage: StageConfig) -> Iterator[str]:

@@ -27,6 +27,7 @@ def train_lane(run_file: RunFile, stage: StageConfig, directory: RunDirectory) -
         temperature=run_file.rollout.temperature,
         top_p=run_file.rollout.top_p,
         top_k=run_file.rollout.top_k,
+        ignore_eos=run_file.rollout.ignore_eos,
         reward=_reward(run_file, stage.reward) if algorithm.samples_from == "policy" else None,
         uses_reference=stage.kind == "train" and algorithm.needs_reference,
         trajectories=written,

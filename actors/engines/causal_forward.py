@@ -6,8 +6,7 @@ Shapes: P prefixes, B rows, L tokens, V vocabulary, H key/value heads, D head wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +24,10 @@ _SCORED_CELLS = 1 << 25
 """Float32 logits that scoring holds at once (128 MiB)."""
 
 
-_SMALL_WORK = 1 << 24
-"""Rows times parameters up to which a decoding step is faster on one thread than on several: its
-products are over before the threads have met, and on shared cores they wait for each other."""
+_SMALL_WORK = 1 << 26
+"""Rows times parameters up to which a decoding step runs on one thread. Several gain a fifth there
+at most, for twice the processor time, and on shared cores they wait whole time slices for each
+other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,17 @@ class Prefilled:
 
 
 class CausalForward:
-    """`model`: a causal language model whose layers all attend over all tokens.
+    """`model`: a causal language model whose layers all attend over all tokens; `threads` are those
+    of torch. It is run by one thread of the process, whose setting it changes.
 
     Raises ValueError for a model with a sliding window shorter than `context`.
     """
 
-    def __init__(self, model: PreTrainedModel, context: int) -> None:
+    def __init__(self, model: PreTrainedModel, context: int, threads: int) -> None:
         check_attention(model, context)
         use_grouped_attention(model)
         self.model = model.eval()
+        self._threads = threads
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self._num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -77,15 +79,14 @@ class CausalForward:
         slots.aim(position_B, longest)
         is_seen_BL = torch.arange(longest, device=self.device) < length_B[:, None]
         mask_BL = torch.where(is_seen_BL, 0.0, -torch.inf).to(self.dtype)
-        is_small = len(tokens_B) * self._num_parameters <= _SMALL_WORK
-        with one_thread() if is_small else nullcontext():
-            output = self.model(
-                input_ids=tokens_B[:, None],
-                attention_mask=mask_BL[:, None, None],
-                position_ids=position_B[:, None],
-                past_key_values=slots,
-                use_cache=True,
-            )
+        self._run_on(1 if len(tokens_B) * self._num_parameters <= _SMALL_WORK else self._threads)
+        output = self.model(
+            input_ids=tokens_B[:, None],
+            attention_mask=mask_BL[:, None, None],
+            position_ids=position_B[:, None],
+            past_key_values=slots,
+            use_cache=True,
+        )
         logits: Tensor = output.logits[:, 0]
         return logits
 
@@ -119,6 +120,7 @@ class CausalForward:
         return scored
 
     def _logits(self, tokens: Tensor, cache: DynamicCache, logits_at: Tensor | int) -> Tensor:
+        self._run_on(self._threads)
         output = self.model(
             input_ids=tokens.to(self.device),
             past_key_values=cache,
@@ -128,16 +130,11 @@ class CausalForward:
         logits: Tensor = output.logits
         return logits
 
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread within, as many as before after it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    def _run_on(self, threads: int) -> None:
+        """Sets torch's threads where they differ, and leaves them so for what follows: a change
+        makes oneDNN forget its kernels, and what samples between two small steps is small too."""
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 def check_attention(model: PreTrainedModel, context: int) -> None:

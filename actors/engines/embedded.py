@@ -58,16 +58,15 @@ class EmbeddedEngine:
         self._context = context
         self._max_rows = max_rows
         self._is_deterministic = deterministic
-        self._forward = CausalForward(model, context)
+        threads = threads or available_cores()
+        self._forward = CausalForward(model, context, threads)
         self._batch = DecodeBatch(self._forward, max_rows, context)
         self._waiting: deque[Pending] = deque()
         self._is_paused = False
         self._is_stepping = False
         self._is_stale = False
         self._is_closed = False
-        self._thread = ThreadPoolExecutor(
-            1, "decode", torch.set_num_threads, (threads or available_cores(),)
-        )
+        self._thread = ThreadPoolExecutor(1, "decode", torch.set_num_threads, (threads,))
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
         """All samples of every request, in order; a cancelled call frees its rows."""

@@ -20,7 +20,8 @@ class EngineSettings:
     """`rollout:` in a run file: the engine named `policy`.
 
     `max_rows` bounds the samples decoded side by side in one engine; `threads` are torch threads
-    of each worker (0: all cores that it may use).
+    of each worker (0: all cores that it may use). With `ignore_eos` the end token ends nothing:
+    every sample has exactly its budget of tokens.
     """
 
     engine: Literal["embedded", "simulated"] = "embedded"
@@ -32,4 +33,5 @@ class EngineSettings:
     top_p: float = 1.0
     top_k: int = 0
     max_staleness: int = 0
+    ignore_eos: bool = False
     simulated: SimulatedSettings = field(default_factory=SimulatedSettings)

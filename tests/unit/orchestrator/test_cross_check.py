@@ -46,6 +46,10 @@ REFUSED = [
      "log-probs would be those of the kept tokens, the learner computes its own over the whole "
      "vocabulary, and their ratio would be wrong"),
     ("rollout.top_k=5", "rollout.top_k: is 5, must be 0 while training"),
+    ("rollout.ignore_eos=true", "stages[0].evaluate: rollout.ignore_eos makes every answer run on "
+     "past its end"),
+    ("rollout={engine: simulated, ignore_eos: true, max_new_tokens: 4}", "rollout.ignore_eos: has "
+     "no effect on the simulated engine"),
     ("rollout.temperature=0", "rollout.temperature: is 0, must be above 0 while training: greedy "
      "samples of a prompt are all equal"),
     ("learner.learning_rate=0", "learner.learning_rate: is 0, must be above 0"),
