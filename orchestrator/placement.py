@@ -29,6 +29,8 @@ _LOCAL_DEFAULTS = {
     # OpenMP threads wait by spinning. Where roles share cores, a spinning thread keeps the core
     # from the very thread that it waits for (37 times slower, measured): soon they shall sleep.
     "GOMP_SPINCOUNT": "2000",
+    # Ray gives its workers a niceness of 15: whatever else runs would starve them.
+    "RAY_worker_niceness": "0",
 }
 _SECRET = re.compile(r"(API_KEY|SECRET|PASSWORD|CREDENTIAL)", re.IGNORECASE)
 
