@@ -100,7 +100,9 @@ class TrainStage:
         settings = self._run.run_file.learner
         base = self._stage.learning_rate or settings.learning_rate
         return LoopHooks(
-            learning_rate=lambda step: learning_rate(settings, base, step - self._first - 1),
+            learning_rate=lambda step: learning_rate(
+                settings, base, step - self._first - 1, self._stage.steps
+            ),
             is_published=self._is_published,
             save_to=lambda step: (
                 str(self._run.checkpoints.begin(step)) if self._is_saved(step) else None
