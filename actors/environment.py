@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import ray
-from ray.actor import ActorHandle
 
+from manta.actors.coalesce import Coalescer
 from manta.actors.lanes import Admission, BlockSummary, Broken, Lane
-from manta.actors.mailbox import Block
 from manta.actors.production import GoldRows, Production, build_production, unscored
-from manta.actors.reference import ReferenceWorker
-from manta.actors.reward import RewardWorker
-from manta.actors.router import Router
-from manta.envs.failures import GroupBroken
+from manta.envs.failures import WorldBroke
 from manta.envs.group import Scoring
+from manta.envs.packing import Block, PackedCompletions, pack
 from manta.envs.records import (
     Completion,
     GenerateRequest,
@@ -34,6 +35,17 @@ from manta.envs.records import (
     summarise,
 )
 from manta.envs.trajectory_files import write_groups
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+    from manta.actors.reference import ReferenceWorker
+    from manta.actors.reward import RewardWorker
+    from manta.actors.router import Router
+
+_Group: TypeAlias = tuple[Task, Sequence[Trajectory]]
+_COMPLETE: ContextVar[Coalescer[GenerateRequest, list[Completion]]] = ContextVar("complete")
+"""The engine calls of the block that is being made: another block may go to another engine."""
 
 
 class EnvironmentWorker:
@@ -50,18 +62,25 @@ class EnvironmentWorker:
         self._references = itertools.cycle(references)
         self._lanes: dict[str, Production] = {}
         self._opened: dict[str, Lane] = {}
+        self._gold: dict[str, GoldRows] = {}
+        self._reference_statistics = Coalescer(self._score_reference)
 
     async def open(self, lane: Lane, versions: Mapping[str, str]) -> int:
         """Gets ready to make groups of `lane`, scored by rewards of these `versions`; the number
         of tasks in its source."""
 
-        async def score(task: Task, trajectories: Sequence[Trajectory]) -> tuple[Score, ...]:
-            return await next(self._rewards).score_group.remote(lane.name, task, trajectories)
+        async def score(groups: list[_Group]) -> list[tuple[Score, ...]]:
+            packed = pack([t for _, trajectories in groups for t in trajectories])
+            tasks = [task for task, _ in groups]
+            counts = [len(trajectories) for _, trajectories in groups]
+            return await next(self._rewards).score_groups.remote(lane.name, tasks, counts, packed)
+
+        scores: Coalescer[_Group, tuple[Score, ...]] = Coalescer(score)
 
         scoring = Scoring(
-            score if lane.reward else unscored,
+            (lambda task, trajectories: scores((task, trajectories))) if lane.reward else unscored,
             versions,
-            self._score_reference if lane.uses_reference else None,
+            self._reference_statistics if lane.uses_reference else None,
         )
         self._lanes[lane.name] = build_production(lane, self._tokenizer, self._generate, scoring)
         self._opened[lane.name] = lane
@@ -73,23 +92,26 @@ class EnvironmentWorker:
     ) -> tuple[Block, BlockSummary]:
         """Makes the groups of `admissions` side by side."""
         production = self._lanes[lane]
+        _COMPLETE.set(Coalescer(self._complete))
 
         async def run(admission: Admission) -> ScoredGroup | Broken:
             try:
                 return await production.make(admission)
-            except (GroupBroken, ray.exceptions.RayActorError) as error:
+            except (WorldBroke, ray.exceptions.RayActorError) as error:
                 return Broken(admission.id, f"{type(error).__name__}: {error}")
 
         results = await asyncio.gather(*(run(admission) for admission in admissions))
         summaries: list[GroupSummary | Broken] = [
             result if isinstance(result, Broken) else summarise(result) for result in results
         ]
-        block = tuple(result for result in results if not isinstance(result, Broken))
-        return block, BlockSummary(tuple(summaries))
+        groups = tuple(result for result in results if not isinstance(result, Broken))
+        return Block(groups), BlockSummary(tuple(summaries))
 
     async def gold_logprob(self, lane: str, indices: Sequence[int]) -> list[float]:
         """Mean log-prob per token that an engine gives the gold answer of each task."""
-        gold = GoldRows(self._opened[lane], self._tokenizer)
+        gold = self._gold.get(lane)
+        if gold is None:
+            gold = self._gold[lane] = GoldRows(self._opened[lane], self._tokenizer)
         rows = [gold.row(index) for index in indices]
         lease, engine = await self._router.acquire.remote(sum(len(ids) for ids, _ in rows))
         try:
@@ -102,16 +124,34 @@ class EnvironmentWorker:
 
     async def write(self, path: str, step: int, ids: Sequence[GroupId], *blocks: Block) -> None:
         """Writes the groups `ids`, which `blocks` hold, as trajectories."""
-        groups = {group.id: group for block in blocks for group in block}
+        groups = {group.id: group for block in blocks for group in block.groups}
         await asyncio.to_thread(write_groups, path, [groups[name] for name in ids], step)
 
     async def _generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
+        complete = _COMPLETE.get()
+        return list(await asyncio.gather(*(complete(request) for request in requests)))
+
+    async def _complete(self, requests: list[GenerateRequest]) -> list[list[Completion]]:
+        """One call to an engine for the requests that a block made together."""
         tokens = sum(len(r.prefix) + sum(r.budgets) for r in requests)
         lease, engine = await self._router.acquire.remote(tokens)
         try:
-            return await engine.generate.remote(requests)
+            packed: PackedCompletions = await engine.generate.remote(requests)
+        except ray.exceptions.ActorDiedError:
+            self._router.lose.remote(lease)
+            raise
         finally:
             self._router.release.remote(lease)
+        return packed.unpack()
 
-    async def _score_reference(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
-        return await next(self._references).score.remote(trajectories)
+    async def _score_reference(
+        self, groups: list[Sequence[Trajectory]]
+    ) -> list[ReferenceStatistics]:
+        flat = [trajectory for trajectories in groups for trajectory in trajectories]
+        version, logprobs = await next(self._references).score.remote(pack(flat))
+        ends = list(accumulate(len(trajectory.token_ids) for trajectory in flat))
+        rows = iter(np.split(logprobs, ends[:-1]))
+        return [
+            ReferenceStatistics(version, tuple(islice(rows, len(trajectories))))
+            for trajectories in groups
+        ]

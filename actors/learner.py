@@ -1,38 +1,26 @@
-"""The learner rank: the training function that Ray Train runs on every worker of the group.
+"""The learner's shell: what a rank needs to start, and the function that Ray Train runs on each.
 
-Takes steps from the mailbox, pulls its groups straight from the object store, writes them down,
-steps, and reports. What a step computes is in `manta.actors.learning`.
+Takes steps from the mailbox until it says stop. Loads torch only where it runs, not in the driver
+that names it.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 import ray.train
-import torch
-import torch.distributed as dist
 from ray.actor import ActorHandle
 
-from manta.actors.backends.protocol import Backend
-from manta.actors.backends.registry import build_backend
 from manta.actors.backends.settings import LearnerSettings
-from manta.actors.collectives import alone, sum_over
-from manta.actors.learning import Learner
-from manta.actors.mailbox import Mailbox, StartOrder, StepReport, StepWork, Stop
-from manta.actors.models.causal import build_model
-from manta.actors.models.policy import token_logprobs
+from manta.actors.cores import available_cores
+from manta.actors.mailbox import Mailbox, StartOrder, StepReport, Stop
 from manta.actors.models.spec import ModelSpec
-from manta.actors.rank_files import RankFiles
-from manta.actors.rows import rows_of
-from manta.actors.sharding import IntArray
 from manta.actors.weight_store import WeightStore
 from manta.algorithms.settings import AlgorithmSettings
-from manta.envs.records import Float32, GroupId, Int32, ScoredGroup, Update, WeightVersion
+from manta.envs.records import Int32, Update, WeightVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,106 +50,16 @@ class LearnerJob:
     weight_store: ActorHandle[WeightStore]
 
 
-class Rank:
-    """One rank's state between steps."""
-
-    def __init__(self, job: LearnerJob, rank: int, world_size: int) -> None:
-        self._job, self._rank, self._world_size = job, rank, world_size
-        self._files = RankFiles(Path(job.run_dir), rank)
-        self._model = build_model(job.model, job.vocab_size, job.seed)
-        self._stage = ""
-        self._learner: Learner | None = None
-
-    def enter(self, stage: str) -> Backend:
-        """Starts `stage`: the same parameters, a fresh optimizer."""
-        self._stage = stage
-        self._backend = build_backend(self._job.settings, self._model)
-        everyone = dist.group.WORLD
-        all_reduce = alone if everyone is None else sum_over(everyone)
-        self._learner = Learner(
-            self._backend,
-            self._job.stages[stage].algorithm,
-            self._job.settings.tokens_per_micro_batch,
-            self._job.stages[stage].temperature,
-            self._rank,
-            self._world_size,
-            all_reduce,
-        )
-        return self._backend
-
-    def publish(self, version: WeightVersion) -> str:
-        """Rank 0 hands the weights to the store; the hash of what it handed over."""
-        if self._rank != 0:
-            return ""
-        weights = self._backend.weights(version)
-        ray.get(self._job.weight_store.put.remote(weights))
-        return weights.sha256
-
-    def probe(self) -> tuple[Float32, ...]:
-        """Log-probs of the fixed probe rows, which every engine must reproduce."""
-        if self._rank != 0:
-            return ()
-        return tuple(token_logprobs(self._model, self._job.probe_rows))
-
-    def save(self, folder: str | None) -> None:
-        if folder is not None and self._rank == 0:
-            self._backend.save(Path(folder))
-
-    def step(self, work: StepWork, incarnation: int) -> StepReport:
-        started = time.perf_counter()
-        if work.stage != self._stage:
-            self.enter(work.stage)
-        assert self._learner is not None
-        stage = self._job.stages[work.stage]
-        indices = self._learner.rows_needed(work.plan, stage.updates_per_step)
-        groups = self._pull(work, indices)
-        self._files.note_trained(
-            work.plan.step,
-            incarnation,
-            {name: group.content_hash() for name, group in groups.items()},
-        )
-        writing = None
-        if stage.write_trajectories:
-            writing = self._files.write_trajectories(work.plan.step, list(groups.values()))
-        pulled = time.perf_counter()
-        rows = {row.index: row for row in rows_of(work.plan, groups, indices)}
-        metrics = self._learner.step(
-            work.plan, rows, stage.epochs_per_step, stage.updates_per_step, work.learning_rate
-        )
-        stepped = time.perf_counter()
-        version = WeightVersion(work.plan.step, incarnation)
-        weights_hash = self.publish(version) if work.hand_over else ""
-        self.save(work.save_to)
-        probe = self.probe() if work.hand_over else ()
-        if writing is not None:
-            writing.result()
-        done = time.perf_counter()
-        return StepReport(
-            Update(version, metrics, weights_hash),
-            probe,
-            {"pull": pulled - started, "step": stepped - pulled, "hand_over": done - stepped},
-        )
-
-    def _pull(self, work: StepWork, indices: IntArray) -> dict[GroupId, ScoredGroup]:
-        """The groups that hold this rank's rows."""
-        needed = sorted({int(work.plan.group_N[i]) for i in indices})
-        blocks = sorted({work.place_G[g][0] for g in needed})
-        pulled = dict(zip(blocks, ray.get([work.blocks[b] for b in blocks]), strict=True))
-        places = [work.place_G[g] for g in needed]
-        return {
-            work.plan.groups[g]: pulled[block][entry]
-            for g, (block, entry) in zip(needed, places, strict=True)
-        }
-
-
 def learner_loop(config: dict[str, LearnerJob]) -> None:
     """Ray Train's entry on every worker: steps until the mailbox says stop."""
+    import torch
+
+    from manta.actors.rank import Rank
+
     job = config["job"]
     context = ray.train.get_context()
     rank_index, world_size = context.get_world_rank(), context.get_world_size()
-    threads = job.settings.threads or max(
-        1, (len(os.sched_getaffinity(0))) // context.get_local_world_size()
-    )
+    threads = job.settings.threads or max(1, available_cores() // context.get_local_world_size())
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(job.deterministic)
     order: StartOrder = ray.get(job.mailbox.enlist.remote(world_size))  # type: ignore[assignment]

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import ray
 
-from manta.envs.records import Float32, ScoredGroup, StepPlan, Update
+from manta.envs.packing import Block
+from manta.envs.records import Float32, StepPlan, Update
 
-Block = tuple[ScoredGroup, ...]
+Place = tuple[int, int]
+"""Where a group is: the index of its block, and its entry there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class StepWork:
     stage: str
     plan: StepPlan
     blocks: tuple[ray.ObjectRef[Block], ...]
-    place_G: tuple[tuple[int, int], ...]
+    place_G: tuple[Place, ...]
     learning_rate: float
     hand_over: bool = True
     save_to: str | None = None
@@ -110,10 +112,16 @@ class StepLog:
     async def result(self, step: int) -> dict[int, StepReport]:
         """All ranks' reports of `step`, by rank; waits for the last one."""
         async with self._changed:
-            await self._changed.wait_for(
-                lambda: len(self._reports.get(step, {})) == self._world_size
-            )
-            return self._reports[step]
+            await self._changed.wait_for(lambda: self._all_reported(step))
+            return {rank: self._reports[step][rank] for rank in self._ranks()}
+
+    def _all_reported(self, step: int) -> bool:
+        """A group that a larger one left reports behind for waits for its own ranks only."""
+        return bool(self._ranks()) and self._reports.get(step, {}).keys() >= set(self._ranks())
+
+    def _ranks(self) -> range:
+        """Empty before the first one enlisted."""
+        return range(self._world_size or 0)
 
     def forget(self, step: int) -> None:
         """Drops work and reports up to `step`: a committed checkpoint covers them."""

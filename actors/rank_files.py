@@ -20,14 +20,14 @@ class RankFiles:
         self._run_dir, self._rank = run_dir, rank
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trajectories")
         (run_dir / "trained").mkdir(exist_ok=True)
-        self._trained = (run_dir / "trained" / f"rank={rank}.jsonl").open("a")
+        # Unbuffered, so that a rank that is killed leaves whole lines.
+        self._trained = (run_dir / "trained" / f"rank={rank}.jsonl").open("ab", buffering=0)
 
     def note_trained(self, step: int, incarnation: int, hashes: Mapping[GroupId, str]) -> None:
         """Appends a line for each group before the rank steps on it."""
-        for group, content_hash in hashes.items():
-            line = {"step": step, "incarnation": incarnation, "group": group, "hash": content_hash}
-            self._trained.write(json.dumps(line) + "\n")
-        self._trained.flush()
+        where = {"step": step, "incarnation": incarnation}
+        lines = [json.dumps({**where, "group": g, "hash": hash_}) for g, hash_ in hashes.items()]
+        self._trained.write("".join(f"{line}\n" for line in lines).encode())
 
     def write_trajectories(self, step: int, groups: list[ScoredGroup]) -> Future[None]:
         """Writes `trajectories/step=N/rank=R.parquet` beside the step; wait for it to report."""

@@ -7,25 +7,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Protocol
 
-import torch
+import numpy as np
 
-from manta.actors.models.causal import build_model
+from manta.actors.cores import available_cores
 from manta.actors.models.spec import ModelSpec
-from manta.actors.scorers.logprob import LogprobScorer
 from manta.actors.weights import Receipt, Weights
-from manta.envs.records import ReferenceStatistics, Trajectory
+from manta.envs.packing import PackedTrajectories
+from manta.envs.records import Float32, ReferenceStatistics, Trajectory
+
+
+class Scorer(Protocol):
+    def score(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics: ...
+
+    def load(self, weights: Weights) -> Receipt: ...
 
 
 class ScoringQueue:
     """Collects requests and runs the scorer in a thread, everything pending at once."""
 
-    def __init__(self, scorer: LogprobScorer) -> None:
+    def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
         self._pending: list[tuple[Sequence[Trajectory], asyncio.Future[ReferenceStatistics]]] = []
         self._running: asyncio.Task[None] | None = None
+        self._in_use = asyncio.Lock()
 
     async def score(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
+        """Raises what the scorer raised over the batch that this request was part of."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[ReferenceStatistics] = loop.create_future()
         self._pending.append((trajectories, future))
@@ -33,23 +42,38 @@ class ScoringQueue:
             self._running = asyncio.create_task(self._run())
         return await future
 
+    async def load(self, weights: Weights) -> Receipt:
+        """Takes other weights, between two batches."""
+        async with self._in_use:
+            return await asyncio.to_thread(self._scorer.load, weights)
+
     async def _run(self) -> None:
         while self._pending:
-            batch, self._pending = self._pending, []
-            rows = [trajectory for trajectories, _ in batch for trajectory in trajectories]
-            try:
-                statistics = await asyncio.to_thread(self._scorer.score, rows)
-            except (ValueError, RuntimeError) as error:
-                for _, future in batch:
-                    future.set_exception(error)
-                continue
+            async with self._in_use:
+                batch, self._pending = self._pending, []
+                rows = [trajectory for trajectories, _ in batch for trajectory in trajectories]
+                scoring = asyncio.ensure_future(asyncio.to_thread(self._scorer.score, rows))
+                await asyncio.wait([scoring])
             start = 0
             for trajectories, future in batch:
                 end = start + len(trajectories)
-                future.set_result(
-                    ReferenceStatistics(statistics.version, statistics.logprobs[start:end])
-                )
+                _answer(future, scoring, slice(start, end))
                 start = end
+
+
+def _answer(
+    future: asyncio.Future[ReferenceStatistics],
+    scoring: asyncio.Future[ReferenceStatistics],
+    rows: slice,
+) -> None:
+    """Hands `rows` of the result, or the error, to a caller that still waits."""
+    if future.done():
+        return
+    if (error := scoring.exception()) is not None:
+        future.set_exception(error)
+    else:
+        statistics = scoring.result()
+        future.set_result(ReferenceStatistics(statistics.version, statistics.logprobs[rows]))
 
 
 class ReferenceWorker:
@@ -62,16 +86,23 @@ class ReferenceWorker:
         tokens_per_batch: int,
         temperature: float,
     ) -> None:
-        if threads:
-            torch.set_num_threads(threads)
-        self._scorer = LogprobScorer(
+        # Imported here: the driver and environment workers name this class without loading torch.
+        import torch
+
+        from manta.actors.models.causal import build_model
+        from manta.actors.scorers.logprob import LogprobScorer
+
+        torch.set_num_threads(threads or available_cores())
+        scorer = LogprobScorer(
             build_model(model, vocab_size, seed), "initial", tokens_per_batch, temperature
         )
-        self._queue = ScoringQueue(self._scorer)
+        self._queue = ScoringQueue(scorer)
 
-    async def score(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
-        return await self._queue.score(trajectories)
+    async def score(self, packed: PackedTrajectories) -> tuple[str, Float32]:
+        """The reference's version, and the statistics of all trajectories back to back."""
+        statistics = await self._queue.score(packed.unpack())
+        return statistics.version, np.concatenate(statistics.logprobs)
 
     async def load(self, weights: Weights) -> Receipt:
         """Makes `weights` the reference; the receipt hashes what arrived."""
-        return await asyncio.to_thread(self._scorer.load, weights)
+        return await self._queue.load(weights)

@@ -8,11 +8,12 @@ from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import ModelSpec
 from manta.actors.weights import Receipt, Weights
-from manta.envs.records import Completion, Float32, GenerateRequest, Int32, WeightVersion
+from manta.envs.packing import PackedCompletions, pack_completions
+from manta.envs.records import Float32, GenerateRequest, Int32, WeightVersion
 
 
 class RolloutWorker:
-    """Methods as in `manta.actors.engines.protocol.Engine`."""
+    """Methods as in `manta.actors.engines.protocol.Engine`; completions travel packed."""
 
     def __init__(
         self,
@@ -26,8 +27,8 @@ class RolloutWorker:
             settings, model, vocab_size, seed, deterministic, WeightVersion(0, 0)
         )
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
-        return await self._engine.generate(requests)
+    async def generate(self, requests: Sequence[GenerateRequest]) -> PackedCompletions:
+        return pack_completions(await self._engine.generate(requests))
 
     async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
         return await self._engine.logprobs(rows)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ray.actor import ActorHandle
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
-from manta.actors.rollout import RolloutWorker
+    from manta.actors.rollout import RolloutWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,11 @@ class Leases:
 
     def retire(self, engine: str) -> None:
         self._outstanding.pop(engine, None)
+
+    def lose(self, lease: Lease) -> None:
+        """The engine died under `lease`; one that has come back under its name stays in service."""
+        if self._generations[lease.engine] == lease.generation:
+            self.retire(lease.engine)
 
     def acquire(self, tokens: int) -> Lease | None:
         """The engine with the fewest outstanding tokens; None where none is in service."""
@@ -75,10 +82,15 @@ class Router:
         self._leases.retire(engine)
 
     async def acquire(self, tokens: int) -> tuple[Lease, ActorHandle[RolloutWorker]]:
-        while (lease := self._leases.acquire(tokens)) is None:
-            async with self._changed:
+        """The least loaded engine; waits until one is in service."""
+        async with self._changed:
+            while (lease := self._leases.acquire(tokens)) is None:
                 await self._changed.wait()
         return lease, self._handles[lease.engine]
+
+    async def lose(self, lease: Lease) -> None:
+        """Takes the engine out of service that died under `lease`: it gets no more requests."""
+        self._leases.lose(lease)
 
     async def release(self, lease: Lease) -> None:
         self._leases.release(lease)

@@ -36,9 +36,8 @@ def flatten(
     Raises ValueError where a flat tensor is not of T tokens.
     """
     num_rows = len(num_tokens_R)
-    row_T = torch.repeat_interleave(
-        torch.arange(num_rows, device=num_tokens_R.device), num_tokens_R
-    )
+    rows = torch.arange(num_rows, device=num_tokens_R.device)
+    row_T = torch.repeat_interleave(rows, num_tokens_R)
     flat = {
         "behaviour_T": behaviour_T,
         "proximal_T": proximal_T,

@@ -113,7 +113,8 @@ class RewardWorkersConfig:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceConfig:
-    """`model` is what the reference policy is: the weights at the start of the stage."""
+    """The reference policy has the weights at the start of the stage. `threads` are torch threads
+    of each worker (0: all cores that it may use); `tokens_per_batch` bounds rows x longest row."""
 
     workers: int = 1
     threads: int = 0

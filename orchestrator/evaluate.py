@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,8 @@ _TASKS_PER_CALL = 64
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`accuracy`: share of samples whose `metric` component is above 0.5. `gold_logprob`: mean
-    log-prob per token of the gold answers, if asked for."""
+    """`accuracy`: share of samples whose `metric` component is above 0.5 (absent: it is not).
+    `gold_logprob`: mean log-prob per token of the gold answers, if asked for."""
 
     accuracy: float
     reward: float
@@ -48,7 +49,7 @@ async def evaluate(
         summaries.extend(s for s in summary.groups if not isinstance(s, Broken))
     if not summaries:
         raise NothingEvaluated(f"none of the {count} groups of lane {lane.name} could be made")
-    metric = np.concatenate([_component(s, settings.metric) for s in summaries])
+    metric = _component(summaries, settings.metric)
     gold = None
     if settings.gold_likelihood:
         values = await asyncio.gather(
@@ -64,9 +65,13 @@ async def evaluate(
     )
 
 
-def _component(summary: GroupSummary, metric: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    if metric not in summary.components:
-        raise ValueError(
-            f"evaluate.metric is {metric!r}, the reward has {sorted(summary.components)}"
-        )
-    return summary.components[metric]
+def _component(
+    summaries: Sequence[GroupSummary], metric: str
+) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """The component of every sample; NaN where it is absent, which a whole group may be."""
+    names = sorted({name for summary in summaries for name in summary.components})
+    if metric not in names:
+        raise ValueError(f"evaluate.metric is {metric!r}, the reward has {names}")
+    return np.concatenate(
+        [s.components.get(metric, np.full(len(s.rewards), np.nan, np.float32)) for s in summaries]
+    )

@@ -22,7 +22,8 @@ Ready = TypeVar("Ready")
 
 @dataclass(frozen=True, slots=True)
 class FeedState:
-    """What a checkpoint keeps: the next new place, and the groups admitted but not settled."""
+    """What a checkpoint keeps: the next new place, and the groups admitted but not settled, in the
+    order they were or would be consumed in."""
 
     epoch: int
     position: int
@@ -43,7 +44,9 @@ class Feed(Generic[Ready]):
         self._again: deque[GroupId] = deque()
         self._queue: OrderedDict[GroupId, Ready | None] = OrderedDict()
         self._consumed: dict[GroupId, int] = {}
-        self._unsettled: dict[GroupId, int] = {}
+        """By group, in order: the step it was consumed for, until that step is settled."""
+        self._holding: set[GroupId] = set()
+        """The consumed groups that have a slot still."""
 
     def restore(self, state: FeedState) -> None:
         """Outstanding groups are admitted first, in their order, as new attempts."""
@@ -52,8 +55,7 @@ class Feed(Generic[Ready]):
 
     def state(self, step: int) -> FeedState:
         """What is left to do once everything consumed for steps up to `step` is settled."""
-        consumed = self._unsettled | self._consumed
-        later = sorted(group for group, at in consumed.items() if at > step)
+        later = (group for group, at in self._consumed.items() if at > step)
         return FeedState(self._epoch, self._position, (*later, *self._queue, *self._again))
 
     @property
@@ -67,7 +69,7 @@ class Feed(Generic[Ready]):
     def admit(self) -> list[Admission]:
         """New admissions for every free slot, in order."""
         admissions = []
-        while len(self._queue) + len(self._consumed) < self._slots:
+        while len(self._queue) + len(self._holding) < self._slots:
             group = self._again.popleft() if self._again else self._next()
             self._queue[group] = None
             admissions.append(Admission(group, self._order.index(group.epoch, group.position)))
@@ -105,20 +107,21 @@ class Feed(Generic[Ready]):
             return None
         del self._queue[group]
         self._consumed[group] = step
+        self._holding.add(group)
         return group, ready
 
     def free(self, groups: Sequence[GroupId]) -> None:
         """The slots of consumed groups become free: filtered, or trained with weights live. The
         groups stay outstanding until their step is settled."""
         for group in groups:
-            self._unsettled[group] = self._consumed.pop(group)
+            self._holding.remove(group)
 
     def settle(self, step: int) -> None:
         """Everything consumed for steps up to `step` is in the ledger."""
-        self._unsettled = {group: at for group, at in self._unsettled.items() if at > step}
+        self._consumed = {group: at for group, at in self._consumed.items() if at > step}
 
     def _next(self) -> GroupId:
-        if self._position == self._order.length:
+        if self._position >= self._order.length:
             self._epoch, self._position = self._epoch + 1, 0
         group = GroupId(self._epoch, self._position, 0)
         self._position += 1

@@ -42,6 +42,8 @@ class GenerateStage:
                 if groups is not None:
                     await self._write(groups)
             supplying.cancel()
+        if run.progress.stage_step < stage.steps and run.committed_step < run.progress.step:
+            await self._save()
 
     async def _collect(self, step: int) -> list[tuple[GroupId, Finished]]:
         with self._run.recorder.phase("generate"):
@@ -63,15 +65,27 @@ class GenerateStage:
         await run.crew.environment.write(
             str(folder / "written.parquet"), step, [group for group, _ in groups], blocks
         )
-        dropped = [Entry(name, g, "dropped", step, reason) for g, reason in self._supply.dropped()]
         written = [Entry(name, g, "written", step, "", f.summary.content_hash) for g, f in groups]
-        run.ledger.record([*dropped, *written])
-        await self._supply.free([group for group, _ in groups])
+        self._record_dropped(step)
+        run.ledger.record(written)
         self._supply.feed.settle(step)
+        await self._supply.free([group for group, _ in groups])
         run.progress.advance()
         run.recorder.step(run.progress, [f.summary for _, f in groups], None, None)
         is_last = run.progress.stage_step == self._stage.steps
         if is_last or run.progress.stage_step % run.run_file.checkpoint.every_steps == 0:
-            run.checkpoints.begin(step)
-            await run.commit(None if is_last else self._supply.feed.state(step), is_last)
+            await self._save()
         run.stop_when_late()
+
+    async def _save(self) -> None:
+        run, step = self._run, self._run.progress.step
+        run.checkpoints.begin(step)
+        self._record_dropped(step)
+        is_last = run.progress.stage_step == self._stage.steps
+        await run.commit(self._supply.state(step), is_last)
+
+    def _record_dropped(self, step: int) -> None:
+        name = self._stage.name
+        self._run.ledger.record(
+            [Entry(name, g, "dropped", step, reason) for g, reason in self._supply.dropped()]
+        )

@@ -1,16 +1,15 @@
 """The ledger: what became of every group, in the history that led to the current weights.
 
 A group is trained at a step, filtered (with a reason) while a step was assembled, or dropped (with
-a reason) and admitted again as its next attempt; a stage that trains nothing has it written. An
-entry is written when the step that it belongs to is done, so that the file's length at a checkpoint
-covers exactly the steps up to it; a resumed run cuts the file there. Owns `ledger.jsonl`; which
-groups are outstanding is the feed's knowledge.
+a reason) and, unless it broke too often, admitted again as its next attempt; a stage that trains
+nothing has it written. An entry is written when the step that it belongs to is done, so that the
+file's length at a checkpoint covers exactly the steps up to it; a resumed run cuts the file there.
+Owns `ledger.jsonl`; which groups are outstanding is the feed's knowledge.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from manta.envs.records import GroupId
+from manta.orchestrator.line_file import LineFile
 
 Outcome = Literal["trained", "filtered", "dropped", "written"]
 
@@ -38,40 +38,45 @@ class Ledger:
     """Appends entries to `path`; totals by outcome are kept in memory."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("a+b")
-        self.totals: Counter[str] = Counter()
-        for entry in read_ledger(path):
-            self.totals[entry.outcome] += 1
+        """Goes on with the ledger at `path`, without a last line that a crash cut short."""
+        self._file = LineFile(path)
+        self.totals: Counter[str] = Counter(entry.outcome for entry in read_ledger(path))
 
     def record(self, entries: Sequence[Entry]) -> None:
         """Appends `entries` and hands them to the operating system."""
-        lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in entries)
-        self._file.write(lines.encode())
-        self._file.flush()
+        for entry in entries:
+            self._file.append(json.dumps(asdict(entry)))
         self.totals.update(entry.outcome for entry in entries)
 
     def position(self) -> int:
         """The file's length in bytes, after forcing it to disk."""
-        os.fsync(self._file.fileno())
-        return self._file.seek(0, os.SEEK_END)
+        return self._file.position()
 
     def close(self) -> None:
         self._file.close()
 
 
 def truncate(path: Path, position: int) -> None:
-    """Cuts the ledger back to what a checkpoint covers."""
-    if path.exists():
-        os.truncate(path, position)
+    """Cuts the ledger back to what a checkpoint covers.
+
+    Raises ValueError where the file is not the one that the checkpoint counted.
+    """
+    with LineFile(path) as file:
+        file.truncate(position)
 
 
 def read_ledger(path: Path) -> list[Entry]:
-    """The whole entries of `path`; a line that a crash cut short is not one."""
+    """The whole entries of `path`; a line that a crash cut short is not one.
+
+    Raises ValueError, naming file and line, where a line is no entry.
+    """
     if not path.exists():
         return []
     entries = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        fields = json.loads(line)
-        entries.append(Entry(**{**fields, "group": GroupId(*fields["group"])}))
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            fields = json.loads(line)
+            entries.append(Entry(**{**fields, "group": GroupId(*fields["group"])}))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}:{number} is no ledger entry: {error!r}") from error
     return entries

@@ -6,6 +6,7 @@ line says is its writer's business.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import TracebackType
 
@@ -33,7 +34,9 @@ class LineFile:
         self._end += len(data)
 
     def position(self) -> int:
-        """Bytes so far: always the border between two lines."""
+        """Bytes so far, forced to disk, since a checkpoint may count on them: always the border
+        between two lines."""
+        os.fsync(self._file.fileno())
         return self._end
 
     def truncate(self, position: int) -> None:

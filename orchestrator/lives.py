@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from manta.orchestrator.config import RunFile
+from manta.orchestrator.line_file import LineFile
 from manta.orchestrator.run_directory import RunDirectory, atomic_write
 from manta.orchestrator.run_file import differences, dump, load
 
@@ -50,9 +51,10 @@ class Lives:
     def begin(self, step: int) -> int:
         """Notes a start from `step`; its number, counted from 0."""
         path = self.directory.incarnations
-        number = len(path.read_text().splitlines()) if path.exists() else 0
-        with path.open("a") as file:
-            file.write(json.dumps({"incarnation": number, "step": step}) + "\n")
+        with LineFile(path) as file:
+            number = len(_starts(path))
+            file.append(json.dumps({"incarnation": number, "step": step}))
+            file.position()
         return number
 
 
@@ -60,8 +62,12 @@ def lineage(path: Path) -> dict[int, int]:
     """{incarnation: its last step that counts}, from the lines of `incarnations.jsonl`: a later one
     cuts off what came after the step it started from. One that is not cut off is absent."""
     last: dict[int, int] = {}
-    for line in path.read_text().splitlines():
-        start = json.loads(line)
+    for start in _starts(path):
         for earlier in range(start["incarnation"]):
             last[earlier] = min(last.get(earlier, start["step"]), start["step"])
     return last
+
+
+def _starts(path: Path) -> list[dict[str, int]]:
+    """The whole lines of `path`; one that a crash cut short is none."""
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]

@@ -5,9 +5,17 @@
 | `Supply.run` | free slots of the feed | a slot | `free` (weights live, or filtered) |
 | `Supply._make` | admissions | an environment worker | its block |
 | `StageLoop._collect` | finished groups, in order | the oldest group | `Supply._make` |
+| `StageLoop._score` | the step's groups | batch-scope rewards, if any | a reward worker |
 | `StageLoop._learn` | the step's plan | all learner ranks | their reports in the mailbox |
 | `Publisher.publish` | the report | every engine | pause, load, probe, resume |
 | `LearnerGroup.ended` | nothing | the group's end | a rank's failure |
+
+When a group that cannot teach is filtered depends on when its rewards are final. Without
+batch-scope components they are when it is finished: it is left out while the step is collected, and
+another one takes its place. With them they depend on which groups make up the step, so that
+replacing one would change the rewards of all the others: every group stays in the step, and the
+plan keeps one whose rewards are all equal out of the loss (`keep` 0). Either way the ledger says
+`filtered`.
 """
 
 from __future__ import annotations
@@ -15,20 +23,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from manta.actors.mailbox import StepReport, StepWork
+from manta.actors.step_scores import FinalScores
 from manta.algorithms.settings import AlgorithmSettings
-from manta.envs.records import GroupId, StepPlan
 from manta.orchestrator.assemble import assemble, filter_reason
+from manta.orchestrator.feed import FeedState
 from manta.orchestrator.ledger import Entry, Ledger, Outcome
 from manta.orchestrator.pools import MailboxClient
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.publish import Published
 from manta.orchestrator.recorder import Recorder
-from manta.orchestrator.supply import Finished, Supply
+from manta.orchestrator.step_groups import StepGroup, StepGroups
+from manta.orchestrator.supply import Supply
 from manta.orchestrator.wait import Waits, unless
 
-Group = tuple[GroupId, Finished]
+ScoreStep: TypeAlias = Callable[[StepGroups], Awaitable[Sequence[FinalScores]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,7 @@ class LoopHooks:
 
     `is_published`: whether the step's weights go to the engines, by `publish`. `save_to`: the
     learner's folder if the step is to be checkpointed. `after`: evaluation and checkpoint.
+    `score_step`: the final scores of a step's groups, None without batch-scope components.
     """
 
     learning_rate: Callable[[int], float]
@@ -55,6 +67,7 @@ class LoopHooks:
     save_to: Callable[[int], str | None]
     publish: Callable[[StepReport], Awaitable[Published]]
     after: Callable[[int], Awaitable[None]]
+    score_step: ScoreStep | None = None
 
 
 class StageLoop:
@@ -85,20 +98,23 @@ class StageLoop:
             groups = await unless(should_stop, self._collect(step))
             if groups is None:
                 return
-            with self._recorder.phase("assemble"):
-                plan = self._assemble(step, groups)
-            report = await self._learn(plan, groups)
+            groups = await self._score(step, groups)
+            report = await self._learn(step, groups)
             published = await self._publish(report) if self._hooks.is_published(step) else None
             await self._settle(step, groups)
             self._progress.advance()
-            self._recorder.step(
-                self._progress, [finished.summary for _, finished in groups], report, published
-            )
+            self._recorder.step(self._progress, groups.summaries, report, published)
             await self._hooks.after(step)
 
-    async def _collect(self, step: int) -> list[Group]:
+    def feed_state(self, step: int) -> FeedState:
+        """The feed's state for a checkpoint at `step`, everything that broke so far being in the
+        ledger. Take the ledger's position at once, before anything is awaited."""
+        self._record_dropped(step)
+        return self._supply.state(step)
+
+    async def _collect(self, step: int) -> StepGroups:
         """The step's groups, strictly in admission order; filtered ones make room at once."""
-        groups: list[Group] = []
+        groups: list[StepGroup] = []
         with self._recorder.phase("generate"):
             while len(groups) < self._settings.prompts_per_step:
                 group, finished = await self._waits.wait(
@@ -107,36 +123,44 @@ class StageLoop:
                     self._supply.take(step),
                     self._settings.deadline_seconds,
                 )
-                reason = filter_reason(self._settings.algorithm, finished.summary)
-                if reason is None:
-                    groups.append((group, finished))
-                else:
-                    self._filtered.append(self._entry(step, group, finished, "filtered", reason))
+                taken = StepGroup(group, finished)
+                if self._hooks.score_step is None and self._filter_reason(taken):
+                    self._filtered.append(self._entry(step, taken))
                     await self._supply.free([group])
-        return groups
+                else:
+                    groups.append(taken)
+        return StepGroups(tuple(groups))
 
-    def _assemble(self, step: int, groups: Sequence[Group]) -> StepPlan:
-        summaries = [finished.summary for _, finished in groups]
-        return assemble(step, summaries, self._settings.algorithm)
+    async def _score(self, step: int, groups: StepGroups) -> StepGroups:
+        """`groups` with their final rewards."""
+        if self._hooks.score_step is None:
+            return groups
+        with self._recorder.phase("score"):
+            final = await self._waits.wait(
+                f"the batch-scope rewards of step {step}",
+                self._hooks.score_step(groups),
+                self._settings.deadline_seconds,
+            )
+        return groups.scored(final)
 
-    async def _learn(self, plan: StepPlan, groups: Sequence[Group]) -> StepReport:
+    async def _learn(self, step: int, groups: StepGroups) -> StepReport:
         """Hands the step to the learner ranks; rank 0's report."""
-        blocks = list(dict.fromkeys(finished.block for _, finished in groups))
-        index = {block: i for i, block in enumerate(blocks)}
+        with self._recorder.phase("assemble"):
+            plan = assemble(step, groups.summaries, self._settings.algorithm)
         work = StepWork(
             stage=self._settings.stage,
             plan=plan,
-            blocks=tuple(blocks),
-            place_G=tuple((index[f.block], f.place) for _, f in groups),
-            learning_rate=self._hooks.learning_rate(plan.step),
-            hand_over=self._hooks.is_published(plan.step),
-            save_to=self._hooks.save_to(plan.step),
+            blocks=groups.blocks,
+            place_G=groups.places,
+            learning_rate=self._hooks.learning_rate(step),
+            hand_over=self._hooks.is_published(step),
+            save_to=self._hooks.save_to(step),
         )
         with self._recorder.phase("learn"):
             await self._client.put(work)
             reports = await self._waits.wait(
-                f"the learner ranks to finish step {plan.step}",
-                self._client.result(plan.step),
+                f"the learner ranks to finish step {step}",
+                self._client.result(step),
                 self._settings.deadline_seconds,
             )
         return reports[0]
@@ -145,20 +169,27 @@ class StageLoop:
         with self._recorder.phase("publish"):
             return await self._hooks.publish(report)
 
-    async def _settle(self, step: int, groups: Sequence[Group]) -> None:
+    async def _settle(self, step: int, groups: StepGroups) -> None:
         """Writes the step into the ledger and frees its slots: the weights are live."""
-        dropped = [
-            Entry(self._settings.stage, group, "dropped", step, reason)
-            for group, reason in self._supply.dropped()
-        ]
-        trained = [self._entry(step, group, finished, "trained") for group, finished in groups]
-        self._ledger.record([*dropped, *self._filtered, *trained])
+        self._record_dropped(step)
+        self._ledger.record(self._filtered)
+        self._ledger.record([self._entry(step, group) for group in groups.members])
         self._filtered = []
-        await self._supply.free([group for group, _ in groups])
         self._supply.feed.settle(step)
+        await self._supply.free(groups.ids)
 
-    def _entry(
-        self, step: int, group: GroupId, finished: Finished, outcome: Outcome, reason: str = ""
-    ) -> Entry:
-        content_hash = finished.summary.content_hash
-        return Entry(self._settings.stage, group, outcome, step, reason, content_hash)
+    def _record_dropped(self, step: int) -> None:
+        stage = self._settings.stage
+        self._ledger.record(
+            [Entry(stage, g, "dropped", step, reason) for g, reason in self._supply.dropped()]
+        )
+
+    def _entry(self, step: int, group: StepGroup) -> Entry:
+        """What became of a consumed group."""
+        reason = self._filter_reason(group) or ""
+        outcome: Outcome = "filtered" if reason else "trained"
+        content_hash = group.finished.summary.content_hash
+        return Entry(self._settings.stage, group.id, outcome, step, reason, content_hash)
+
+    def _filter_reason(self, group: StepGroup) -> str | None:
+        return filter_reason(self._settings.algorithm, group.finished.summary)

@@ -16,14 +16,16 @@ from ray.actor import ActorHandle
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.environment import EnvironmentWorker
 from manta.actors.lanes import Admission, BlockSummary, Lane
-from manta.actors.mailbox import Block, Mailbox, StartOrder, StepReport, StepWork, Stop
+from manta.actors.mailbox import Mailbox, Place, StartOrder, StepReport, StepWork, Stop
 from manta.actors.models.spec import ModelSpec
 from manta.actors.reference import ReferenceWorker
 from manta.actors.reward import RewardWorker
 from manta.actors.rollout import RolloutWorker
 from manta.actors.router import Router
+from manta.actors.step_scores import FinalScores
 from manta.actors.weight_store import WeightStore
 from manta.actors.weights import Receipt, Weights
+from manta.envs.packing import Block
 from manta.envs.records import Float32, GroupId, Int32, WeightVersion
 
 T = TypeVar("T")
@@ -88,9 +90,10 @@ class RolloutPool:
         await asyncio.gather(*(self.serve(name) for name in self.names))
 
     async def retire(self, name: str) -> None:
-        """Takes an engine out of service."""
+        """Takes an engine out of service and ends it, so that requests that it keeps fail, and are
+        made again elsewhere, instead of waiting for a resume that never comes."""
         await self.router.retire.remote(name)
-        del self._engines[name]
+        ray.kill(self._engines.pop(name))
 
     async def loads(self) -> Mapping[str, int]:
         return await self.router.loads.remote()
@@ -106,6 +109,19 @@ class RewardPool:
             *(handle.open.remote(lane) for handle in self.handles)
         )
         return opened[0]
+
+    async def scores_steps(self, lane: str) -> bool:
+        """Whether `lane` has components that look at a whole step."""
+        return await self.handles[0].scores_steps.remote(lane)
+
+    async def score_step(
+        self, lane: str, places: Sequence[Place], blocks: Sequence[ray.ObjectRef[Block]]
+    ) -> list[FinalScores]:
+        """Final scores of the step's groups, in order; group g is at `places[g]` in `blocks`.
+
+        Always asks the same worker: a component may remember the steps before.
+        """
+        return await self.handles[0].score_step.remote(lane, places, *blocks)
 
 
 class ReferencePool:
@@ -136,8 +152,12 @@ class ReferencePool:
         return await asyncio.gather(*(handle.load.remote(weights) for handle in self.handles))
 
 
+class NoEnvironmentWorkerLeft(RuntimeError):
+    """Every environment worker has died."""
+
+
 class EnvironmentPool:
-    """Environment workers; a block goes to the one with the fewest blocks under way."""
+    """Environment workers; a block goes to the living one with the fewest blocks under way."""
 
     def __init__(
         self,
@@ -148,8 +168,8 @@ class EnvironmentPool:
         rewards: RewardPool,
         references: ReferencePool | None,
     ) -> None:
-        self._workers = [
-            start(
+        self._workers = {
+            i: start(
                 EnvironmentWorker,
                 cpus,
                 tokenizer,
@@ -157,28 +177,38 @@ class EnvironmentPool:
                 rewards.handles,
                 references.handles if references else [],
             )
-            for _ in range(workers)
-        ]
-        self.num_workers = workers
+            for i in range(workers)
+        }
         self._outstanding = [0] * workers
+
+    @property
+    def num_workers(self) -> int:
+        """Those that live, as far as is known."""
+        return len(self._workers)
 
     async def open(self, lane: Lane, versions: Mapping[str, str]) -> int:
         """Opens `lane` on every worker; the number of its tasks."""
         sizes: list[int] = await asyncio.gather(
-            *(worker.open.remote(lane, versions) for worker in self._workers)
+            *(worker.open.remote(lane, versions) for worker in self._workers.values())
         )
         return int(sizes[0])
 
     async def run_block(
         self, lane: str, admissions: Sequence[Admission]
     ) -> tuple[ray.ObjectRef[Block], BlockSummary]:
-        """The block's reference, owned by the driver, and its summary."""
-        i = min(range(len(self._workers)), key=lambda w: self._outstanding[w])
+        """The block's reference, owned by the driver, and its summary.
+
+        Raises ActorDiedError where the worker died under way; it gets no more blocks then.
+        """
+        i = self._idlest()
         self._outstanding[i] += 1
         try:
             refs: tuple[ray.ObjectRef[Block], ray.ObjectRef[BlockSummary]]
             refs = self._workers[i].run_block.remote(lane, admissions)
             return refs[0], await refs[1]
+        except ray.exceptions.ActorDiedError:
+            self._workers.pop(i, None)
+            raise
         finally:
             self._outstanding[i] -= 1
 
@@ -186,11 +216,18 @@ class EnvironmentPool:
         self, path: str, step: int, ids: Sequence[GroupId], blocks: Sequence[ray.ObjectRef[Block]]
     ) -> None:
         """Writes the groups `ids`, which `blocks` hold, as trajectories, on a worker."""
-        await self._workers[0].write.remote(path, step, ids, *blocks)
+        await self._workers[self._idlest()].write.remote(path, step, ids, *blocks)
 
     async def gold_logprob(self, lane: str, indices: Sequence[int]) -> list[float]:
-        i = min(range(len(self._workers)), key=lambda w: self._outstanding[w])
-        return await self._workers[i].gold_logprob.remote(lane, indices)
+        return await self._workers[self._idlest()].gold_logprob.remote(lane, indices)
+
+    def _idlest(self) -> int:
+        if not self._workers:
+            raise NoEnvironmentWorkerLeft(
+                f"all {len(self._outstanding)} environment workers have died: look at their logs "
+                "in the Ray session directory (out of memory?), then start the run again"
+            )
+        return min(self._workers, key=lambda i: self._outstanding[i])
 
 
 class MailboxClient:

@@ -7,16 +7,17 @@ learner's own. A mismatch re-sends once; a second one takes the engine out of se
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import ray
 
 from manta.actors.mailbox import StepReport
-from manta.actors.weights import Weights
+from manta.actors.weights import Receipt, Weights
 from manta.envs.records import Float32, Int32, WeightVersion
+from manta.envs.side_by_side import side_by_side
 from manta.orchestrator.pools import MailboxClient, RolloutPool
 from manta.orchestrator.wait import Waits
 
@@ -66,7 +67,7 @@ class Publisher:
         names = self._rollout.names
         gaps = await self._waits.wait(
             f"engines {', '.join(names)} to take weights {report.update.version}",
-            asyncio.gather(*(self._deliver(name, weights, report) for name in names)),
+            side_by_side([self._deliver(name, weights, report) for name in names]),
             self._deadline,
         )
         retired = tuple(n for n, gap in zip(names, gaps, strict=True) if gap is None)
@@ -74,29 +75,39 @@ class Publisher:
         if not good:
             raise NoEngineLeft(
                 f"no engine proved that it serves weights {report.update.version} "
-                f"(probe tolerance {self._tolerance:g}): {', '.join(retired)}"
+                f"(probe tolerance {self._tolerance:g}): {', '.join(retired) or 'there is none'}"
             )
         return Published(report.update.version, max(good), retired)
 
     async def _deliver(
         self, name: str, weights: ray.ObjectRef[Weights], report: StepReport
     ) -> float | None:
-        """The engine's probe gap, or None once it is out of service."""
-        for _attempt in range(2):
-            await self._rollout.pause(name)
-            receipt = await self._rollout.load(name, weights)
-            gap = largest_gap(await self._rollout.logprobs(name, self._probe), report.probe)
-            if receipt.sha256 == report.update.weights_hash and gap <= self._tolerance:
-                await self._rollout.resume(name)
-                if name not in self._served:
-                    await self._rollout.serve(name)
-                    self._served.add(name)
-                return gap
+        """The engine's probe gap, or None once it is out of service: it failed twice, or died."""
+        with suppress(ray.exceptions.RayActorError):
+            for _attempt in range(2):
+                gap = await self._offer(name, weights, report)
+                if gap <= self._tolerance:
+                    await self._rollout.resume(name)
+                    if name not in self._served:
+                        await self._rollout.serve(name)
+                        self._served.add(name)
+                    return gap
         await self._rollout.retire(name)
         return None
 
+    async def _offer(self, name: str, weights: ray.ObjectRef[Weights], report: StepReport) -> float:
+        """Loads `weights` into the paused engine; its probe gap, infinite for a wrong receipt."""
+        await self._rollout.pause(name)
+        receipt = await self._rollout.load(name, weights)
+        if receipt != Receipt(report.update.version, report.update.weights_hash):
+            return float("inf")
+        return largest_gap(await self._rollout.logprobs(name, self._probe), report.probe)
+
 
 def largest_gap(ours: Sequence[Float32], theirs: Sequence[Float32]) -> float:
-    """max |a - b| over all rows; infinite where anything is not finite."""
-    gap = max(float(np.max(np.abs(a - b))) for a, b in zip(ours, theirs, strict=True))
+    """max |a - b| over all rows; infinite where anything is not finite, or shapes differ."""
+    if [len(row) for row in ours] != [len(row) for row in theirs]:
+        return float("inf")
+    with np.errstate(invalid="ignore"):  # inf - inf: NaN, and told as such below
+        gap = float(np.max(np.abs(np.concatenate(ours) - np.concatenate(theirs))))
     return gap if np.isfinite(gap) else float("inf")

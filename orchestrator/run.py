@@ -112,7 +112,7 @@ class _Driver:
     def _order(self) -> StartOrder:
         """Where the learner group starts from."""
         state = self._checkpoint.state if self._checkpoint else None
-        learner = self._checkpoints.newest_learner()
+        learner = self._checkpoints.newest_learner(state.step) if state else None
         trained = [stage.name for stage in self._run_file.stages if stage.kind == "train"]
         stage = trained[0] if trained else ""
         if state is not None and state.stage in trained:
@@ -161,8 +161,11 @@ class _Driver:
         run.committed_step = state.step
         run.recorder.event("resumed", {"step": state.step, "stage": state.stage})
         names = [stage.name for stage in stages]
-        left = stages[names.index(state.stage) + state.ends_stage :]
-        if state.feed is not None:
+        index = names.index(state.stage)
+        # A stage whose steps were raised since it ended goes on where it stood.
+        has_ended = state.ends_stage and state.stage_step >= stages[index].steps
+        left = stages[index + has_ended :]
+        if state.feed is not None and not has_ended:
             reason = "the run stopped before it was trained"
             run.ledger.record(
                 [
@@ -170,7 +173,7 @@ class _Driver:
                     for group in state.feed.outstanding
                 ]
             )
-        return left, state.feed
+        return left, None if has_ended else state.feed
 
     def _watch_signals(self, should_stop: asyncio.Event, recorder: Recorder) -> None:
         """The first Ctrl-C (or SIGTERM) asks for a stop at the next step border; a second ends the

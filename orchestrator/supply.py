@@ -7,25 +7,36 @@ with a group is the loop's part.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import ray
 
 from manta.actors.lanes import Admission, Broken
-from manta.actors.mailbox import Block
+from manta.envs.packing import Block
 from manta.envs.records import GroupId, GroupSummary
-from manta.orchestrator.feed import Feed
+from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.pools import EnvironmentPool
 
+BlockRef: TypeAlias = "ray.ObjectRef[Block]"
+
 MAX_ATTEMPTS = 3
+"""In one life of the driver: attempts that a stopped run cut short are no fault of the group."""
+MAX_DROPPED_IN_A_ROW = 32
+"""Groups lost for good with none made in between: then it is not the groups."""
+
+
+class NothingIsMade(RuntimeError):
+    """Every group breaks: the world is gone, and going on would use up the data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     """A finished group: entry `place` of the block behind `block`."""
 
-    block: ray.ObjectRef[Block]
+    block: BlockRef
     place: int
     summary: GroupSummary
 
@@ -40,9 +51,12 @@ class Supply:
         self._pool, self._lane, self._groups_per_call = pool, lane, groups_per_call
         self._changed = asyncio.Condition()
         self._dropped: list[tuple[GroupId, str]] = []
+        self._failures: Counter[tuple[int, int]] = Counter()
+        self._dropped_in_a_row = 0
 
     async def run(self) -> None:
-        """Admits whenever slots are free, until cancelled; a worker's bug ends it."""
+        """Admits whenever slots are free, until cancelled. A worker's bug ends it, and
+        NothingIsMade where one group after the other breaks."""
         async with asyncio.TaskGroup() as calls:
             while True:
                 admissions = self.feed.admit()
@@ -69,6 +83,12 @@ class Supply:
         dropped, self._dropped = self._dropped, []
         return dropped
 
+    def state(self, step: int) -> FeedState:
+        """For a checkpoint at `step`. What broke so far must be in the ledger (see `dropped`): the
+        state knows the next attempts only, and nothing of a group dropped for good."""
+        assert not self._dropped, f"{len(self._dropped)} broken attempts are not in the ledger"
+        return self.feed.state(step)
+
     async def _make(self, admissions: Sequence[Admission]) -> None:
         again: list[Admission] = list(admissions)
         while again:
@@ -86,6 +106,8 @@ class Supply:
                     else:
                         self.feed.finish(outcome.id, Finished(block, place, outcome))
                         place += 1
+                        self._dropped_in_a_row = 0
+                        del self._failures[outcome.id[:2]]
                 again = self._retry(broken)
             await self._notify()
 
@@ -93,11 +115,20 @@ class Supply:
         """Re-admits each broken group, or drops it for good after `MAX_ATTEMPTS` attempts."""
         again = []
         for outcome in broken:
+            place = outcome.id[:2]
             self._dropped.append((outcome.id, outcome.reason))
-            if outcome.id.attempt + 1 < MAX_ATTEMPTS:
+            self._failures[place] += 1
+            if self._failures[place] < MAX_ATTEMPTS:
                 again.append(self.feed.retry(outcome.id))
-            else:
-                self.feed.drop(outcome.id)
+                continue
+            self.feed.drop(outcome.id)
+            del self._failures[place]
+            self._dropped_in_a_row += 1
+            if self._dropped_in_a_row == MAX_DROPPED_IN_A_ROW:
+                raise NothingIsMade(
+                    f"the last {MAX_DROPPED_IN_A_ROW} groups broke {MAX_ATTEMPTS} times each and "
+                    f"none was made in between; the last one, {outcome.id}: {outcome.reason}"
+                )
         return again
 
     async def _notify(self) -> None:

@@ -13,6 +13,7 @@ import ray
 from manta.actors.backends.schedule import learning_rate
 from manta.actors.backends.state_files import read_weights
 from manta.actors.mailbox import StepReport
+from manta.actors.step_scores import FinalScores
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import WeightVersion
 from manta.envs.sources.order import EpochOrder
@@ -20,9 +21,10 @@ from manta.orchestrator.config import StageConfig
 from manta.orchestrator.examiner import Examiner
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.lanes import train_lane
-from manta.orchestrator.loop import LoopHooks, LoopSettings, StageLoop
+from manta.orchestrator.loop import LoopHooks, LoopSettings, ScoreStep, StageLoop
 from manta.orchestrator.publish import Published
 from manta.orchestrator.run_context import RunContext
+from manta.orchestrator.step_groups import StepGroups
 from manta.orchestrator.supply import Finished, Supply
 
 GIVEN_PREFETCH = 1
@@ -43,6 +45,8 @@ class TrainStage:
         lane = train_lane(run.run_file, stage, run.directory)
         versions = await run.crew.rewards.open(lane) if lane.reward else {}
         num_tasks = await run.crew.environment.open(lane, versions)
+        has_batch_scope = lane.reward and await run.crew.rewards.scores_steps(lane.name)
+        score_step = self._score_step if has_batch_scope else None
         await self._examiner.open()
         if self._algorithm.needs_reference:
             await self._load_reference()
@@ -55,9 +59,9 @@ class TrainStage:
         self._supply = Supply(
             feed, run.crew.environment, lane.name, run.run_file.environment.groups_per_call
         )
-        loop = StageLoop(
+        self._loop = StageLoop(
             self._loop_settings(),
-            self._hooks(),
+            self._hooks(score_step),
             self._supply,
             run.crew.client,
             run.ledger,
@@ -72,7 +76,7 @@ class TrainStage:
                 tasks.create_task(self._supply.run()),
                 tasks.create_task(run.crew.learner.ended()),
             ]
-            await loop.run(run.should_stop)
+            await self._loop.run(run.should_stop)
             for task in beside:
                 task.cancel()
         if run.progress.stage_step < stage.steps:
@@ -92,17 +96,20 @@ class TrainStage:
             self._run.deadline_seconds,
         )
 
-    def _hooks(self) -> LoopHooks:
+    def _hooks(self, score_step: ScoreStep | None) -> LoopHooks:
         settings = self._run.run_file.learner
         base = self._stage.learning_rate or settings.learning_rate
         return LoopHooks(
-            learning_rate=lambda step: learning_rate(settings, base, step - self._first - 1),
+            learning_rate=lambda step: learning_rate(
+                settings, base, step - self._first - 1, self._stage.steps
+            ),
             is_published=self._is_published,
             save_to=lambda step: (
                 str(self._run.checkpoints.begin(step)) if self._is_saved(step) else None
             ),
             publish=self._publish,
             after=self._after,
+            score_step=score_step,
         )
 
     def _is_last(self, step: int) -> bool:
@@ -125,13 +132,17 @@ class TrainStage:
             self._run.recorder.event("engine retired", {"engine": name})
         return published
 
+    async def _score_step(self, groups: StepGroups) -> list[FinalScores]:
+        return await self._run.crew.rewards.score_step(
+            self._stage.name, groups.places, groups.blocks
+        )
+
     async def _after(self, step: int) -> None:
         if self._is_examined(step):
             await self._examiner.examine()
         if self._is_saved(step):
             is_last = self._is_last(step)
-            feed = None if is_last else self._supply.feed.state(step)
-            await self._run.commit(feed, ends_stage=is_last)
+            await self._run.commit(self._loop.feed_state(step), ends_stage=is_last)
         self._run.stop_when_late()
 
     async def _save_and_stop(self) -> None:
@@ -145,7 +156,7 @@ class TrainStage:
             "the learner group to save and leave", run.crew.learner.ended(), run.deadline_seconds
         )
         if not is_saved:
-            await run.commit(self._supply.feed.state(run.progress.step), ends_stage=False)
+            await run.commit(self._loop.feed_state(run.progress.step), ends_stage=False)
 
     async def _load_reference(self) -> None:
         """The reference policy is the model as the last training stage before this one left it,

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
 from typing import TypeVar
 
+from manta.envs.side_by_side import ending
+
 T = TypeVar("T")
 
 
@@ -40,16 +42,21 @@ class Waits:
         """The awaitable's result.
 
         Raises DeadlineMissed, naming the wait, after `deadline_seconds`; the awaitable is
-        cancelled then.
+        cancelled then. A TimeoutError of the awaitable's own comes out as it is.
         """
         key = self._next
         self._next += 1
         self._waiting[key] = Waiting(name, time.monotonic(), deadline_seconds)
+        # Not wait_for: up to Python 3.11 it loses a cancellation that meets a result.
+        limit = asyncio.timeout(deadline_seconds)
         try:
-            return await asyncio.wait_for(_awaited(awaitable), deadline_seconds)
+            async with limit:
+                return await awaitable
         except TimeoutError as error:
+            if not limit.expired():
+                raise
             raise DeadlineMissed(
-                f"waited {deadline_seconds:.0f} s for {name}: no answer. Look at the workers' logs "
+                f"waited {deadline_seconds:g} s for {name}: no answer. Look at the workers' logs "
                 "in the Ray session directory, or raise the deadline"
             ) from error
         finally:
@@ -61,27 +68,30 @@ async def _awaited(awaitable: Awaitable[T]) -> T:
 
 
 async def unless(event: asyncio.Event, awaitable: Coroutine[None, None, T]) -> T | None:
-    """The result, or None where `event` comes first; what was awaited is cancelled then."""
+    """The result, or None where `event` comes first; what was awaited has been cancelled then, and
+    has ended. What it raises comes out, also where it raises while it is being cancelled."""
     work = asyncio.create_task(awaitable)
     signal = asyncio.create_task(event.wait())
-    try:
+    async with ending(work, signal):
         await asyncio.wait({work, signal}, return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() else None
-    finally:
-        for task in (work, signal):
-            task.cancel()
+    if work.cancelled() and event.is_set():
+        return None
+    return work.result()
 
 
 async def unless_ended(work: Awaitable[T], other: Awaitable[None]) -> T:
-    """The result of `work`. Raises what `other` raises, or RuntimeError if it just ends, first."""
+    """The result of `work`. Raises what `other` raises, or RuntimeError if it just ends, first.
+
+    Where both fail, the error of `other` is raised from that of `work`.
+    """
     working = asyncio.ensure_future(_awaited(work))
-    ending = asyncio.ensure_future(_awaited(other))
-    try:
-        await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        ending.result()
+    watching = asyncio.ensure_future(_awaited(other))
+    async with ending(working), ending(watching):
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+    if not watching.cancelled() and (failure := watching.exception()) is not None:
+        if not working.cancelled() and (other_failure := working.exception()) is not None:
+            raise failure from other_failure
+        raise failure
+    if working.cancelled() and not watching.cancelled():
         raise RuntimeError("the learner group ended before it answered")
-    finally:
-        for task in (working, ending):
-            task.cancel()
+    return working.result()

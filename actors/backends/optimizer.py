@@ -13,7 +13,7 @@ from torch import Tensor
 
 from manta.actors.backends.flat import FlatParameters
 from manta.actors.backends.settings import LearnerSettings
-from manta.actors.weights import first_mismatch
+from manta.actors.weight_tensors import first_mismatch
 
 
 class FlatOptimizer:

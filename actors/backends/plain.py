@@ -21,7 +21,8 @@ from manta.actors.backends.totals import Totals
 from manta.actors.models.causal import model_state
 from manta.actors.models.policy import evaluate, evaluate_in_batches
 from manta.actors.rows import Row
-from manta.actors.weights import Weights, first_mismatch, pack
+from manta.actors.weight_tensors import first_mismatch, pack
+from manta.actors.weights import Weights
 from manta.envs.records import WeightVersion
 
 

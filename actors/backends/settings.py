@@ -11,8 +11,9 @@ class LearnerSettings:
     """`learner:` in a run file: the learner named `policy`.
 
     `tokens_per_micro_batch` bounds rows x longest row of a micro-batch (padding counted);
-    `warmup_steps` is a linear ramp of the learning rate, constant after it; `threads` are torch
-    threads of each rank (0: all cores of the node, shared among its ranks).
+    `warmup_steps` is a linear ramp of the learning rate; after it the rate is constant or falls
+    linearly over the stage (`decay`); `threads` are torch threads of each rank (0: all cores that
+    it may use, shared among the node's ranks).
     """
 
     backend: Literal["plain"] = "plain"
@@ -27,3 +28,4 @@ class LearnerSettings:
     momentum: float = 0.0
     clip_norm: float = 1.0
     warmup_steps: int = 0
+    decay: Literal["constant", "linear"] = "constant"

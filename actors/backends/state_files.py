@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from manta.actors.weights import Weights, pack
+from manta.actors.weight_tensors import pack
+from manta.actors.weights import Weights
 from manta.envs.records import WeightVersion
 
 PARAMETERS = "model.safetensors"

@@ -9,7 +9,6 @@ steps and nothing needs a lock.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,13 +18,15 @@ from typing import ParamSpec, TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from manta.actors.cores import available_cores
 from manta.actors.engines.causal_forward import PREFILL_CELLS, CausalForward
 from manta.actors.engines.decode_batch import DecodeBatch
 from manta.actors.engines.limits import check_request
 from manta.actors.engines.padding import padded_batches
 from manta.actors.engines.pending import Pending, Prefix
 from manta.actors.models.causal import model_state
-from manta.actors.weights import Receipt, Weights, content_hash, unpack
+from manta.actors.weight_tensors import unpack
+from manta.actors.weights import Receipt, Weights, content_hash
 from manta.envs.records import Completion, Float32, GenerateRequest, Int32, WeightVersion
 
 P = ParamSpec("P")
@@ -36,10 +37,10 @@ class EmbeddedEngine:
     """Serves `model` (a transformers causal language model), which it owns from here on.
 
     `context` bounds prefix plus budget, `max_rows` the samples decoded side by side; `threads` are
-    torch threads (0: all cores), `version` names the weights that the model has now. Rows start in
-    the order of their requests, and one that finishes makes room at once. With `deterministic` one
-    request is one batch, alone from its prefill on, so that its completions depend on nothing but
-    the request and the weights, bit for bit.
+    torch threads (0: all cores that it may use), `version` names the weights that the model has
+    now. Rows start in the order of their requests, and one that finishes makes room at once. With
+    `deterministic` one request is one batch, alone from its prefill on, so that its completions
+    depend on nothing but the request and the weights, bit for bit.
 
     A failing step fails every request under way with its exception; later requests are served.
     """
@@ -57,7 +58,7 @@ class EmbeddedEngine:
         self._context = context
         self._max_rows = max_rows
         self._is_deterministic = deterministic
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or available_cores()
         self._forward = CausalForward(model, context, threads)
         self._batch = DecodeBatch(self._forward, max_rows, context)
         self._waiting: deque[Pending] = deque()

@@ -20,8 +20,8 @@ class EngineSettings:
     """`rollout:` in a run file: the engine named `policy`.
 
     `max_rows` bounds the samples decoded side by side in one engine; `threads` are torch threads
-    of each worker (0: all cores of the node). With `ignore_eos` the end token ends nothing: every
-    sample has exactly its budget of tokens.
+    of each worker (0: all cores that it may use). With `ignore_eos` the end token ends nothing:
+    every sample has exactly its budget of tokens.
     """
 
     engine: Literal["embedded", "simulated"] = "embedded"

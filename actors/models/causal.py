@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from manta.actors.models.products import widen_linears
 from manta.actors.models.spec import ModelSpec
-from manta.actors.weights import first_mismatch
+from manta.actors.weight_tensors import first_mismatch
 
 
 def build_model(spec: ModelSpec, vocab_size: int, seed: int) -> nn.Module:

@@ -11,7 +11,8 @@ from torch import nn
 from manta.actors.models.causal import load_state
 from manta.actors.models.policy import evaluate_in_batches
 from manta.actors.rows import Row
-from manta.actors.weights import Receipt, Weights, content_hash, unpack
+from manta.actors.weight_tensors import unpack
+from manta.actors.weights import Receipt, Weights, content_hash
 from manta.envs.records import Float32, ReferenceStatistics, Trajectory
 
 

@@ -19,7 +19,7 @@ from manta.actors.micro_batches import micro_batches
 from manta.actors.models.causal import model_state
 from manta.actors.models.policy import evaluate
 from manta.actors.rows import Row
-from manta.actors.weights import unpack
+from manta.actors.weight_tensors import unpack
 from manta.algorithms.tokens import LossTerms
 from manta.envs.records import WeightVersion
 from tiny import join_group, run_ranks, tiny_model, tiny_rows

@@ -15,7 +15,8 @@ from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings, SimulatedSettings
 from manta.actors.models.causal import build_model, model_state
 from manta.actors.models.spec import BuildSpec, ModelSpec
-from manta.actors.weights import Weights, pack
+from manta.actors.weight_tensors import pack
+from manta.actors.weights import Weights
 from manta.envs.records import (
     Completion,
     GenerateRequest,

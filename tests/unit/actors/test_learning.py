@@ -18,7 +18,7 @@ from manta.actors.collectives import sum_over
 from manta.actors.learning import Learner
 from manta.actors.models.policy import evaluate
 from manta.actors.rows import rows_of
-from manta.actors.weights import unpack
+from manta.actors.weight_tensors import unpack
 from manta.algorithms.settings import AlgorithmSettings, KlSettings
 from manta.envs.records import WeightVersion
 from tiny import groups_of, join_group, plan_of, rows_by_index, run_ranks, tiny_model

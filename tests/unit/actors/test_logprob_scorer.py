@@ -9,7 +9,7 @@ import torch
 from manta.actors.models.causal import model_state
 from manta.actors.models.policy import evaluate
 from manta.actors.scorers.logprob import LogprobScorer
-from manta.actors.weights import pack
+from manta.actors.weight_tensors import pack
 from manta.envs.records import WeightVersion
 from tiny import groups_of, plan_of, rows_by_index, tiny_model
 

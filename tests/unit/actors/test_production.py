@@ -1,66 +1,124 @@
-"""Groups that an engine samples: where their samples end."""
-
 from __future__ import annotations
 
-import asyncio
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.pinned_lengths import pinned_table
-from manta.actors.engines.embedded import EmbeddedEngine
-from manta.actors.lanes import Admission, Lane
-from manta.actors.models.causal import build_model
-from manta.actors.models.spec import BuildSpec, ModelSpec
-from manta.actors.production import build_production, unscored
+from manta.actors.lanes import Admission
+from manta.actors.production import (
+    GivenGroups,
+    GoldRows,
+    SampledGroups,
+    WrittenGroups,
+    build_production,
+    unscored,
+)
+from manta.envs.failures import GroupBroken
 from manta.envs.group import Scoring
-from manta.envs.records import GroupId, ScoredGroup, WeightVersion
+from manta.envs.records import GIVEN, GroupId
+from manta.envs.tokenizer import build_tokenizer
+from manta.envs.trajectory_files import write_groups
+from tests.tiny import groups_of
+from tests.unit.actors.lanes import TOKENIZER, lane
+from tests.unit.envs.scripted import ABORT, ScriptedEngine
 
-WORDS = {f"w{word}": word for word in range(510)} | {"<end>": 510}
+TEXT = build_tokenizer(TOKENIZER)
+SCORING = Scoring(unscored)
+FIRST = Admission(GroupId(0, 4, 1), index=7)
 
 
-def made(tokenizer: str, ignore_eos: bool) -> ScoredGroup:
-    """A group of PinnedLengths from a real engine whose vocabulary is that of `WORDS`."""
-    sizes = BuildSpec(layers=1, width=8, heads=2, mlp_width=16)
-    model = build_model(ModelSpec(build=sizes, context=300), len(WORDS), 0)
-    engine = EmbeddedEngine(model, 300, 8, 1, False, WeightVersion(0, 0))
-    lane = Lane(
-        name="rl",
-        env="benchmarks.pinned_lengths:PinnedLengths",
-        env_options={"workload": "long_tail", "tasks": 3, "samples": 64, "seed": 5},
-        split="train",
-        samples_from="policy",
-        samples_per_prompt=64,
-        seed=0,
-        context=300,
-        max_new_tokens=256,
-        ignore_eos=ignore_eos,
+def engine(script: str = "8") -> ScriptedEngine:
+    return ScriptedEngine(TEXT, lambda call, sample: script if sample == 0 else "9")
+
+
+async def test_sampled_groups_come_from_the_engine() -> None:
+    speaks = engine()
+    production = build_production(
+        lane(temperature=0.5, top_p=0.9, top_k=3), TOKENIZER, speaks.generate, SCORING
     )
-    production = build_production(lane, tokenizer, engine.generate, Scoring(unscored))
-    try:
-        return asyncio.run(production.make(Admission(GroupId(0, 0, 0), index=2)))
-    finally:
-        engine.close()
+    assert isinstance(production, SampledGroups)
+    assert production.num_tasks == 80
+    group = await production.make(FIRST)
+    assert group.id == FIRST.id
+    assert group.task == production.source.task(7)
+    assert [t.artifact for t in group.trajectories] == ["8", "9"]
+    assert {t.model for t in group.trajectories} == {"policy"}
+    [request] = speaks.requests
+    assert request.budgets == (4, 4)
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 3)
+    assert sampling.stop_token_ids == (TEXT.eos_id,)
 
 
-@pytest.fixture
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    tokenizers = pytest.importorskip("tokenizers")
-    folder = tmp_path_factory.mktemp("tokenizer")
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(WORDS, unk_token="<end>"))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    words.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
-    return str(folder)
+async def test_seeds_follow_place_and_purpose_not_the_attempt() -> None:
+    async def seeds(admission: Admission, **changes: object) -> tuple[int, ...]:
+        speaks = engine()
+        production = build_production(lane(**changes), TOKENIZER, speaks.generate, SCORING)
+        await production.make(admission)
+        return speaks.requests[0].seeds
+
+    base = await seeds(FIRST)
+    assert await seeds(Admission(FIRST.id._replace(attempt=2), 7)) == base
+    assert await seeds(Admission(FIRST.id._replace(position=5), 7)) != base
+    assert await seeds(FIRST, split="eval") != base
+    assert await seeds(FIRST, name="other") != base
+    assert await seeds(FIRST, seed=4) != base
 
 
-def test_the_end_token_ends_a_sample_unless_it_is_ignored(tokenizer: str) -> None:
-    pinned = pinned_table("long_tail", 3, 64, 5).lengths[2].tolist()
-    ignoring, heeding = made(tokenizer, True), made(tokenizer, False)
-    assert [int(t.loss_mask.sum()) for t in ignoring.trajectories] == pinned
-    assert {t.finish_reason for t in ignoring.trajectories} == {"length"}
-    ends = [t for t in ignoring.trajectories if (t.token_ids == WORDS["<end>"]).any()]
-    assert ends, "no sample drew the end token: the test shows nothing"
-    assert any(t.finish_reason == "stop" for t in heeding.trajectories)
-    for heeded, ignored in zip(heeding.trajectories, ignoring.trajectories, strict=True):
-        assert np.array_equal(heeded.token_ids, ignored.token_ids[: len(heeded.token_ids)])
+async def test_a_group_that_the_engine_aborts_is_broken() -> None:
+    aborting = ScriptedEngine(TEXT, lambda call, sample: ABORT)
+    production = build_production(lane(), TOKENIZER, aborting.generate, SCORING)
+    with pytest.raises(GroupBroken, match="aborted"):
+        await production.make(FIRST)
+
+
+async def test_given_groups_are_gold_answers_and_ask_no_engine() -> None:
+    speaks = engine()
+    production = build_production(lane(samples_from="given"), TOKENIZER, speaks.generate, SCORING)
+    assert isinstance(production, GivenGroups)
+    group = await production.make(FIRST)
+    [trajectory] = group.trajectories
+    assert (group.id, trajectory.model) == (FIRST.id, GIVEN)
+    assert trajectory.artifact == str(group.task.reference)
+    assert group.scores[0].value == 1.0
+    assert speaks.requests == []
+
+
+async def test_written_groups_are_read_back_under_the_feed_s_id(tmp_path: Path) -> None:
+    groups = groups_of((2, 3))
+    write_groups(str(tmp_path / "step=1" / "rank=0.parquet"), groups, 1)
+    production = build_production(
+        lane(samples_from="given", trajectories=str(tmp_path)),
+        TOKENIZER,
+        engine().generate,
+        SCORING,
+    )
+    assert isinstance(production, WrittenGroups)
+    assert production.num_tasks == 2
+    group = await production.make(Admission(GroupId(3, 0, 2), index=1))
+    assert group.id == GroupId(3, 0, 2)
+    assert group.content_hash() == groups[1].content_hash()
+    assert [s.value for s in group.scores] == [s.value for s in groups[1].scores]
+
+
+def test_a_folder_without_trajectories_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no trajectories"):
+        build_production(lane(trajectories=str(tmp_path)), TOKENIZER, engine().generate, SCORING)
+
+
+async def test_gold_rows_are_what_given_groups_train_on() -> None:
+    given = build_production(lane(samples_from="given"), TOKENIZER, engine().generate, SCORING)
+    rows = GoldRows(lane(), TOKENIZER)
+    for index in range(5):
+        ids, mask = rows.row(index)
+        group = await given.make(Admission(GroupId(0, 0, 0), index))
+        np.testing.assert_array_equal(ids, group.trajectories[0].token_ids)
+        np.testing.assert_array_equal(mask, group.trajectories[0].loss_mask)
+
+
+def test_gold_rows_end_at_the_context() -> None:
+    whole, _ = GoldRows(lane(), TOKENIZER).row(0)
+    ids, mask = GoldRows(lane(context=5), TOKENIZER).row(0)
+    np.testing.assert_array_equal(ids, whole[:5])
+    assert mask.tolist() == [False] * 4 + [True]

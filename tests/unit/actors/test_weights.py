@@ -5,7 +5,8 @@ import torch
 
 from manta.actors.models.causal import build_model, model_state
 from manta.actors.models.spec import BuildSpec, ModelSpec
-from manta.actors.weights import ALIGNMENT, Weights, content_hash, pack, unpack
+from manta.actors.weight_tensors import pack, unpack
+from manta.actors.weights import ALIGNMENT, Weights, content_hash
 from manta.envs.records import WeightVersion
 
 VERSION = WeightVersion(3, 1)

@@ -19,7 +19,7 @@ def test_the_demo() -> None:
     assert cross_check(loaded) == []
     names = [stage.algorithm and stage.algorithm.name for stage in loaded.stages]
     assert names == ["sft", "grpo"]
-    assert not loaded.needs_reference
+    assert loaded.needs_reference
 
 
 def test_gsm8k() -> None:

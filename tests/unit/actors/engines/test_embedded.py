@@ -14,7 +14,8 @@ from manta.actors.engines.embedded import EmbeddedEngine
 from manta.actors.engines.sampler import truncate
 from manta.actors.models.causal import build_model, model_state
 from manta.actors.models.spec import BuildSpec, ModelSpec
-from manta.actors.weights import Weights, pack
+from manta.actors.weight_tensors import pack
+from manta.actors.weights import Weights
 from manta.envs.records import Completion, GenerateRequest, Sampling, WeightVersion
 
 VOCAB = 31

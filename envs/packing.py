@@ -1,0 +1,182 @@
+"""Trajectories end to end: the form in which they travel, a few buffers instead of three each.
+
+A step has thousands of small arrays; moving each on its own costs more than computing them. Owns
+the packed form and nothing of what it means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, islice, pairwise
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from manta.envs.records import (
+    Bool,
+    Completion,
+    FinishReason,
+    Float32,
+    GroupId,
+    Int32,
+    ReferenceStatistics,
+    Score,
+    ScoredGroup,
+    Task,
+    Trajectory,
+    VersionSpan,
+)
+
+Number = TypeVar("Number", bound=np.generic)
+
+_REST = (
+    "task_id", "sample", "model", "weight_versions", "turns", "finish_reason", "artifact",
+    "parent", "payload", "media", "env_info",
+)  # fmt: skip
+_Rest: TypeAlias = tuple[object, ...]
+_CompletionRest: TypeAlias = tuple[
+    tuple[VersionSpan, ...], FinishReason, dict[str, npt.NDArray[np.generic]]
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTrajectories:
+    """n trajectories: `lengths` int32[n]; tokens, masks and log-probs back to back.
+
+    `logprobs` holds those of the trajectories that have them (`has_logprobs` bool[n]), in order.
+    """
+
+    lengths: Int32
+    token_ids: Int32
+    loss_mask: Bool
+    has_logprobs: Bool
+    logprobs: Float32
+    rest: tuple[_Rest, ...]
+
+    def unpack(self) -> tuple[Trajectory, ...]:
+        """The trajectories; their arrays are views."""
+        ends = list(accumulate(self.lengths.tolist(), initial=0))
+        trajectories = []
+        start = 0
+        for (low, high), known, rest in zip(
+            pairwise(ends), self.has_logprobs.tolist(), self.rest, strict=True
+        ):
+            logprobs = None
+            if known:
+                logprobs = self.logprobs[start : start + high - low]
+                start += high - low
+            fields = dict(zip(_REST, rest, strict=True))
+            trajectories.append(
+                Trajectory(
+                    token_ids=self.token_ids[low:high],
+                    loss_mask=self.loss_mask[low:high],
+                    logprobs=logprobs,
+                    **fields,  # type: ignore[arg-type]
+                )
+            )
+        return tuple(trajectories)
+
+
+def pack(trajectories: Sequence[Trajectory]) -> PackedTrajectories:
+    known = [t.logprobs for t in trajectories if t.logprobs is not None]
+    return PackedTrajectories(
+        lengths=np.array([len(t.token_ids) for t in trajectories], np.int32),
+        token_ids=_joined([t.token_ids for t in trajectories], np.int32),
+        loss_mask=_joined([t.loss_mask for t in trajectories], np.bool_),
+        has_logprobs=np.array([t.logprobs is not None for t in trajectories], np.bool_),
+        logprobs=_joined(known, np.float32),
+        rest=tuple(tuple(getattr(t, name) for name in _REST) for t in trajectories),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PackedCompletions:
+    """Completions of several requests: `counts` by request, `lengths` int32[n] by completion,
+    tokens and log-probs back to back."""
+
+    counts: tuple[int, ...]
+    lengths: Int32
+    token_ids: Int32
+    logprobs: Float32
+    rest: tuple[_CompletionRest, ...]
+
+    def unpack(self) -> list[list[Completion]]:
+        """The completions by request; their arrays are views."""
+        ends = accumulate(self.lengths.tolist(), initial=0)
+        flat = iter(
+            [
+                Completion(self.token_ids[low:high], self.logprobs[low:high], *rest)
+                for (low, high), rest in zip(pairwise(ends), self.rest, strict=True)
+            ]
+        )
+        return [list(islice(flat, count)) for count in self.counts]
+
+
+def pack_completions(completions: Sequence[Sequence[Completion]]) -> PackedCompletions:
+    flat = [completion for of_request in completions for completion in of_request]
+    return PackedCompletions(
+        counts=tuple(len(of_request) for of_request in completions),
+        lengths=np.array([len(c.token_ids) for c in flat], np.int32),
+        token_ids=_joined([c.token_ids for c in flat], np.int32),
+        logprobs=_joined([c.logprobs for c in flat], np.float32),
+        rest=tuple((c.weight_versions, c.finish_reason, dict(c.extras)) for c in flat),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Groups that travel together."""
+
+    groups: tuple[ScoredGroup, ...]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickles the trajectories of all groups as one `PackedTrajectories`."""
+        trajectories = [t for group in self.groups for t in group.trajectories]
+        references = [
+            logprobs
+            for group in self.groups
+            if group.reference is not None
+            for logprobs in group.reference.logprobs
+        ]
+        rest = tuple(
+            (
+                group.id,
+                group.task,
+                len(group.trajectories),
+                group.scores,
+                None if group.reference is None else group.reference.version,
+                dict(group.reward_versions),
+                dict(group.timings),
+            )
+            for group in self.groups
+        )
+        return _block, (pack(trajectories), _joined(references, np.float32), rest)
+
+
+_GroupRest: TypeAlias = tuple[
+    GroupId, Task, int, tuple[Score, ...], str | None, dict[str, str], dict[str, float]
+]
+
+
+def _block(packed: PackedTrajectories, references: Float32, rest: tuple[_GroupRest, ...]) -> Block:
+    trajectories = packed.unpack()
+    groups = []
+    first = start = 0
+    for name, task, count, scores, version, reward_versions, timings in rest:
+        own = trajectories[first : first + count]
+        first += count
+        reference = None
+        if version is not None:
+            ends = list(accumulate((len(t.token_ids) for t in own), initial=start))
+            start = ends[-1]
+            reference = ReferenceStatistics(
+                version, tuple(references[low:high] for low, high in pairwise(ends))
+            )
+        groups.append(ScoredGroup(name, task, own, scores, reference, reward_versions, timings))
+    return Block(tuple(groups))
+
+
+def _joined(arrays: Sequence[npt.NDArray[Number]], dtype: type[Number]) -> npt.NDArray[Number]:
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pytest
+
+from manta.actors.mailbox import StartOrder, StepLog, StepReport, StepWork, Stop
+from manta.envs.records import Update, WeightVersion
+from tests.tiny import groups_of, plan_of
+
+T = TypeVar("T")
+ORDER = StartOrder(step=4, incarnation=2, stage="rl", restore_from=None)
+
+
+def work(step: int) -> StepWork:
+    plan = replace(plan_of(groups_of((2,))), step=step)
+    return StepWork("rl", plan, (), (), 0.1)
+
+
+def report(step: int, rank: int) -> StepReport:
+    return StepReport(Update(WeightVersion(step, 2), {"rank": float(rank)}, ""), (), {})
+
+
+async def waiting(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """The call as a task that has nothing to return yet."""
+    task = asyncio.create_task(call)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not task.done()
+    return task
+
+
+def step_of(taken: StepWork | Stop) -> int:
+    assert isinstance(taken, StepWork)
+    return taken.plan.step
+
+
+def test_ranks_learn_where_to_start() -> None:
+    assert StepLog(ORDER).enlist(2) == ORDER
+
+
+async def test_take_waits_for_the_step() -> None:
+    log = StepLog(ORDER)
+    first = await waiting(log.take(4, 2))
+    second = await waiting(log.take(4, 2))
+    await log.put(work(5))
+    assert step_of(await first) == step_of(await second) == 5
+
+
+async def test_take_is_an_idempotent_read() -> None:
+    log = StepLog(ORDER)
+    for step in (5, 6, 7):
+        await log.put(work(step))
+    taken = [step_of(await log.take(after, 2)) for after in (4, 5, 6, 4, 4, 6)]
+    assert taken == [5, 6, 7, 5, 5, 7]
+    assert await log.take(5, 2) is await log.take(5, 2)
+
+
+async def test_steps_of_stages_that_do_not_train_are_gaps() -> None:
+    log = StepLog(ORDER)
+    for step in (5, 9):
+        await log.put(work(step))
+    assert step_of(await log.take(5, 2)) == 9
+    late = await waiting(log.take(9, 2))
+    await log.put(work(30))
+    assert step_of(await late) == 30
+
+
+async def test_stop_comes_after_the_steps_that_are_left() -> None:
+    log = StepLog(ORDER)
+    await log.put(work(5))
+    stop = Stop(save_to="folder")
+    late = await waiting(log.take(5, 2))
+    await log.stop(stop)
+    assert await late == stop
+    assert step_of(await log.take(4, 2)) == 5
+    assert await log.take(5, 2) == stop
+
+
+@pytest.mark.parametrize("incarnation", [1, 3])
+async def test_another_incarnation_is_refused(incarnation: int) -> None:
+    log = StepLog(ORDER)
+    await log.put(work(5))
+    with pytest.raises(ValueError, match=rf"incarnation {incarnation} is no longer the current"):
+        await log.take(4, incarnation)
+
+
+async def test_a_result_waits_for_all_ranks() -> None:
+    log = StepLog(ORDER)
+    result = await waiting(log.result(5))
+    log.enlist(3)
+    for rank in (2, 0):
+        await log.report(5, rank, report(5, rank))
+        assert not result.done()
+    await log.report(6, 1, report(6, 1))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not result.done()
+    await log.report(5, 1, report(5, 1))
+    reports = await result
+    assert [reports[rank].update.metrics["rank"] for rank in range(3)] == [0, 1, 2]
+
+
+async def test_a_smaller_group_is_not_waited_for_as_the_larger_one() -> None:
+    log = StepLog(ORDER)
+    log.enlist(4)
+    for rank in (0, 2, 3):
+        await log.report(5, rank, report(5, rank))
+    log.enlist(2)
+    result = await waiting(log.result(5))
+    await log.report(5, 0, report(5, 0))
+    await log.report(5, 1, report(5, 1))
+    assert list(await result) == [0, 1]
+
+
+async def test_what_a_checkpoint_covers_is_forgotten() -> None:
+    log = StepLog(ORDER)
+    log.enlist(1)
+    for step in (5, 6, 7):
+        await log.put(work(step))
+        await log.report(step, 0, report(step, 0))
+    log.forget(6)
+    assert step_of(await log.take(4, 2)) == 7
+    assert list(await log.result(7)) == [0]
+    (await waiting(log.result(6))).cancel()

@@ -1,0 +1,96 @@
+"""Packed trajectories come back as they were, in few buffers."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+
+from manta.envs.packing import Block, pack
+from manta.envs.records import (
+    GroupId,
+    ReferenceStatistics,
+    Score,
+    ScoredGroup,
+    Task,
+    Trajectory,
+    Turn,
+    VersionSpan,
+    WeightVersion,
+)
+
+
+def trajectory(sample: int, length: int, has_logprobs: bool = True) -> Trajectory:
+    generator = np.random.default_rng([sample, length])
+    return Trajectory(
+        task_id="t",
+        sample=sample,
+        model="policy",
+        token_ids=generator.integers(0, 99, length, dtype=np.int32),
+        loss_mask=generator.random(length) > 0.5,
+        logprobs=generator.random(length, np.float32) if has_logprobs else None,
+        weight_versions=(VersionSpan(1, WeightVersion(3, 0)),),
+        turns=(Turn("prompt", 0, length),),
+        finish_reason="stop",
+        artifact=f"answer {sample}",
+        env_info={"num_turns": 1.0},
+    )
+
+
+def group(position: int, sizes: tuple[int, ...], has_reference: bool) -> ScoredGroup:
+    own = tuple(trajectory(i, size, has_logprobs=i != 1) for i, size in enumerate(sizes))
+    reference = ReferenceStatistics(
+        "5.0", tuple(np.full(size, -float(i), np.float32) for i, size in enumerate(sizes))
+    )
+    return ScoredGroup(
+        GroupId(0, position, 0),
+        Task("t", "prompt", 3, "arithmetic"),
+        own,
+        tuple(Score(float(i), {"correct": float(i)}) for i in range(len(sizes))),
+        reference if has_reference else None,
+        {"correct": "exact"},
+        {"generate": 0.5},
+    )
+
+
+def same(left: Trajectory, right: Trajectory) -> bool:
+    arrays = all(
+        np.array_equal(getattr(left, name), getattr(right, name))
+        for name in ("token_ids", "loss_mask")
+    )
+    if left.logprobs is None or right.logprobs is None:
+        logprobs = left.logprobs is right.logprobs
+    else:
+        logprobs = np.array_equal(left.logprobs, right.logprobs)
+    rest = all(
+        getattr(left, name) == getattr(right, name)
+        for name in ("task_id", "sample", "model", "weight_versions", "turns", "artifact",
+                     "finish_reason", "env_info", "parent", "media")
+    )  # fmt: skip
+    return arrays and logprobs and rest
+
+
+def test_packing_keeps_every_trajectory() -> None:
+    many = [trajectory(i, size, i % 2 == 0) for i, size in enumerate((3, 1, 0, 7))]
+    unpacked = pack(many).unpack()
+    assert len(unpacked) == 4
+    assert all(same(a, b) for a, b in zip(many, unpacked, strict=True))
+    assert pack([]).unpack() == ()
+
+
+def test_a_block_survives_pickling_in_few_buffers() -> None:
+    block = Block((group(0, (4, 2), True), group(1, (5,), False), group(2, (1, 3, 2), True)))
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(block, protocol=5, buffer_callback=buffers.append)
+    back = pickle.loads(data, buffers=buffers)
+    assert len(buffers) == 6
+    for ours, theirs in zip(block.groups, back.groups, strict=True):
+        assert ours.content_hash() == theirs.content_hash()
+        assert all(same(a, b) for a, b in zip(ours.trajectories, theirs.trajectories, strict=True))
+        assert (ours.id, ours.task, ours.scores) == (theirs.id, theirs.task, theirs.scores)
+        if ours.reference is None:
+            assert theirs.reference is None
+        else:
+            assert theirs.reference is not None
+            pairs = zip(ours.reference.logprobs, theirs.reference.logprobs, strict=True)
+            assert all(np.array_equal(a, b) for a, b in pairs)

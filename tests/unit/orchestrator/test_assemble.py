@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from manta.algorithms.presets import PRESETS
+from manta.envs.records import GroupId
+from manta.orchestrator.assemble import assemble, filter_reason
+from tests.unit.orchestrator.groups import summary
+
+GRPO = replace(PRESETS["grpo"], samples_per_prompt=2)
+DAPO = PRESETS["dapo"]
+
+
+def test_groups_of_different_sizes_become_rows_in_order() -> None:
+    groups = [summary(GroupId(0, 4, 0), (0.0, 2.0)), summary(GroupId(0, 1, 2), (1.0, 1.0, 4.0))]
+    plan = assemble(7, groups, GRPO)
+    assert plan.step == 7
+    assert plan.groups == (GroupId(0, 4, 0), GroupId(0, 1, 2))
+    assert plan.group_N.tolist() == [0, 0, 1, 1, 1]
+    assert plan.sample_N.tolist() == [0, 1, 0, 1, 2]
+    assert plan.unit_N.tolist() == [0, 1, 2, 3, 4]
+    assert plan.lengths_N.tolist() == [3, 4, 3, 4, 5]
+    assert plan.num_tokens_N.tolist() == [2] * 5
+    # mean 1, std sqrt(2); mean 2, std sqrt(3)
+    expected = [-1 / 2**0.5, 1 / 2**0.5, -1 / 3**0.5, -1 / 3**0.5, 2 / 3**0.5]
+    np.testing.assert_allclose(plan.coefficients["advantage"], expected, rtol=1e-5)
+    assert plan.coefficients["keep"].tolist() == [1.0] * 5
+    assert {column.dtype.name for column in plan.coefficients.values()} == {"float32"}
+
+
+def test_equal_rewards_are_filtered_where_the_algorithm_says_so() -> None:
+    flat, varied = summary(GroupId(0, 0, 0), (0.5, 0.5)), summary(GroupId(0, 1, 0), (0.5, 0.6))
+    assert filter_reason(DAPO, flat) == "all rewards of the group are equal"
+    assert filter_reason(DAPO, varied) is None
+    assert filter_reason(GRPO, flat) is None
+
+
+def test_a_flat_group_that_is_in_a_plan_all_the_same_does_not_train() -> None:
+    groups = [summary(GroupId(0, 0, 0), (0.5, 0.5)), summary(GroupId(0, 1, 0), (0.0, 1.0))]
+    assert assemble(1, groups, DAPO).coefficients["keep"].tolist() == [0, 0, 1, 1]
+    assert assemble(1, groups, GRPO).coefficients["keep"].tolist() == [1, 1, 1, 1]
+
+
+def test_a_reward_that_is_none_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"rewards of groups \[0\] are not finite"):
+        assemble(1, [summary(GroupId(0, 0, 0), (0.5, float("nan")))], GRPO)
+
+
+def test_imitation_reads_no_rewards() -> None:
+    plan = assemble(1, [summary(GroupId(0, 0, 0), (float("nan"),))], PRESETS["sft"])
+    assert plan.coefficients["advantage"].tolist() == [1.0]
