@@ -169,14 +169,12 @@ class _Watch:
 
 
 def _environment(mark: str, threads: int) -> dict[str, str]:
-    """The caller's, without what would send a run elsewhere. Ray's workers run at the priority of
-    the command, as a trainer's single process does; by default they give way to everybody else."""
+    """The caller's, without what would send a run elsewhere."""
     hidden = ("RAY_ADDRESS", "WANDB_API_KEY")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     return {
         **kept,
         _MARK: mark,
         "OMP_NUM_THREADS": str(threads),
-        "RAY_worker_niceness": "0",
         "HF_HUB_OFFLINE": "1",
     }
