@@ -172,4 +172,9 @@ def _environment(mark: str, threads: int) -> dict[str, str]:
     """The caller's, without what would send a run elsewhere."""
     hidden = ("RAY_ADDRESS", "WANDB_API_KEY")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
-    return {**kept, _MARK: mark, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    return {
+        **kept,
+        _MARK: mark,
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+    }
