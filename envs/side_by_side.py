@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 @asynccontextmanager
-async def ending(*tasks: asyncio.Future[T]) -> AsyncIterator[None]:
+async def ending(*tasks: asyncio.Future[Any]) -> AsyncIterator[None]:
     """All `tasks` have ended on the way out; those still running are cancelled."""
     try:
         yield
