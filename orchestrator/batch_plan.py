@@ -139,18 +139,22 @@ def _learner_ranks(workers: int) -> str:
 
 def _updates(run_file: RunFile, stage: StageConfig, prompts: Prompts | None) -> str:
     per_step = stage.updates_per_step * stage.epochs_per_step
-    rate = run_file.learner.learning_rate if stage.learning_rate is None else stage.learning_rate
+    schedule = run_file.schedule(stage)
     seen = stage.steps * stage.prompts_per_step
     passes = ""
     if prompts is not None and prompts.num_train > 0:
         passes = f" = {seen / prompts.num_train:,.2f} passes over {prompts.num_train:,} tasks"
-    warmup = run_file.learner.warmup_steps
-    ramp = f" after {_times(warmup, 'step')} of warm-up" if warmup else ""
+    ramp = (
+        f" after {_times(schedule.warmup_steps, 'step')} of warm-up"
+        if schedule.warmup_steps
+        else ""
+    )
+    fall = ", falling linearly" if schedule.decay == "linear" else ""
     return (
         f"{_times(stage.steps, 'step')} of {_times(per_step, 'update')} "
         f"({stage.updates_per_step:,} x {_times(stage.epochs_per_step, 'epoch')}): "
         f"{_times(stage.steps * per_step, 'update')}, {_times(seen, 'prompt')}{passes}; "
-        f"learning rate {rate:g}{ramp}"
+        f"learning rate {schedule.peak:g}{ramp}{fall}"
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from manta.actors.backends.schedule import Schedule
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import ModelSpec
@@ -73,7 +74,8 @@ class StageConfig:
     trajectories, or `stage:NAME`, the product of an earlier generate stage.
 
     Kinds: `train`; `generate` (sample and write trajectories, train nothing); `evaluate`.
-    `env`, `reward` and `evaluate` of a stage default to those at the top of the run file.
+    `env`, `reward` and `evaluate` of a stage default to those at the top of the run file,
+    `learning_rate`, `warmup_steps` and `decay` to the learner's.
     """
 
     name: str
@@ -88,6 +90,8 @@ class StageConfig:
     updates_per_step: int = 1
     epochs_per_step: int = 1
     learning_rate: float | None = None
+    warmup_steps: int | None = None
+    decay: Literal["constant", "linear"] | None = None
 
     @property
     def written_by(self) -> str | None:
@@ -163,6 +167,15 @@ class RunFile:
     publish: PublishConfig = field(default_factory=PublishConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
+
+    def schedule(self, stage: StageConfig) -> Schedule:
+        """The learning rate over `stage`: its own settings, else the learner's."""
+        learner = self.learner
+        return Schedule(
+            learner.learning_rate if stage.learning_rate is None else stage.learning_rate,
+            learner.warmup_steps if stage.warmup_steps is None else stage.warmup_steps,
+            learner.decay if stage.decay is None else stage.decay,
+        )
 
     @property
     def needs_rollout(self) -> bool:

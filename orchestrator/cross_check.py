@@ -240,6 +240,8 @@ def _stage(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
         yield ".evaluate: an evaluate stage needs this block, here or at the top"
     if stage.learning_rate is not None and stage.learning_rate <= 0:
         yield f".learning_rate: is {stage.learning_rate:g}, must be above 0"
+    if stage.warmup_steps is not None and stage.warmup_steps < 0:
+        yield f".warmup_steps: is {stage.warmup_steps}, must be at least 0"
     if algorithm is not None:
         yield from _algorithm(stage, algorithm)
     if stage.reward is not None:

@@ -10,7 +10,6 @@ import asyncio
 
 import ray
 
-from manta.actors.backends.schedule import learning_rate
 from manta.actors.backends.state_files import read_weights
 from manta.actors.mailbox import StepReport
 from manta.actors.step_scores import FinalScores
@@ -97,12 +96,9 @@ class TrainStage:
         )
 
     def _hooks(self, score_step: ScoreStep | None) -> LoopHooks:
-        settings = self._run.run_file.learner
-        base = self._stage.learning_rate or settings.learning_rate
+        schedule = self._run.run_file.schedule(self._stage)
         return LoopHooks(
-            learning_rate=lambda step: learning_rate(
-                settings, base, step - self._first - 1, self._stage.steps
-            ),
+            learning_rate=lambda step: schedule.at(step - self._first - 1, self._stage.steps),
             is_published=self._is_published,
             save_to=lambda step: (
                 str(self._run.checkpoints.begin(step)) if self._is_saved(step) else None

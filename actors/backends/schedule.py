@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from manta.actors.backends.settings import LearnerSettings
+from dataclasses import dataclass
+from typing import Literal
 
 
-def learning_rate(settings: LearnerSettings, base: float, step: int, steps: int) -> float:
-    """`base` after a linear ramp: step s (from 0) of `warmup_steps` w trains at base (s+1) / w.
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A linear ramp to `peak` over `warmup_steps`, then constant or falling in a line."""
 
-    With `decay: linear` it then falls in a line, so that the step after the last of the stage's
-    `steps` would train at 0.
-    """
-    warmup = settings.warmup_steps
-    if step < warmup:
-        return base * (step + 1) / warmup
-    if settings.decay == "constant":
-        return base
-    return base * max(0.0, (steps - step) / max(1, steps - warmup))
+    peak: float
+    warmup_steps: int = 0
+    decay: Literal["constant", "linear"] = "constant"
+
+    def at(self, step: int, steps: int) -> float:
+        """The learning rate of `step` (from 0) of a stage of `steps`.
+
+        In the ramp it is peak (step + 1) / warmup_steps. With `decay: linear` it then falls so that
+        the step after the stage's last would train at 0.
+        """
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.decay == "constant":
+            return self.peak
+        return self.peak * max(0.0, (steps - step) / max(1, steps - self.warmup_steps))

@@ -11,8 +11,8 @@ class LearnerSettings:
     """`learner:` in a run file: the learner named `policy`.
 
     `tokens_per_micro_batch` bounds rows x longest row of a micro-batch (padding counted);
-    `warmup_steps` is a linear ramp of the learning rate; after it the rate is constant or falls
-    linearly over the stage (`decay`); `threads` are torch threads of each rank (0: all cores that
+    `learning_rate`, `warmup_steps` (a linear ramp) and `decay` hold for stages that say nothing
+    else; `threads` are torch threads of each rank (0: all cores that
     it may use, shared among the node's ranks).
     """
 
