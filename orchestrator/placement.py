@@ -26,6 +26,8 @@ _LOCAL_DEFAULTS = {
     # One machine is not preempted node by node.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # How often Ray Train looks at its ranks (2 s): a run's start and end wait for it.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # OpenMP threads wait by spinning. Where roles share cores, a spinning thread keeps the core
     # from the very thread that it waits for (37 times slower, measured): soon they shall sleep.
     "GOMP_SPINCOUNT": "2000",
