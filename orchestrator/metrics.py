@@ -127,8 +127,8 @@ def step_metrics(
     `step` counts the optimizer steps before this one, so that weights `step` old are on-policy:
     staleness of a group is `step - oldest.step`. `update` is what the learner reported (a name
     without a slash goes below `learner/`), `phases` seconds by phase. Groups of given answers have
-    no staleness, groups of one sample no variance, and samples that nothing could score (NaN) no
-    reward; a mean over nothing is left out.
+    no staleness, groups of one sample no variance, and groups that no component looked at and
+    samples that none could score (NaN) no reward; a mean over nothing is left out.
     """
     metrics = _rewards(summaries) | _lengths(summaries) | _groups(step, summaries)
     metrics |= {n if "/" in n else f"learner/{n}": value for n, value in update.items()}
@@ -141,7 +141,7 @@ def step_metrics(
 
 
 def _rewards(summaries: Sequence[GroupSummary]) -> dict[str, float]:
-    rewards = _joined([s.rewards for s in summaries])
+    rewards = _joined([s.rewards for s in summaries if s.components])
     if not rewards.size:
         return {}
     scored = rewards[~np.isnan(rewards)]

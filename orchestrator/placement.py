@@ -9,15 +9,18 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import ray
 
+from manta.actors.cores import available_cores
 from manta.orchestrator.batch_plan import role_needs
 from manta.orchestrator.config import RunFile
 
 _LOCAL_DEFAULTS = {
+    # Strangers on this machine cannot command the run's workers; said here, Ray does not print it.
+    "RAY_AUTH_MODE": "token",
     # Nothing is reported to anybody.
     "RAY_USAGE_STATS_ENABLED": "0",
     # No workers ahead of need: they would import everything on a machine that is busy starting.
@@ -55,12 +58,13 @@ def connect(working_dir: str) -> Cluster:
 
     Secrets in the environment stay in this process: workers of a local Ray do not inherit them.
     They find plug-ins named `module:attribute` from `working_dir`; on a cluster, the job's own
-    working directory has them.
+    working directory has them. A local Ray has as many CPUs as this process may use.
     """
     address = os.environ.get("RAY_ADDRESS", "")
-    with _environment_of_workers(working_dir):
+    with _without_secrets(), nullcontext() if address else _workers_of_a_local_ray(working_dir):
         ray.init(
-            address=address or "local",
+            address or "local",
+            num_cpus=None if address else available_cores(),
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -83,17 +87,30 @@ def check_resources(run_file: RunFile, cluster: Cluster) -> None:
 
 
 @contextmanager
-def _environment_of_workers(working_dir: str) -> Iterator[None]:
-    """What a local Ray hands down: plug-ins on the Python path, no secrets, `_LOCAL_DEFAULTS`."""
-    before = dict(os.environ)
-    for name in [name for name in os.environ if _SECRET.search(name)]:
-        del os.environ[name]
-    inherited = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
-    os.environ["PYTHONPATH"] = os.pathsep.join([working_dir, *inherited])
-    for name, value in _LOCAL_DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    try:
+def _without_secrets() -> Iterator[None]:
+    with _environment() as environment:
+        for name in [name for name in environment if _SECRET.search(name)]:
+            del environment[name]
         yield
+
+
+@contextmanager
+def _workers_of_a_local_ray(working_dir: str) -> Iterator[None]:
+    """What they inherit: plug-ins on the Python path, and `_LOCAL_DEFAULTS`."""
+    with _environment() as environment:
+        path = [working_dir, environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        for name, value in _LOCAL_DEFAULTS.items():
+            environment.setdefault(name, value)
+        yield
+
+
+@contextmanager
+def _environment() -> Iterator[os._Environ[str]]:
+    """This process's environment, as it was before on the way out."""
+    before = dict(os.environ)
+    try:
+        yield os.environ
     finally:
         os.environ.clear()
         os.environ.update(before)

@@ -17,6 +17,7 @@ from manta.orchestrator.lives import lineage
 ROOT = Path(__file__).parent.parent.parent
 TINY = Path(__file__).parent / "tiny.yaml"
 SECONDS = 240
+Environment = dict[str, str]
 
 
 def command(verb: str, run_file: Path, runs: Path, *overrides: str) -> list[str]:
@@ -24,18 +25,19 @@ def command(verb: str, run_file: Path, runs: Path, *overrides: str) -> list[str]
     return [sys.executable, "-c", code, verb, str(run_file), f"run.dir={runs}", *overrides]
 
 
-def environment() -> dict[str, str]:
+def environment() -> Environment:
+    """In which a command starts a Ray of its own."""
     hidden = ("RAY_ADDRESS", "WANDB_API_KEY")
     return {name: value for name, value in os.environ.items() if name not in hidden}
 
 
 def manta(
-    verb: str, run_file: Path, runs: Path, *overrides: str
+    verb: str, run_file: Path, runs: Path, *overrides: str, env: Environment | None = None
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(verb, run_file, runs, *overrides),
         cwd=ROOT,
-        env=environment(),
+        env=env or environment(),
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -43,12 +45,14 @@ def manta(
     )
 
 
-def start(run_file: Path, runs: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(
+    run_file: Path, runs: Path, *overrides: str, env: Environment | None = None
+) -> subprocess.Popen[str]:
     """The command in a session of its own, as under a terminal."""
     return subprocess.Popen(
         command("train", run_file, runs, *overrides),
         cwd=ROOT,
-        env=environment(),
+        env=env or environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

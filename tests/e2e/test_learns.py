@@ -28,8 +28,9 @@ LEARNS = (
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
-def test_reward_rises(tmp_path: Path, staleness: int) -> None:
-    result = runs.manta("train", runs.TINY, tmp_path, *LEARNS, f"rollout.max_staleness={staleness}")
+def test_reward_rises(tmp_path: Path, cluster: runs.Environment, staleness: int) -> None:
+    overrides = (*LEARNS, f"rollout.max_staleness={staleness}")
+    result = runs.manta("train", runs.TINY, tmp_path, *overrides, env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr
     lines = [line for line in runs.metrics(tmp_path / "tiny") if line["stage"] == "rl"]
     rewards = [line["reward/correct"] for line in lines if "reward/correct" in line]

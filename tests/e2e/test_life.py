@@ -93,9 +93,11 @@ def test_the_same_seed_gives_the_same_run_even_when_killed(finished: Path, tmp_p
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
-def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, staleness: int) -> None:
+def test_ctrl_c_saves_and_the_same_command_goes_on(
+    tmp_path: Path, cluster: runs.Environment, staleness: int
+) -> None:
     overrides = (f"rollout.max_staleness={staleness}", "checkpoint.every_steps=1000")
-    process = runs.start(runs.TINY, tmp_path, *overrides)
+    process = runs.start(runs.TINY, tmp_path, *overrides, env=cluster)
     run_dir = tmp_path / "tiny"
     runs.wait_for_step(run_dir, 6)
     runs.signal_group(process, signal.SIGINT)
@@ -103,7 +105,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, staleness: in
     assert process.returncode == 0, output
     assert runs.summary(run_dir)["state"] == "stopped"
     assert len(runs.metrics(run_dir)) < STEPS
-    result = runs.manta("train", runs.TINY, tmp_path, *overrides)
+    result = runs.manta("train", runs.TINY, tmp_path, *overrides, env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr
     runs.check_history(run_dir, STEPS)
 

@@ -40,12 +40,12 @@ environment: {groups_per_call: 8}
 """
 
 
-def test_what_is_written_can_be_learnt_from(tmp_path: Path) -> None:
+def test_what_is_written_can_be_learnt_from(tmp_path: Path, cluster: runs.Environment) -> None:
     """Sampled and gold trajectories are written, then trained on without sampling: the held-out
     likelihood of gold answers rises."""
     run_file = tmp_path / "dump.yaml"
     run_file.write_text(DUMP)
-    result = runs.manta("train", run_file, tmp_path)
+    result = runs.manta("train", run_file, tmp_path, env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr
     run_dir = tmp_path / "dump"
     written = TrajectoryReader(run_dir / "products" / "sample")
@@ -92,15 +92,15 @@ SMALL = (
 
 @pytest.mark.parametrize("rows", ["rows.jsonl", "rows.parquet"])
 def test_twenty_steps_on_real_rows_killed_and_resumed(
-    gsm8k: Path, tmp_path: Path, rows: str
+    gsm8k: Path, tmp_path: Path, cluster: runs.Environment, rows: str
 ) -> None:
     recipe = runs.ROOT / "recipes" / "gsm8k.yaml"
     overrides = (*SMALL, f"env.train={gsm8k / rows}")
-    process = runs.start(recipe, tmp_path, *overrides)
+    process = runs.start(recipe, tmp_path, *overrides, env=cluster)
     runs.wait_for_step(tmp_path / "gsm8k", 6)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    result = runs.manta("train", recipe, tmp_path, *overrides)
+    result = runs.manta("train", recipe, tmp_path, *overrides, env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr
     trained = runs.check_history(tmp_path / "gsm8k", 20)
     assert len(trained) == 20 * 8

@@ -75,7 +75,10 @@ def test_step_metrics_by_hand() -> None:
 
 
 def test_what_nothing_could_score_is_no_reward() -> None:
-    broken = [summary([1, NAN, 1], [1, 1, 1], {}, 0), summary([NAN, NAN], [1, 1], {}, 0)]
+    broken = [
+        summary([1, NAN, 1], [1, 1, 1], {"judge": [1, NAN, 1]}, 0),
+        summary([NAN, NAN], [1, 1], {"judge": [NAN, NAN]}, 0),
+    ]
     metrics = step_metrics(0, broken, {}, {}, 1.0)
     assert (metrics["reward/mean"], metrics["reward/std"]) == (1.0, 0.0)
     assert metrics["reward/unscored_share"] == pytest.approx(3 / 5)
@@ -89,6 +92,11 @@ def test_what_has_no_mean_is_left_out() -> None:
     assert not absent & metrics.keys()
     assert "reward/judge" not in metrics and metrics["reward/judge/present"] == 0.0
     assert (metrics["reward/mean"], metrics["reward/mean_component"]) == (0.5, 4.0)
+
+
+def test_the_weights_of_given_answers_are_no_reward() -> None:
+    metrics = step_metrics(0, [summary([1.0], [3], {}, oldest=None)], {}, {}, 1.0)
+    assert not any(name.startswith("reward") for name in metrics)
 
 
 def test_a_step_without_groups_has_totals_only() -> None:
