@@ -56,7 +56,6 @@ class Publisher:
     ) -> None:
         self._rollout, self._client, self._probe = rollout, client, probe
         self._tolerance, self._waits, self._deadline = tolerance, waits, deadline_seconds
-        self._served: set[str] = set()
 
     async def publish(self, report: StepReport) -> Published:
         """Brings the learner's weights of `report` to every engine and proves it.
@@ -88,9 +87,7 @@ class Publisher:
                 gap = await self._offer(name, weights, report)
                 if gap <= self._tolerance:
                     await self._rollout.resume(name)
-                    if name not in self._served:
-                        await self._rollout.serve(name)
-                        self._served.add(name)
+                    await self._rollout.serve(name)
                     return gap
         await self._rollout.retire(name)
         return None

@@ -88,7 +88,7 @@ async def test_engines_that_prove_it_serve() -> None:
     for name in ("a", "b"):
         assert rollout.of(name) == ["pause", "load", "resume", "serve"]
     await publisher.publish(REPORT)
-    assert rollout.of("a")[4:] == ["pause", "load", "resume"]
+    assert rollout.of("a")[4:] == ["pause", "load", "resume", "serve"]
 
 
 @pytest.mark.parametrize("fault", ["hash", "version", 0.1, float("nan"), float("inf")])
