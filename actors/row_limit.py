@@ -34,9 +34,9 @@ class AdaptiveLimit:
     """Additive increase, multiplicative decrease (Chiu and Jain, "Analysis of the increase and
     decrease algorithms for congestion avoidance", Computer Networks and ISDN Systems 17, 1989).
 
-    What tells of congestion is the engine's own speed: a window in which more rows brought less
-    than `LEAST_GAIN` of their share of tokens per second lies beyond the knee. Windows in which
-    nothing waited say nothing about more rows, and change nothing.
+    What tells of congestion is the engine's own speed: where, of two windows, the one with more
+    rows has gained less than `LEAST_GAIN` of their share of tokens per second, they lie beyond the
+    knee. Windows in which nothing waited say nothing about more rows, and change nothing.
     """
 
     def __init__(self, most: int, start: int, window_seconds: float = WINDOW_SECONDS) -> None:
@@ -64,10 +64,9 @@ class AdaptiveLimit:
     def _move(self, speed: float) -> None:
         rows, before = self.rows, self._before
         self._before = (rows, speed)
-        grew = before is not None and rows > before[0]
-        if before is not None and grew:
-            expected = (rows - before[0]) / before[0]
-            if speed / before[1] - 1.0 < LEAST_GAIN * expected:
+        if before is not None and rows != before[0]:
+            (few, slow), (many, fast) = sorted(((rows, speed), before))
+            if fast - slow < LEAST_GAIN * slow * (many - few) / few:
                 self.rows = max(1, int(rows * DECREASE))
                 return
         self.rows = min(rows + self._step, self._most)

@@ -127,6 +127,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "rollout.workers": (rollout.workers, 1),
         "rollout.threads": (rollout.threads, 0),
         "rollout.max_rows": (rollout.max_rows, 1),
+        "rollout.queue_rows": (rollout.rows_ahead, 1),
         "rollout.max_new_tokens": (rollout.max_new_tokens, 1),
         "rollout.max_staleness": (rollout.max_staleness, 0),
         "rollout.simulated.length_sigma": (rollout.simulated.length_sigma, 0),
@@ -156,6 +157,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "learner.adam_epsilon": learner.adam_epsilon,
         "reward_workers.deadline_seconds": run_file.reward_workers.deadline_seconds,
         "publish.probe_tolerance": run_file.publish.probe_tolerance,
+        "rollout.progress_seconds": rollout.progress_seconds,
         "rollout.simulated.tokens_per_second": rollout.simulated.tokens_per_second,
         "rollout.simulated.length_median": rollout.simulated.length_median,
     }
