@@ -40,6 +40,8 @@ REFUSED = [
     ("rollout.max_new_tokens=24", "rollout.max_new_tokens: is 24, must be below model.context "
      "(24), which also holds the prompt"),
     ("rollout.max_rows=0", "rollout.max_rows: is 0, must be at least 1"),
+    ("rollout.queue_rows=0", "rollout.queue_rows: is 0, must be at least 1"),
+    ("rollout.progress_seconds=0", "rollout.progress_seconds: is 0, must be above 0"),
     ("rollout.workers=0", "rollout.workers: is 0, must be at least 1"),
     ("rollout.threads=-1", "rollout.threads: is -1, must be at least 0"),
     ("rollout.top_p=0.9", "rollout.top_p: is 0.9, must be 1 while training: the engine's "
