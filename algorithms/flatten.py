@@ -25,6 +25,7 @@ def flatten(
     proximal_T: Tensor | None = None,
     reference_T: Tensor | None = None,
     advantage_T: Tensor | None = None,
+    same_version_T: Tensor | None = None,
 ) -> TokenBatch:
     """The batch of R rows with `num_tokens_R` int64[R] trained tokens each, T in all.
 
@@ -43,6 +44,7 @@ def flatten(
         "proximal_T": proximal_T,
         "reference_T": reference_T,
         "advantage_T": advantage_T,
+        "same_version_T": same_version_T,
     }
     for name, tensor in flat.items():
         if tensor is not None and tensor.shape != row_T.shape:
@@ -74,4 +76,5 @@ def flatten(
         proximal_T=proximal_T,
         reference_T=reference_T,
         coefficients_R=coefficients_R,
+        same_version_T=same_version_T,
     )
