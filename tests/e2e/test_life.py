@@ -36,12 +36,13 @@ def test_a_run_leaves_its_account(finished: Path) -> None:
 
 def test_engine_and_learner_agree_at_every_step(finished: Path) -> None:
     gaps = [
-        line["learner/logprob_gap_max"]
+        line["mismatch/same_version/gap_max"]
         for line in runs.metrics(finished)
-        if "learner/logprob_gap_max" in line
+        if "mismatch/same_version/gap_max" in line
     ]
     assert len(gaps) == 8
     assert max(gaps) < 1e-4
+    assert not any("mismatch/stale/tokens" in line for line in runs.metrics(finished))
 
 
 def test_a_finished_run_is_not_started_again(finished: Path) -> None:
