@@ -7,6 +7,7 @@
 | `StageLoop._collect` | finished groups, in order | the oldest group | `Supply._make` |
 | `StageLoop._score` | the step's groups | batch-scope rewards, if any | a reward worker |
 | `StageLoop._learn` | the step's plan | all learner ranks | their reports in the mailbox |
+| `LoopHooks.inspect` | the report | nothing; Ctrl-C where publishing is paused | a person |
 | `Publisher.publish` | the report | every engine | pause, load, probe, resume |
 | `LearnerGroup.ended` | nothing | the group's end | a rank's failure |
 
