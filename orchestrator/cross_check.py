@@ -158,12 +158,19 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "reward_workers.deadline_seconds": run_file.reward_workers.deadline_seconds,
         "publish.probe_tolerance": run_file.publish.probe_tolerance,
         "rollout.progress_seconds": rollout.progress_seconds,
+        "mismatch_guard.warn_kl": run_file.mismatch_guard.warn_kl,
         "rollout.simulated.tokens_per_second": rollout.simulated.tokens_per_second,
         "rollout.simulated.length_median": rollout.simulated.length_median,
     }
     for key, amount in above_zero.items():
         if amount is not None and amount <= 0:
             yield f"{key}: is {amount:g}, must be above 0"
+    guard = run_file.mismatch_guard
+    if guard.limit_kl < guard.warn_kl:
+        yield (
+            f"mismatch_guard.limit_kl: is {guard.limit_kl:g}, must be at least warn_kl "
+            f"({guard.warn_kl:g}): a run is warned before it is stopped"
+        )
     for index, beta in enumerate(learner.betas):
         if not 0 <= beta < 1:
             yield f"learner.betas[{index}]: is {beta:g}, must be at least 0 and below 1"

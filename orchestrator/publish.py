@@ -56,6 +56,8 @@ class Publisher:
     ) -> None:
         self._rollout, self._client, self._probe = rollout, client, probe
         self._tolerance, self._waits, self._deadline = tolerance, waits, deadline_seconds
+        self.gaps: dict[str, float] = {}
+        """The probe gap of every engine that passed the last publish."""
 
     async def publish(self, report: StepReport) -> Published:
         """Brings the learner's weights of `report` to every engine and proves it.
@@ -70,13 +72,13 @@ class Publisher:
             self._deadline,
         )
         retired = tuple(n for n, gap in zip(names, gaps, strict=True) if gap is None)
-        good = [gap for gap in gaps if gap is not None]
-        if not good:
+        self.gaps = {n: gap for n, gap in zip(names, gaps, strict=True) if gap is not None}
+        if not self.gaps:
             raise NoEngineLeft(
                 f"no engine proved that it serves weights {report.update.version} "
                 f"(probe tolerance {self._tolerance:g}): {', '.join(retired) or 'there is none'}"
             )
-        return Published(report.update.version, max(good), retired)
+        return Published(report.update.version, max(self.gaps.values()), retired)
 
     async def _deliver(
         self, name: str, weights: ray.ObjectRef[Weights], report: StepReport

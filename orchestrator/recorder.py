@@ -137,9 +137,12 @@ class Recorder:
         text = f"{progress.stage} step {progress.stage_step}: held-out accuracy "
         self.event_text(f"{text}{evaluation.accuracy:.1%}")
 
-    def event(self, name: str, fields: Mapping[str, Json]) -> None:
-        """Something happened that a reader of the run should see."""
+    def event(self, name: str, fields: Mapping[str, Json], text: str = "") -> None:
+        """Something happened that a reader of the run should see, as `text` if there is one."""
         self._metrics.event(name, fields)
+        if text:
+            self.event_text(text)
+            return
         details = ", ".join(f"{key} {value}" for key, value in fields.items())
         self.event_text(f"{name}: {details}" if details else name)
 

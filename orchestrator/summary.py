@@ -54,7 +54,8 @@ class Summary:
     the run is about (the reinforcement-learning one), `accuracy_after` the last. `seconds` are wall
     seconds while a driver ran; `seconds_by_phase` and the driver's processor time are those of the
     last life.
-    `max_logprob_gap` is the largest |engine - learner| over tokens trained under equal weights.
+    `max_logprob_gap` is the largest |engine - learner| over tokens for which both had the same
+    weights; None where there were none.
     """
 
     state: State
