@@ -161,7 +161,7 @@ def _updates(run_file: RunFile, stage: StageConfig, prompts: Prompts | None) -> 
 def _staleness(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     if algorithm.samples_from == "given":
         return "answers are given, so no sample can be stale"
-    staleness = run_file.rollout.max_staleness
+    staleness = run_file.max_staleness(stage)
     groups = (staleness + 1) * stage.prompts_per_step
     if staleness == 0:
         return (

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from manta.actors.backends.settings import BACKEND_NAMES
 from manta.algorithms import presets
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.registry import build
@@ -51,11 +52,21 @@ def _run(run_file: RunFile) -> Iterator[str]:
             f"run.name: '{run.name}' must be letters, digits, '.', '_' and '-', starting with a "
             "letter or digit: it names the run's folder"
         )
-    if run.deterministic and run_file.rollout.max_staleness != 0:
-        yield (
-            f"rollout.max_staleness: is {run_file.rollout.max_staleness}, but run.deterministic "
-            "needs 0: with more, the weights that sample depend on timing"
-        )
+    if run.deterministic:
+        for key, staleness in _stalenesses(run_file):
+            if staleness != 0:
+                yield (
+                    f"{key}: is {staleness}, but run.deterministic needs 0: with more, the weights "
+                    "that sample depend on timing"
+                )
+
+
+def _stalenesses(run_file: RunFile) -> Iterator[tuple[str, int]]:
+    """Every place that sets a staleness, and what it is there."""
+    yield "rollout.max_staleness", run_file.rollout.max_staleness
+    for index, stage in enumerate(run_file.stages):
+        if stage.max_staleness is not None:
+            yield f"stages[{index}].max_staleness", stage.max_staleness
 
 
 def _model(run_file: RunFile) -> Iterator[str]:
@@ -128,7 +139,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "rollout.threads": (rollout.threads, 0),
         "rollout.max_rows": (rollout.max_rows, 1),
         "rollout.max_new_tokens": (rollout.max_new_tokens, 1),
-        "rollout.max_staleness": (rollout.max_staleness, 0),
+        **{key: (staleness, 0) for key, staleness in _stalenesses(run_file)},
         "rollout.simulated.length_sigma": (rollout.simulated.length_sigma, 0),
         "learner.workers": (learner.workers, 1),
         "learner.threads": (learner.threads, 0),
@@ -162,6 +173,9 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
     for key, amount in above_zero.items():
         if amount is not None and amount <= 0:
             yield f"{key}: is {amount:g}, must be above 0"
+    if learner.backend not in BACKEND_NAMES and ":" not in learner.backend:
+        hint = nearest(learner.backend, BACKEND_NAMES)
+        yield f"learner.backend: there is no '{learner.backend}'{hint}"
     for index, beta in enumerate(learner.betas):
         if not 0 <= beta < 1:
             yield f"learner.betas[{index}]: is {beta:g}, must be at least 0 and below 1"

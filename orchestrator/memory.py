@@ -200,7 +200,7 @@ def _retained(run_file: RunFile, stage: StageConfig, survey: Survey) -> int:
         stage.algorithm.samples_per_prompt, tokens, has_reference=stage.algorithm.needs_reference
     )
     held = stage.prompts_per_step * run_file.checkpoint.every_steps
-    in_flight = stage.prompts_per_step * (run_file.rollout.max_staleness + 1)
+    in_flight = stage.prompts_per_step * (run_file.max_staleness(stage) + 1)
     return group * (held + in_flight)
 
 

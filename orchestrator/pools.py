@@ -198,14 +198,18 @@ class EnvironmentPool:
     ) -> tuple[ray.ObjectRef[Block], BlockSummary]:
         """The block's reference, owned by the driver, and its summary.
 
+        A caller that is cancelled ends the work too, down to the rows that engines decode for it.
         Raises ActorDiedError where the worker died under way; it gets no more blocks then.
         """
         i = self._idlest()
         self._outstanding[i] += 1
+        refs: tuple[ray.ObjectRef[Block], ray.ObjectRef[BlockSummary]]
+        refs = self._workers[i].run_block.remote(lane, admissions)
         try:
-            refs: tuple[ray.ObjectRef[Block], ray.ObjectRef[BlockSummary]]
-            refs = self._workers[i].run_block.remote(lane, admissions)
             return refs[0], await refs[1]
+        except asyncio.CancelledError:
+            ray.cancel(refs[0], recursive=True)
+            raise
         except ray.exceptions.ActorDiedError:
             self._workers.pop(i, None)
             raise

@@ -105,7 +105,7 @@ class SimulatedEngine:
 
     async def _row(self, request: GenerateRequest, sample: int) -> Completion:
         seed, budget = request.seeds[sample], request.budgets[sample]
-        length = self._length(seed)
+        length = sampled_length(self._settings, seed)
         async with self._rows:
             begin = self._clock.now()
             seconds = min(length, budget) / self._settings.tokens_per_second
@@ -117,12 +117,6 @@ class SimulatedEngine:
             tokens[-1] = stops[0]
         spans, logprobs = self._under_way(tokens, begin)
         return Completion(tokens, logprobs, spans, "stop" if is_stopped else "length")
-
-    def _length(self, seed: int) -> int:
-        draw = float(uniform(seed_tensor((seed,)), torch.tensor([-1])))
-        normal = NormalDist().inv_cdf(max(draw, 2.0**-53))
-        log_length = math.log(self._settings.length_median) + self._settings.length_sigma * normal
-        return max(1, round(math.exp(min(log_length, 40.0))))
 
     def _tokens(self, seed: int, length: int, stops: tuple[int, ...]) -> Int32:
         """int32[T], none of them a stop token."""
@@ -149,6 +143,14 @@ class SimulatedEngine:
             spans.append(VersionSpan(start, served.version))
             logprobs[start:] = _logprobs(tokens[start:], served.salt)
         return tuple(spans), logprobs
+
+
+def sampled_length(settings: SimulatedSettings, seed: int) -> int:
+    """Tokens of the sample `seed` before its budget cuts it, at least 1."""
+    draw = float(uniform(seed_tensor((seed,)), torch.tensor([-1])))
+    normal = NormalDist().inv_cdf(max(draw, 2.0**-53))
+    log_length = math.log(settings.length_median) + settings.length_sigma * normal
+    return max(1, round(math.exp(min(log_length, 40.0))))
 
 
 def _logprobs(tokens: Int32, salt: int) -> Float32:
