@@ -301,5 +301,5 @@ def _tokens_by_version(trajectories: Sequence[Trajectory]) -> Mapping[WeightVers
 def version_ranges(trajectory: Trajectory) -> list[tuple[WeightVersion, int, int]]:
     """(version, start, end) of each of the trajectory's spans; the last one ends with it."""
     spans = trajectory.weight_versions
-    ends = [*(span.start for span in spans[1:]), len(trajectory.token_ids)]
+    ends = [*(span.start for span in spans), len(trajectory.token_ids)][1:]
     return [(span.version, span.start, end) for span, end in zip(spans, ends, strict=True)]

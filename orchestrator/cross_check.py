@@ -19,6 +19,7 @@ from manta.envs.registry import build
 from manta.envs.rewards.formula import Formula
 from manta.orchestrator import survey
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
+from manta.orchestrator.staleness_check import staleness_problems
 from manta.orchestrator.strict import nearest
 from manta.orchestrator.survey import Survey
 
@@ -35,6 +36,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *_model(run_file),
         *_numbers(run_file),
         *_sampling(run_file),
+        *staleness_problems(run_file),
         *_stage_names(run_file),
     ]
     for index, stage in enumerate(run_file.stages):
@@ -52,21 +54,6 @@ def _run(run_file: RunFile) -> Iterator[str]:
             f"run.name: '{run.name}' must be letters, digits, '.', '_' and '-', starting with a "
             "letter or digit: it names the run's folder"
         )
-    if run.deterministic:
-        for key, staleness in _stalenesses(run_file):
-            if staleness != 0:
-                yield (
-                    f"{key}: is {staleness}, but run.deterministic needs 0: with more, the weights "
-                    "that sample depend on timing"
-                )
-
-
-def _stalenesses(run_file: RunFile) -> Iterator[tuple[str, int]]:
-    """Every place that sets a staleness, and what it is there."""
-    yield "rollout.max_staleness", run_file.rollout.max_staleness
-    for index, stage in enumerate(run_file.stages):
-        if stage.max_staleness is not None:
-            yield f"stages[{index}].max_staleness", stage.max_staleness
 
 
 def _model(run_file: RunFile) -> Iterator[str]:
@@ -139,7 +126,6 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "rollout.threads": (rollout.threads, 0),
         "rollout.max_rows": (rollout.max_rows, 1),
         "rollout.max_new_tokens": (rollout.max_new_tokens, 1),
-        **{key: (staleness, 0) for key, staleness in _stalenesses(run_file)},
         "rollout.simulated.length_sigma": (rollout.simulated.length_sigma, 0),
         "learner.workers": (learner.workers, 1),
         "learner.threads": (learner.threads, 0),

@@ -31,6 +31,7 @@ TOKENS: Final = "tokens/completion"
 STALENESS: Final = "staleness/mean"
 MAX_STALENESS: Final = "staleness/max"
 TOKEN_STALENESS: Final = "staleness/token_mean"
+IDLE_SHARE: Final = "rollout/idle_share"
 KL: Final = "learner/kl_reference"
 LOGPROB_GAP: Final = "learner/logprob_gap_max"
 """Names that pictures, displays and summaries look for; the last two are what the learner calls

@@ -13,6 +13,7 @@ from typing import TypeVar, cast
 import ray
 from ray.actor import ActorHandle
 
+from manta.actors.engines.occupancy import RowSeconds
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.environment import EnvironmentWorker
 from manta.actors.lanes import Admission, BlockSummary, Lane
@@ -69,8 +70,9 @@ class RolloutPool:
     def names(self) -> list[str]:
         return list(self._engines)
 
-    async def pause(self, name: str) -> None:
-        await self._engines[name].pause.remote()
+    async def pause(self, name: str) -> RowSeconds:
+        """Pauses an engine; how busy its rows were since it was paused last."""
+        return await self._engines[name].pause.remote()
 
     async def load(self, name: str, weights: ray.ObjectRef[Weights]) -> Receipt:
         return await self._engines[name].load.remote(weights)

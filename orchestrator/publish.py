@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 
+from manta.actors.engines.occupancy import NOT_COUNTED, RowSeconds
 from manta.actors.mailbox import StepReport
 from manta.actors.weights import Receipt, Weights
 from manta.envs.records import Float32, Int32, WeightVersion
@@ -30,11 +31,13 @@ class NoEngineLeft(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """`probe_gap`: largest |engine - learner| over the probe's log-probs and all engines."""
+    """`probe_gap`: largest |engine - learner| over the probe's log-probs and all engines. `rows`:
+    how busy their rows were since the publish before."""
 
     version: WeightVersion
     probe_gap: float
     retired: tuple[str, ...]
+    rows: RowSeconds = NOT_COUNTED
 
 
 def probe_rows(vocab_size: int, context: int) -> tuple[Int32, ...]:
@@ -57,6 +60,7 @@ class Publisher:
         self._rollout, self._client, self._probe = rollout, client, probe
         self._tolerance, self._waits, self._deadline = tolerance, waits, deadline_seconds
         self._served: set[str] = set()
+        self._rows = NOT_COUNTED
 
     async def publish(self, report: StepReport) -> Published:
         """Brings the learner's weights of `report` to every engine and proves it.
@@ -65,6 +69,7 @@ class Publisher:
         """
         weights = self._client.weights(report.update.version)
         names = self._rollout.names
+        self._rows = NOT_COUNTED
         gaps = await self._waits.wait(
             f"engines {', '.join(names)} to take weights {report.update.version}",
             side_by_side([self._deliver(name, weights, report) for name in names]),
@@ -77,7 +82,7 @@ class Publisher:
                 f"no engine proved that it serves weights {report.update.version} "
                 f"(probe tolerance {self._tolerance:g}): {', '.join(retired) or 'there is none'}"
             )
-        return Published(report.update.version, max(good), retired)
+        return Published(report.update.version, max(good), retired, self._rows)
 
     async def _deliver(
         self, name: str, weights: ray.ObjectRef[Weights], report: StepReport
@@ -97,7 +102,8 @@ class Publisher:
 
     async def _offer(self, name: str, weights: ray.ObjectRef[Weights], report: StepReport) -> float:
         """Loads `weights` into the paused engine; its probe gap, infinite for a wrong receipt."""
-        await self._rollout.pause(name)
+        rows = await self._rollout.pause(name)
+        self._rows += rows
         receipt = await self._rollout.load(name, weights)
         if receipt != Receipt(report.update.version, report.update.weights_hash):
             return float("inf")

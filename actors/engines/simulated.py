@@ -19,6 +19,7 @@ import torch
 
 from manta.actors.engines.draws import seed_tensor, uniform
 from manta.actors.engines.limits import check_request
+from manta.actors.engines.occupancy import Occupancy
 from manta.actors.engines.settings import SimulatedSettings
 from manta.actors.engines.token_clock import TokenClock
 from manta.actors.weights import Receipt, Weights, content_hash
@@ -57,7 +58,9 @@ class SimulatedEngine:
         context: int,
         max_rows: int,
         version: WeightVersion,
+        occupancy: Occupancy | None = None,
     ) -> None:
+        self._occupancy = occupancy or Occupancy(max_rows)
         self._settings = settings
         self._vocab_size = vocab_size
         self._context = context
@@ -109,7 +112,11 @@ class SimulatedEngine:
         async with self._rows:
             begin = self._clock.now()
             seconds = min(length, budget) / self._settings.tokens_per_second
-            await self._clock.sleep_until(begin + seconds)
+            self._occupancy.add(1)
+            try:
+                await self._clock.sleep_until(begin + seconds)
+            finally:
+                self._occupancy.add(-1)
         is_stopped = length <= budget
         stops = request.sampling.stop_token_ids if is_stopped else ()
         tokens = self._tokens(seed, min(length, budget), request.sampling.stop_token_ids)
