@@ -54,12 +54,10 @@ class Occupancy:
     def take(self) -> RowSeconds:
         """Those since the last call; none from an engine that never told anything."""
         with self._lock:
-            if not self._is_told:
-                return NOT_COUNTED
             self._count()
             taken = RowSeconds(self._busy, self._capacity * (self._since - self._start))
             self._busy, self._start = 0.0, self._since
-            return taken
+            return taken if self._is_told else NOT_COUNTED
 
     def _count(self) -> None:
         now = self._clock()

@@ -37,6 +37,9 @@ def test_an_engine_that_does_not_count_has_no_share() -> None:
     occupancy = Occupancy(4, clock)
     clock.now = 9.0
     assert occupancy.take() == NOT_COUNTED
+    occupancy.add(1)
+    clock.now = 10.0
+    assert occupancy.take() == RowSeconds(1, 4), "since the call before, told or not"
 
 
 async def test_a_simulated_engine_tells_its_rows() -> None:
