@@ -106,7 +106,12 @@ class EnvironmentWorker:
         async def run(admission: Admission) -> ScoredGroup | Broken:
             try:
                 return await production.make(admission)
-            except (WorldBroke, ray.exceptions.RayActorError) as error:
+            # A call that this group shared with a cancelled one ends with that one.
+            except (
+                WorldBroke,
+                ray.exceptions.RayActorError,
+                ray.exceptions.TaskCancelledError,
+            ) as error:
                 return Broken(admission.id, f"{type(error).__name__}: {error}")
 
         results = await asyncio.gather(*(run(admission) for admission in admissions))

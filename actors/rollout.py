@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from manta.actors.engine_calls import EngineCalls
+from manta.actors.engines.occupancy import Occupancy, RowSeconds
 from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.leases import Ticket
@@ -26,8 +27,15 @@ class RolloutWorker:
         seed: int,
         deterministic: bool,
     ) -> None:
+        self._occupancy = Occupancy(settings.max_rows)
         self._engine = build_engine(
-            settings, model, vocab_size, seed, deterministic, WeightVersion(0, 0)
+            settings,
+            model,
+            vocab_size,
+            seed,
+            deterministic,
+            WeightVersion(0, 0),
+            self._occupancy,
         )
         self._calls = EngineCalls(self._engine)
 
@@ -47,8 +55,10 @@ class RolloutWorker:
     async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
         return await self._engine.logprobs(rows)
 
-    async def pause(self) -> None:
+    async def pause(self) -> RowSeconds:
+        """Pauses the engine; how busy its rows were since the last time."""
         await self._engine.pause()
+        return self._occupancy.take()
 
     async def load(self, weights: Weights) -> Receipt:
         return await self._engine.load(weights)

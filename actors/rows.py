@@ -16,6 +16,7 @@ from manta.envs.records import (
     StepPlan,
     Trajectory,
     WeightVersion,
+    version_ranges,
 )
 
 
@@ -57,6 +58,17 @@ def rows_of(
     return [_row(plan, groups, int(index), held) for index in row_indices]
 
 
+def _trained(trajectory: Trajectory, oldest: int | None) -> Bool:
+    """bool[L]: the loss mask, without the tokens of weights before step `oldest`."""
+    old = [r for r in version_ranges(trajectory) if oldest is not None and r[0].step < oldest]
+    if not old:
+        return trajectory.loss_mask
+    mask = trajectory.loss_mask.copy()
+    for _, start, end in old:
+        mask[start:end] = False
+    return mask
+
+
 def _row(
     plan: StepPlan,
     groups: Mapping[GroupId, ScoredGroup],
@@ -69,7 +81,7 @@ def _row(
     row = Row(
         index=index,
         token_ids=trajectory.token_ids,
-        loss_mask=trajectory.loss_mask,
+        loss_mask=_trained(trajectory, plan.oldest_version),
         behaviour_logprobs=trajectory.logprobs,
         reference_logprobs=None if group.reference is None else group.reference.logprobs[sample],
         coefficients={name: float(column[index]) for name, column in plan.coefficients.items()},

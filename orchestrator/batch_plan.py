@@ -161,8 +161,18 @@ def _updates(run_file: RunFile, stage: StageConfig, prompts: Prompts | None) -> 
 def _staleness(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     if algorithm.samples_from == "given":
         return "answers are given, so no sample can be stale"
-    staleness = run_file.rollout.max_staleness
+    if stage.trajectories is not None:
+        return "samples are given, whatever weights they are of"
+    rollout = run_file.rollout
+    staleness = run_file.max_staleness(stage)
     groups = (staleness + 1) * stage.prompts_per_step
+    if staleness == 0 and rollout.oversample > 1:
+        begun = math.ceil(stage.prompts_per_step * rollout.oversample)
+        return (
+            f"on-policy: {_times(begun, 'group')} begin, the first {stage.prompts_per_step:,} to "
+            f"finish train; those overtaken train {stage.prompts_per_step:,} at a time, in steps "
+            "of their own"
+        )
     if staleness == 0:
         return (
             f"on-policy: at most {_times(groups, 'group')} in flight, every sample from the "
@@ -174,7 +184,14 @@ def _staleness(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettin
     )
     if algorithm.proximal == "learner" and algorithm.off_policy.correction == "none":
         told += "; note: nothing corrects for it, see off_policy in docs/run-file.md"
-    return told
+    limit = staleness if rollout.max_token_age is None else rollout.max_token_age
+    if limit >= staleness:
+        return told
+    what = {
+        "drop_and_replace": "groups with tokens that are more than {} behind are made anew",
+        "mask_tokens": "tokens that are more than {} behind leave the loss",
+    }[rollout.when_too_old]
+    return f"{told}; {what.format(_times(limit, 'version'))}"
 
 
 def _ratio(stage: StageConfig, algorithm: AlgorithmSettings) -> str:

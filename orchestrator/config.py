@@ -75,7 +75,7 @@ class StageConfig:
 
     Kinds: `train`; `generate` (sample and write trajectories, train nothing); `evaluate`.
     `env`, `reward` and `evaluate` of a stage default to those at the top of the run file,
-    `learning_rate`, `warmup_steps` and `decay` to the learner's.
+    `learning_rate`, `warmup_steps` and `decay` to the learner's, `max_staleness` to the rollout's.
     """
 
     name: str
@@ -92,6 +92,17 @@ class StageConfig:
     learning_rate: float | None = None
     warmup_steps: int | None = None
     decay: Literal["constant", "linear"] | None = None
+    max_staleness: int | None = None
+
+    @property
+    def samples_to_train(self) -> bool:
+        """Does it train on what the policy samples meanwhile?"""
+        return (
+            self.kind == "train"
+            and self.algorithm is not None
+            and self.algorithm.samples_from == "policy"
+            and self.trajectories is None
+        )
 
     @property
     def written_by(self) -> str | None:
@@ -189,6 +200,11 @@ class RunFile:
             learner.warmup_steps if stage.warmup_steps is None else stage.warmup_steps,
             learner.decay if stage.decay is None else stage.decay,
         )
+
+    def max_staleness(self, stage: StageConfig) -> int:
+        """How many steps the weights that sample may be behind in `stage`."""
+        own = stage.max_staleness
+        return self.rollout.max_staleness if own is None else own
 
     @property
     def needs_rollout(self) -> bool:

@@ -29,6 +29,7 @@ from typing import TypeAlias
 from manta.actors.mailbox import StepReport, StepWork
 from manta.actors.step_scores import FinalScores
 from manta.algorithms.settings import AlgorithmSettings
+from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy
 from manta.orchestrator.assemble import assemble, filter_reason
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.ledger import Entry, Ledger, Outcome
@@ -45,13 +46,15 @@ ScoreStep: TypeAlias = Callable[[StepGroups], Awaitable[Sequence[FinalScores]]]
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """What the loop of one stage needs to know. `deadline_seconds` bounds every wait."""
+    """What the loop of one stage needs to know. `deadline_seconds` bounds every wait; `ages` says
+    what is too old to train."""
 
     stage: str
     algorithm: AlgorithmSettings
     prompts_per_step: int
     steps: int
     deadline_seconds: float
+    ages: AgePolicy = NO_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ class StageLoop:
         return self._supply.state(step)
 
     async def _collect(self, step: int) -> StepGroups:
-        """The step's groups, strictly in admission order; filtered ones make room at once."""
+        """The step's groups, in the feed's order; filtered ones make room at once."""
         groups: list[StepGroup] = []
         with self._recorder.phase("generate"):
             while len(groups) < self._settings.prompts_per_step:
@@ -134,7 +137,9 @@ class StageLoop:
                     await self._supply.free([group])
                 else:
                     groups.append(taken)
-        return StepGroups(tuple(groups))
+        self._supply.close()
+        oldest = self._settings.ages.oldest_that_trains(step)
+        return StepGroups(tuple(groups)).without_older(oldest)
 
     async def _score(self, step: int, groups: StepGroups) -> StepGroups:
         """`groups` with their final rewards."""
@@ -151,7 +156,8 @@ class StageLoop:
     async def _learn(self, step: int, groups: StepGroups) -> StepReport:
         """Hands the step to the learner ranks; rank 0's report."""
         with self._recorder.phase("assemble"):
-            plan = assemble(step, groups.summaries, self._settings.algorithm)
+            oldest = self._settings.ages.oldest_that_trains(step)
+            plan = assemble(step, groups.summaries, self._settings.algorithm, oldest)
         work = StepWork(
             stage=self._settings.stage,
             plan=plan,

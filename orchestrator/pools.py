@@ -14,6 +14,7 @@ import ray
 from ray.actor import ActorHandle
 
 from manta.actors.dispatch import DispatchSettings
+from manta.actors.engines.occupancy import RowSeconds
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.environment import EnvironmentWorker
 from manta.actors.lanes import Admission, BlockSummary, Lane
@@ -79,10 +80,11 @@ class RolloutPool:
     def names(self) -> list[str]:
         return list(self._engines)
 
-    async def pause(self, name: str) -> None:
-        """No more requests for the engine; it keeps those that it has, and decodes nothing."""
+    async def pause(self, name: str) -> RowSeconds:
+        """No more requests for the engine; it keeps those that it has, and decodes nothing. How
+        busy its rows were since it was paused last."""
         await self.router.tell.remote(name, "pause")
-        await self._engines[name].pause.remote()
+        return await self._engines[name].pause.remote()
 
     async def load(self, name: str, weights: ray.ObjectRef[Weights]) -> Receipt:
         return await self._engines[name].load.remote(weights)
@@ -227,14 +229,13 @@ class EnvironmentPool:
         """
         i = self._idlest()
         self._outstanding[i] += 1
+        refs: tuple[ray.ObjectRef[Block], ray.ObjectRef[BlockSummary]]
+        refs = self._workers[i].run_block.remote(lane, admissions)
         try:
-            refs: tuple[ray.ObjectRef[Block], ray.ObjectRef[BlockSummary]]
-            refs = self._workers[i].run_block.remote(lane, admissions)
-            try:
-                return refs[0], await refs[1]
-            except asyncio.CancelledError:
-                ray.cancel(refs[1], recursive=False)
-                raise
+            return refs[0], await refs[1]
+        except asyncio.CancelledError:
+            ray.cancel(refs[1], recursive=False)
+            raise
         except ray.exceptions.ActorDiedError:
             self._workers.pop(i, None)
             await self._rollout.forget(_holder(i))

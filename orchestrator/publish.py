@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 
+from manta.actors.engines.occupancy import NOT_COUNTED, RowSeconds
 from manta.actors.mailbox import StepReport
 from manta.actors.weights import Receipt, Weights
 from manta.envs.records import Float32, Int32, WeightVersion
@@ -30,11 +31,13 @@ class NoEngineLeft(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """`probe_gap`: largest |engine - learner| over the probe's log-probs and all engines."""
+    """`probe_gap`: largest |engine - learner| over the probe's log-probs and all engines. `rows`:
+    how busy their rows were since the publish before."""
 
     version: WeightVersion
     probe_gap: float
     retired: tuple[str, ...]
+    rows: RowSeconds = NOT_COUNTED
 
 
 def probe_rows(vocab_size: int, context: int) -> tuple[Int32, ...]:
@@ -58,6 +61,7 @@ class Publisher:
         self._tolerance, self._waits, self._deadline = tolerance, waits, deadline_seconds
         self.gaps: dict[str, float] = {}
         """The probe gap of every engine that passed the last publish."""
+        self._rows = NOT_COUNTED
 
     async def publish(self, report: StepReport) -> Published:
         """Brings the learner's weights of `report` to every engine and proves it.
@@ -66,6 +70,7 @@ class Publisher:
         """
         weights = self._client.weights(report.update.version)
         names = self._rollout.names
+        self._rows = NOT_COUNTED
         gaps = await self._waits.wait(
             f"engines {', '.join(names)} to take weights {report.update.version}",
             side_by_side([self._deliver(name, weights, report) for name in names]),
@@ -78,7 +83,7 @@ class Publisher:
                 f"no engine proved that it serves weights {report.update.version} "
                 f"(probe tolerance {self._tolerance:g}): {', '.join(retired) or 'there is none'}"
             )
-        return Published(report.update.version, max(self.gaps.values()), retired)
+        return Published(report.update.version, max(self.gaps.values()), retired, self._rows)
 
     async def _deliver(
         self, name: str, weights: ray.ObjectRef[Weights], report: StepReport
@@ -96,7 +101,8 @@ class Publisher:
 
     async def _offer(self, name: str, weights: ray.ObjectRef[Weights], report: StepReport) -> float:
         """Loads `weights` into the paused engine; its probe gap, infinite for a wrong receipt."""
-        await self._rollout.pause(name)
+        rows = await self._rollout.pause(name)
+        self._rows += rows
         receipt = await self._rollout.load(name, weights)
         if receipt != Receipt(report.update.version, report.update.weights_hash):
             return float("inf")

@@ -22,6 +22,7 @@ from manta.orchestrator.evaluate import Evaluation
 from manta.orchestrator.feed import Feed
 from manta.orchestrator.metrics import (
     ACCURACY,
+    IDLE_SHARE,
     KL,
     REWARD,
     STALENESS,
@@ -109,6 +110,8 @@ class Recorder:
         update = dict(report.update.metrics) if report else {}
         if published is not None:
             update["publish/probe_gap"] = published.probe_gap
+            if published.rows.total > 0:
+                update[IDLE_SHARE] = 1 - published.rows.busy / published.rows.total
         phases = self._clock.take_step()
         if report is not None:
             phases |= {f"learner/{name}": value for name, value in report.timings.items()}

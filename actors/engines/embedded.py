@@ -22,6 +22,7 @@ from manta.actors.cores import available_cores
 from manta.actors.engines.causal_forward import PREFILL_CELLS, CausalForward
 from manta.actors.engines.decode_batch import DecodeBatch
 from manta.actors.engines.limits import check_request
+from manta.actors.engines.occupancy import Occupancy
 from manta.actors.engines.padding import padded_batches
 from manta.actors.engines.pending import Pending, Prefix
 from manta.actors.engines.progress import Progress
@@ -54,7 +55,9 @@ class EmbeddedEngine:
         threads: int,
         deterministic: bool,
         version: WeightVersion,
+        occupancy: Occupancy | None = None,
     ) -> None:
+        self._occupancy = occupancy or Occupancy(max_rows)
         self.version = version
         self._context = context
         self._max_rows = max_rows
@@ -144,6 +147,7 @@ class EmbeddedEngine:
         with torch.inference_mode():
             self._waiting = deque(p for p in self._waiting if p not in pendings)
             self._batch.abandon(pendings)
+        self._occupancy.set(self._batch.num_rows)
 
     def _so_far(self, pendings: list[Pending]) -> list[list[Completion]]:
         live = self._batch.so_far(set(pendings))
@@ -168,6 +172,7 @@ class EmbeddedEngine:
         pendings = {*self._waiting, *self._batch.pendings()}
         self._waiting.clear()
         self._batch.clear()
+        self._occupancy.set(0)
         for pending in pendings:
             pending.future.set_exception(error)
 
@@ -179,8 +184,10 @@ class EmbeddedEngine:
             self._batch.recompute(self.version)
             self._is_stale = False
         self._start_waiting()
+        self._occupancy.set(self._batch.num_rows)
         if self._batch.num_rows:
             self._batch.step()
+            self._occupancy.set(self._batch.num_rows)
 
     def _start_waiting(self) -> None:
         """Starts as many waiting samples as there are free rows, oldest request first."""

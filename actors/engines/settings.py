@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
+
+WhenTooOld: TypeAlias = Literal["wait", "drop_and_replace", "mask_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,12 @@ class EngineSettings:
     what is more waits in the router. With `adaptive_rows` that bound follows the engine's speed.
     A call that takes longer is looked at every `progress_seconds`: what it has made by then is
     kept where the engine is lost.
+
+    `max_staleness` is how many steps groups are made ahead, and so how many the weights that
+    sample may be behind. A token is too old `max_token_age` steps behind (None: `max_staleness`,
+    which nothing exceeds), `when_too_old` says what then. `oversample` times the groups of a
+    synchronous step are begun, and the first to finish train. `dispatch` is who of the groups that
+    are admitted together starts first.
     """
 
     engine: Literal["embedded", "simulated"] = "embedded"
@@ -38,6 +46,10 @@ class EngineSettings:
     top_p: float = 1.0
     top_k: int = 0
     max_staleness: int = 0
+    max_token_age: int | None = None
+    when_too_old: WhenTooOld = "wait"
+    oversample: float = 1.0
+    dispatch: Literal["in_order", "longest_first"] = "in_order"
     ignore_eos: bool = False
     queue_rows: int | None = None
     adaptive_rows: bool = False

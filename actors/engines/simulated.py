@@ -19,6 +19,7 @@ import torch
 
 from manta.actors.engines.draws import seed_tensor, uniform
 from manta.actors.engines.limits import check_request
+from manta.actors.engines.occupancy import Occupancy
 from manta.actors.engines.progress import Progress
 from manta.actors.engines.settings import SimulatedSettings
 from manta.actors.engines.token_clock import TokenClock
@@ -81,7 +82,9 @@ class SimulatedEngine:
         context: int,
         max_rows: int,
         version: WeightVersion,
+        occupancy: Occupancy | None = None,
     ) -> None:
+        self._occupancy = occupancy or Occupancy(max_rows)
         self._settings = settings
         self._vocab_size = vocab_size
         self._context = context
@@ -133,12 +136,17 @@ class SimulatedEngine:
 
     async def _run(self, row: _Row) -> None:
         """Lets the clock give `row` its tokens, once it is its turn."""
-        length = max(1, self._length(row.seed) - row.request.drawn)
+        length = max(1, sampled_length(self._settings, row.seed) - row.request.drawn)
         row.is_stopped = length <= row.budget
         row.length = min(length, row.budget)
         async with self._rows:
             row.begin = self._clock.now()
-            await self._clock.sleep_until(row.begin + row.length / self._settings.tokens_per_second)
+            seconds = row.length / self._settings.tokens_per_second
+            self._occupancy.add(1)
+            try:
+                await self._clock.sleep_until(row.begin + seconds)
+            finally:
+                self._occupancy.add(-1)
         row.is_done = True
 
     def _so_far(self, row: _Row) -> Completion:
@@ -154,12 +162,6 @@ class SimulatedEngine:
         spans, logprobs = self._under_way(tokens, row.begin)
         reason: FinishReason = "stop" if row.is_stopped else "length"
         return Completion(tokens, logprobs, spans, reason if row.is_done else "abort")
-
-    def _length(self, seed: int) -> int:
-        draw = float(uniform(seed_tensor((seed,)), torch.tensor([-1])))
-        normal = NormalDist().inv_cdf(max(draw, 2.0**-53))
-        log_length = math.log(self._settings.length_median) + self._settings.length_sigma * normal
-        return max(1, round(math.exp(min(log_length, 40.0))))
 
     def _tokens(self, seed: int, first: int, length: int, stops: tuple[int, ...]) -> Int32:
         """int32[T], none of them a stop token: number `first` and on of the seed's stream."""
@@ -186,6 +188,14 @@ class SimulatedEngine:
             spans.append(VersionSpan(start, served.version))
             logprobs[start:] = _logprobs(tokens[start:], served.salt)
         return tuple(spans), logprobs
+
+
+def sampled_length(settings: SimulatedSettings, seed: int) -> int:
+    """Tokens of the sample `seed` before its budget cuts it, at least 1."""
+    draw = float(uniform(seed_tensor((seed,)), torch.tensor([-1])))
+    normal = NormalDist().inv_cdf(max(draw, 2.0**-53))
+    log_length = math.log(settings.length_median) + settings.length_sigma * normal
+    return max(1, round(math.exp(min(log_length, 40.0))))
 
 
 def _logprobs(tokens: Int32, salt: int) -> Float32:

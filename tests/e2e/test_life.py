@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from manta.orchestrator.ledger import read_ledger
+from manta.orchestrator.supply import OVERTAKEN
 from tests.e2e import runs
 
 pytestmark = pytest.mark.e2e
@@ -128,3 +130,31 @@ def test_no_process_survives_its_driver(tmp_path: Path) -> None:
     process.communicate()
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     assert str(tmp_path) not in listing.stdout
+
+
+def test_overtaken_groups_leave_the_engines_and_train_later(
+    tmp_path: Path, cluster: runs.Environment
+) -> None:
+    """Synchronous steps that take what finishes first; long answers are put off once."""
+    overrides = (
+        "rollout.oversample=2", "rollout.when_too_old=drop_and_replace", "rollout.max_rows=8",
+        "rollout.engine=simulated", "rollout.simulated.length_median=2",
+        "rollout.simulated.tokens_per_second=40", "publish.probe_tolerance=1000",
+        "environment.groups_per_call=1", "evaluate=null", "rollout.dispatch=longest_first",
+    )  # fmt: skip
+    result = runs.manta("train", runs.TINY, tmp_path, *overrides, env=cluster)
+    assert result.returncode == 0, result.stdout + result.stderr
+    run_dir = tmp_path / "tiny"
+    runs.check_history(run_dir, STEPS)
+    entries = [e for e in read_ledger(run_dir / "ledger.jsonl") if e.stage == "rl"]
+    overtaken = [e for e in entries if e.reason == OVERTAKEN]
+    places = [e.group[:2] for e in overtaken]
+    assert places and len(places) == len(set(places)), "a group was overtaken twice"
+    assert {e.outcome for e in entries} == {"trained", "dropped"}
+    assert all(e.reason == OVERTAKEN for e in entries if e.outcome == "dropped")
+    again = {e.group[:2] for e in entries if e.outcome == "trained" and e.group.attempt == 1}
+    assert again and again <= set(places)
+    lines = [line for line in runs.metrics(run_dir) if line["stage"] == "rl"]
+    assert {line["staleness/max"] for line in lines} == {0.0}
+    assert all(0.0 < line["rollout/idle_share"] < 1.0 for line in lines[1:])
+    assert runs.summary(run_dir)["idle_share"] is not None

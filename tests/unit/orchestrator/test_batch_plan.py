@@ -48,6 +48,11 @@ def test_the_plan_of_a_stage_with_given_answers(tmp_path: Path) -> None:
 WORDS = [
     ("rollout.max_staleness=2", "at most 24 groups in flight, so a sample may be up to 2 versions "
      "behind the weights that learn from it"),
+    ("rollout.max_staleness=2 rollout.max_token_age=1 rollout.when_too_old=mask_tokens",
+     "weights that learn from it; tokens that are more than 1 version behind leave the loss"),
+    ("rollout.oversample=1.3 rollout.when_too_old=drop_and_replace",
+     "on-policy: 11 groups begin, the first 8 to finish train; those overtaken train 8 at a time, "
+     "in steps of their own"),
     ("stages.rl.updates_per_step=4",
      "about 1 micro-batch an update of at most 128 tokens on 1 learner rank"),
     ("stages.rl.updates_per_step=4 stages.rl.epochs_per_step=2",

@@ -108,6 +108,7 @@ REFUSED = [
      "stages[0].reward.components: there are none, name at least one"),
     ("evaluate.metric=corect",
      "stages[0].evaluate.metric: there is no component 'corect'; did you mean 'correct'?"),
+    ("learner.backend=plane", "learner.backend: there is no 'plane'; did you mean 'plain'?"),
     ("evaluate.prompts=0", "stages[0].evaluate.prompts: is 0, must be at least 1"),
     ("evaluate.temperature=-1", "stages[0].evaluate.temperature: is -1, must be at least 0"),
     ("env=arithmetik", "stages[0].env: no env is named 'arithmetik': did you mean 'arithmetic'?"),

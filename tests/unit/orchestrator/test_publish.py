@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import ray
 
+from manta.actors.engines.occupancy import RowSeconds
 from manta.actors.mailbox import StepReport
 from manta.actors.weights import Receipt
 from manta.envs.records import Float32, Int32, Update, WeightVersion
@@ -36,8 +37,9 @@ class ScriptedRollout:
     def of(self, name: str) -> list[str]:
         return [event.split()[1] for event in self.events if event.startswith(f"{name} ")]
 
-    async def pause(self, name: str) -> None:
+    async def pause(self, name: str) -> RowSeconds:
         self.events.append(f"{name} pause")
+        return RowSeconds(1.0, 4.0)
 
     async def load(self, name: str, weights: str) -> Receipt:
         assert weights == f"weights {VERSION}"
