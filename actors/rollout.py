@@ -1,4 +1,4 @@
-"""The rollout worker: a Ray shell over one engine."""
+"""The rollout worker: a Ray shell over one engine and the inbox that its weights come through."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import ModelSpec
-from manta.actors.weights import Receipt, Weights
+from manta.actors.transports.inbox import Inbox
+from manta.actors.transports.protocol import Delivery, Parcel
+from manta.actors.transports.registry import build_transport
+from manta.actors.transports.settings import TransportSettings
 from manta.envs.packing import PackedCompletions, pack_completions
 from manta.envs.records import Float32, GenerateRequest, Int32, WeightVersion
 
 
 class RolloutWorker:
-    """Methods as in `manta.actors.engines.protocol.Engine`; completions travel packed."""
+    """Methods as in `manta.actors.engines.protocol.Engine`; completions travel packed, weights in
+    parcels."""
 
     def __init__(
         self,
@@ -22,10 +26,12 @@ class RolloutWorker:
         vocab_size: int,
         seed: int,
         deterministic: bool,
+        transport: TransportSettings,
     ) -> None:
         self._engine = build_engine(
             settings, model, vocab_size, seed, deterministic, WeightVersion(0, 0)
         )
+        self._inbox = Inbox(build_transport(transport))
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> PackedCompletions:
         return pack_completions(await self._engine.generate(requests))
@@ -36,8 +42,8 @@ class RolloutWorker:
     async def pause(self) -> None:
         await self._engine.pause()
 
-    async def load(self, weights: Weights) -> Receipt:
-        return await self._engine.load(weights)
+    async def load(self, parcel: Parcel) -> Delivery:
+        return await self._inbox.deliver(parcel, self._engine.load)
 
     async def resume(self) -> None:
         await self._engine.resume()

@@ -106,7 +106,12 @@ class Recorder:
         """Logs the step that `progress` has just counted."""
         update = dict(report.update.metrics) if report else {}
         if published is not None:
-            update["publish/probe_gap"] = published.probe_gap
+            update |= {
+                "publish/probe_gap": published.probe_gap,
+                "publish/engine_gap": published.engine_gap,
+                "publish/bytes": float(published.num_bytes),
+                "publish/resent": float(published.resent),
+            }
         phases = self._clock.take_step()
         if report is not None:
             phases |= {f"learner/{name}": value for name, value in report.timings.items()}
