@@ -32,7 +32,7 @@ _SAME, _SPARSE, _DENSE, _RAW = range(4)
 _ZEROS, _STORED, _ZSTD = range(3)
 _STREAM = struct.Struct("<BII")
 _GROUP = struct.Struct("<I")
-_FORM = struct.Struct("<BH")
+_FORM = struct.Struct("<BB")
 _FAR = 255
 """A gap's byte that adds itself and goes on."""
 _DENSE_FROM = 0.45
@@ -106,6 +106,8 @@ def _sparse(old: Words, step: Words, places: Places) -> bytes:
 
 
 def _apply_sparse(reader: _Reader, words: Words, threshold: int) -> None:
+    if threshold and words.itemsize == 1:
+        raise Damaged("a delta's chunk splits words of one byte, which have no exponent")
     if threshold == 0:
         places, step = reader.group(len(words), words.dtype)
         words[places] += step

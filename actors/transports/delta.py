@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +29,10 @@ from manta.envs.records import WeightVersion
 
 CHUNK_WORDS = 1 << 19
 """Few enough that a chunk's intermediate arrays stay in a core's cache."""
+WORTH_IT = 4.0
+"""How many times smaller than a full copy a delta must be: one that saves less takes longer to
+make than a fast network, or memory that is shared, takes for the full copy."""
+_SAMPLES, _SAMPLE_WORDS = 8, 1 << 15
 _SIZE = struct.Struct("<I")
 
 
@@ -45,17 +49,19 @@ class Delta:
     encoded: Bytes
 
 
-def difference(base: Weights, new: Weights) -> Delta | None:
-    """The delta from `base` to `new`; None where a full copy is not larger, or where the two are
-    not of one model."""
+def difference(base: Weights, new: Weights, worth: float = WORTH_IT) -> Delta | None:
+    """The delta from `base` to `new`; None where it is not at least `worth` (1 or more) times
+    smaller than a full copy, or where the two are not of one model."""
     if base.specs != new.specs or len(base.data) != len(new.data):
         return None
     olds, news = list(_chunks(base.specs, base.data)), list(_chunks(new.specs, new.data))
+    if len(olds) > 1 and _expected(olds, news) < worth:
+        return None
     with ThreadPoolExecutor(_num_threads(len(olds))) as threads:
         chunks = list(threads.map(encode_chunk, olds, news))
     sizes = b"".join(_SIZE.pack(len(chunk)) for chunk in chunks)
     encoded = np.frombuffer(b"".join([sizes, *chunks]), np.uint8)
-    if len(encoded) >= len(new.data):
+    if len(encoded) * worth >= len(new.data):
         return None
     return Delta(new.version, base.sha256, new.sha256, encoded)
 
@@ -82,6 +88,15 @@ def _parts(encoded: Bytes, count: int) -> list[memoryview]:
         raise Damaged(f"a delta of {len(rest)} bytes should have {head + sum(sizes)}")
     ends = head + np.cumsum([0, *sizes])
     return [rest[start:end] for start, end in pairwise(ends.tolist())]
+
+
+def _expected(olds: Sequence[Words], news: Sequence[Words]) -> float:
+    """How many times smaller the delta will be, by a sample: making it in vain costs time."""
+    places = np.unique(np.linspace(0, len(olds) - 1, _SAMPLES).astype(int)).tolist()
+    pairs = [(olds[i][:_SAMPLE_WORDS], news[i][:_SAMPLE_WORDS]) for i in places]
+    full = sum(new.nbytes for _, new in pairs)
+    small = sum(len(encode_chunk(old, new)) for old, new in pairs)
+    return float(full / small)
 
 
 def _num_threads(chunks: int) -> int:

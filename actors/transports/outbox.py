@@ -17,7 +17,7 @@ class Outbox:
 
     def content(self, weights: Weights) -> Content:
         """The delta since the weights of the last call, or `weights` themselves: the first time,
-        and where a delta would not be smaller."""
+        and where a delta would save too little."""
         last, self._last = self._last, weights
         delta = None if last is None else difference(last, weights)
         return weights if delta is None else delta

@@ -103,7 +103,7 @@ async def test_the_first_version_comes_in_full_and_later_ones_as_one_shared_delt
 
 
 @given(
-    rates=st.lists(st.sampled_from([0.0, 1e-6, 1e-4, 1e-2, 10.0]), min_size=1, max_size=5),
+    rates=st.lists(st.sampled_from([0.0, 1e-6, 1e-5, 1e-2, 10.0]), min_size=1, max_size=5),
     joins=st.lists(st.integers(0, 5), max_size=2),
     seed=st.integers(0, 99),
 )
@@ -173,9 +173,9 @@ async def test_a_delta_from_weights_that_are_not_held_is_refused_and_full_ones_h
     current, absent = side.engine(), side.engine()
     weights = first()
     await side.publish(weights, current, absent)
-    middle = after(weights, 1, 1e-4)
+    middle = after(weights, 1, 1e-5)
     await side.publish(middle, current)
-    last = after(middle, 2, 1e-4)
+    last = after(middle, 2, 1e-5)
     await side.publish(last, current)
     delta = await side.store.parcel(last.version, middle.sha256)
     assert delta.base == middle.sha256
@@ -228,7 +228,7 @@ async def test_a_damaged_delta_is_found_and_the_weights_in_full_help(
     engine = side.engine()
     weights = first()
     await side.publish(weights, engine)
-    new = after(weights, 1, 1e-4)
+    new = after(weights, 1, 1e-5)
     await side.hand_over(new)
     delta = await side.store.parcel(new.version, weights.sha256)
     assert delta.base is not None
@@ -237,7 +237,7 @@ async def test_a_damaged_delta_is_found_and_the_weights_in_full_help(
     assert engine.holds == weights.sha256
     again = await engine.take(await side.store.parcel(new.version, None))
     assert again.receipt == Receipt(new.version, new.sha256)
-    [parcel] = await side.publish(after(new, 2, 1e-4), engine)
+    [parcel] = await side.publish(after(new, 2, 1e-5), engine)
     assert parcel.base == new.sha256
 
 
@@ -252,7 +252,7 @@ async def test_damaged_full_weights_are_found_and_no_base_for_deltas(
     delivery = await engine.take(damage(parcel, how))
     assert delivery.receipt.sha256 != weights.sha256
     assert engine.holds is None
-    new = after(weights, 1, 1e-4)
+    new = after(weights, 1, 1e-5)
     await side.hand_over(new)
     delta = await side.store.parcel(new.version, weights.sha256)
     assert "holds nothing" in (await engine.take(delta)).refusal
@@ -262,18 +262,18 @@ async def test_a_learner_of_another_life_starts_in_full(side: Side) -> None:
     engine = side.engine()
     weights = first()
     await side.publish(weights, engine)
-    reborn = after(weights, 1, 1e-4, incarnation=1)
+    reborn = after(weights, 1, 1e-5, incarnation=1)
     side.outbox = Outbox()
     [parcel] = await side.publish(reborn, engine)
     assert parcel.base is None
-    [parcel] = await side.publish(after(reborn, 2, 1e-4, incarnation=1), engine)
+    [parcel] = await side.publish(after(reborn, 2, 1e-5, incarnation=1), engine)
     assert parcel.base == reborn.sha256
 
 
 async def test_a_store_without_the_delta_s_base_asks_for_full_weights(side: Side) -> None:
     weights = first()
     side.outbox.content(weights)
-    new = after(weights, 1, 1e-4)
+    new = after(weights, 1, 1e-5)
     delta = side.outbox.content(new)
     assert isinstance(delta, Delta)
     assert not await side.store.put(delta)
@@ -289,14 +289,14 @@ async def test_a_store_whose_snapshot_is_damaged_by_a_delta_takes_full_weights_n
     engine = side.engine()
     weights = first()
     await side.publish(weights, engine)
-    new = after(weights, 1, 1e-4)
+    new = after(weights, 1, 1e-5)
     delta = side.outbox.content(new)
     assert isinstance(delta, Delta)
     wrong = replace(delta, sha256="0" * 64)
     assert await side.store.put(wrong)
     with pytest.raises(ValueError, match=r"weights 1\.0: the weight store's snapshot is damaged"):
         await side.store.parcel(new.version, None)
-    [parcel] = await side.publish(after(new, 2, 1e-4), engine)
+    [parcel] = await side.publish(after(new, 2, 1e-5), engine)
     assert parcel.base is None
 
 
@@ -308,7 +308,7 @@ async def test_a_delta_does_not_change_what_was_received_before(side: Side) -> N
     parcel = await side.store.parcel(weights.version, None)
     for one in (engine, other):
         await one.take(parcel)
-    new = after(weights, 1, 1e-4)
+    new = after(weights, 1, 1e-5)
     await side.hand_over(new)
     await engine.take(await side.store.parcel(new.version, weights.sha256))
     assert engine.holds == new.sha256

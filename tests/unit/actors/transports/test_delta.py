@@ -30,7 +30,7 @@ def test_mixed_types_come_out_bit_exact(
     monkeypatch.setattr(deltas, "CHUNK_WORDS", chunk_words)
     base = first(dtype)
     new = after(base, 1, 1e-4)
-    delta = difference(base, new)
+    delta = difference(base, new, 1.0)
     assert delta is not None
     assert (delta.version, delta.base, delta.sha256) == (new.version, base.sha256, new.sha256)
     assert len(delta.encoded) < len(new.data)
@@ -49,7 +49,24 @@ def test_no_delta_where_a_full_copy_is_not_larger() -> None:
     generator = np.random.default_rng(0)
     base = first()
     noise = generator.integers(0, 256, len(base.data), np.uint8)
-    assert difference(base, replace(base, data=noise, sha256="")) is None
+    assert difference(base, replace(base, data=noise, sha256=""), 1.0) is None
+
+
+@pytest.mark.parametrize("chunk_words", [1 << 12, 1 << 19])
+def test_no_delta_that_saves_too_little_whether_it_was_made_or_only_sampled(
+    chunk_words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deltas, "CHUNK_WORDS", chunk_words)
+    base = first(torch.float32)
+    new = after(base, 1, 1e-4)
+    made = difference(base, new, 1.0)
+    assert made is not None
+    assert 1.3 * len(made.encoded) < len(base.data) < 4 * len(made.encoded)
+    assert difference(base, new) is None
+    small = after(first(), 1, 1e-5)
+    delta = difference(first(), small)
+    assert delta is not None
+    assert len(small.data) > 4 * len(delta.encoded)
 
 
 def test_no_delta_between_two_models() -> None:
@@ -58,7 +75,7 @@ def test_no_delta_between_two_models() -> None:
 
 def test_a_delta_that_is_cut_or_of_other_weights_is_damaged() -> None:
     base = first()
-    delta = difference(base, after(base, 1, 1e-4))
+    delta = difference(base, after(base, 1, 1e-4), 1.0)
     assert delta is not None
     for size in (0, 3, len(delta.encoded) // 2, len(delta.encoded) - 1):
         with pytest.raises(Damaged):
