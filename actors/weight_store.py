@@ -1,8 +1,8 @@
 """The weight store: holds the newest weights for engines and joiners, and hands out parcels.
 
 The learner's rank 0 puts, in full or as a delta, which the store folds into its snapshot; what
-`parcel` returns belongs to the caller, so the driver owns the object that engines read. Every
-parcel is made once. Verifying what arrived at an engine is the publisher's part.
+`parcel` returns belongs to the caller, so the driver owns the object that engines read. A parcel is
+made once, whoever asks for it. Verifying what arrived at an engine is the publisher's part.
 """
 
 from __future__ import annotations
@@ -53,9 +53,12 @@ class WeightStore:
             await self._snapshot
         return True
 
-    async def parcel(self, version: WeightVersion, base: str | None) -> Parcel:
+    async def parcel(
+        self, version: WeightVersion, base: str | None, afresh: bool = False
+    ) -> Parcel:
         """What brings a receiver that holds `base` (None: nothing of use) to `version`; waits
-        until `version` is there. In full unless the learner sent a delta from `base`.
+        until `version` is there. In full unless the learner sent a delta from `base`; `afresh`
+        makes the parcel again, since the one that there was may be damaged.
 
         Raises ValueError where a newer version has replaced it, or the snapshot was damaged.
         """
@@ -66,7 +69,7 @@ class WeightStore:
         if self._version != version:
             raise ValueError(f"weights {version} were replaced by {self._version}")
         is_delta = self._delta is not None and self._delta.base == base
-        if is_delta not in self._parcels:
+        if afresh or is_delta not in self._parcels:
             self._parcels[is_delta] = asyncio.create_task(self._pack(is_delta))
         return await asyncio.shield(self._parcels[is_delta])
 

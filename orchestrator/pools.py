@@ -261,6 +261,9 @@ class MailboxClient:
         """Brings the driver's own `weights`, read from a checkpoint, to the weight store."""
         await self.weight_store.put.remote(weights)
 
-    def parcel(self, version: WeightVersion, base: str | None) -> ray.ObjectRef[Parcel]:
-        """A reference, owned by the driver, to what brings holders of `base` to `version`."""
-        return self.weight_store.parcel.remote(version, base)
+    def parcel(
+        self, version: WeightVersion, base: str | None, afresh: bool = False
+    ) -> ray.ObjectRef[Parcel]:
+        """A reference, owned by the driver, to what brings holders of `base` to `version`; made
+        `afresh` where the one before may be damaged."""
+        return self.weight_store.parcel.remote(version, base, afresh)

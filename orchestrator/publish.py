@@ -85,6 +85,7 @@ class Publisher:
         problems: list[tuple[str, str]] = []
         pending = list(names)
         for in_full in (False, True):
+            delivery.send_afresh(in_full)
             bases = [None if in_full else self._proofs.holds(name) for name in pending]
             offers = [delivery.offer(name, base) for name, base in zip(pending, bases, strict=True)]
             answers = dict(zip(pending, await side_by_side(offers), strict=True))
@@ -142,9 +143,14 @@ class _Delivery:
         self.report = report
         self.num_bytes = self.resent = 0
         self._rollout, self._client, self._probe = rollout, client, probe
-        self._newest = newest
+        self._newest, self._is_afresh = newest, False
         self._offered: set[str] = set()
         self._parcels: dict[str | None, ray.ObjectRef[Parcel]] = {}
+
+    def send_afresh(self, is_afresh: bool) -> None:
+        """From here on no parcel that was handed out before is handed out again."""
+        self._is_afresh = is_afresh
+        self._parcels = {}
 
     async def offer(self, name: str, base: str | None) -> Answer | None:
         """Brings the weights to the paused engine, which holds `base`; None if it died."""
@@ -162,7 +168,8 @@ class _Delivery:
 
     def _parcel(self, base: str | None) -> ray.ObjectRef[Parcel]:
         if base not in self._parcels:
-            self._parcels[base] = self._client.parcel(self.report.update.version, base)
+            version = self.report.update.version
+            self._parcels[base] = self._client.parcel(version, base, self._is_afresh)
         return self._parcels[base]
 
 

@@ -252,6 +252,10 @@ async def test_damaged_full_weights_are_found_and_no_base_for_deltas(
     delivery = await engine.take(damage(parcel, how))
     assert delivery.receipt.sha256 != weights.sha256
     assert engine.holds is None
+    again = await side.store.parcel(weights.version, None, afresh=True)
+    assert (await engine.take(again)).receipt.sha256 == weights.sha256
+    engine = side.engine()
+    await engine.take(damage(await side.store.parcel(weights.version, None), how))
     new = after(weights, 1, 1e-5)
     await side.hand_over(new)
     delta = await side.store.parcel(new.version, weights.sha256)

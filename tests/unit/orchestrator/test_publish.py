@@ -89,10 +89,12 @@ class Client:
     """Knows parcels by version and base; each is asked for once a publish."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, str | None]] = []
+        self.asked: list[tuple[int, str | None, bool]] = []
 
-    def parcel(self, version: WeightVersion, base: str | None) -> tuple[WeightVersion, str | None]:
-        self.asked.append((version.step, base))
+    def parcel(
+        self, version: WeightVersion, base: str | None, afresh: bool
+    ) -> tuple[WeightVersion, str | None]:
+        self.asked.append((version.step, base, afresh))
         return version, base
 
 
@@ -124,7 +126,15 @@ async def test_engines_that_hold_the_same_share_one_parcel() -> None:
     publisher = Publisher(rollout, client, PROBE, tolerances, Waits(), 10.0)  # type: ignore[arg-type]
     assert (await publisher.publish(report_of(3))).num_bytes == 3 * FULL
     assert (await publisher.publish(report_of(4))).num_bytes == 3 * DELTA
-    assert client.asked == [(3, None), (4, "hash3")]
+    assert client.asked == [(3, None, False), (4, "hash3", False)]
+
+
+async def test_what_is_sent_again_is_one_parcel_made_afresh() -> None:
+    rollout, client = ScriptedRollout({"a": ["refusal"], "b": ["hash"], "c": []}), Client()
+    tolerances = Tolerances(1e-3, 1e-3)
+    publisher = Publisher(rollout, client, PROBE, tolerances, Waits(), 10.0)  # type: ignore[arg-type]
+    assert (await publisher.publish(report_of(3))).retired == ()
+    assert client.asked == [(3, None, False), (3, None, True)]
 
 
 async def test_a_joiner_gets_the_weights_in_full_while_the_others_get_the_delta() -> None:
