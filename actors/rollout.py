@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from manta.actors.engine_calls import EngineCalls
+from manta.actors.engines.occupancy import Occupancy, RowSeconds
 from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
+from manta.actors.leases import Ticket
 from manta.actors.models.spec import ModelSpec
 from manta.actors.transports.inbox import Inbox
 from manta.actors.transports.protocol import Delivery, Parcel
 from manta.actors.transports.registry import build_transport
 from manta.actors.transports.settings import TransportSettings
-from manta.envs.packing import PackedCompletions, pack_completions
+from manta.envs.packing import PackedCompletions
 from manta.envs.records import Float32, GenerateRequest, Int32, WeightVersion
 
 
 class RolloutWorker:
-    """Methods as in `manta.actors.engines.protocol.Engine`; completions travel packed, weights in
-    parcels."""
+    """Methods as in `manta.actors.engines.protocol.Engine` and `EngineCalls`; completions travel
+    packed, weights in parcels."""
 
     def __init__(
         self,
@@ -28,19 +31,39 @@ class RolloutWorker:
         deterministic: bool,
         transport: TransportSettings,
     ) -> None:
+        self._occupancy = Occupancy(settings.max_rows)
         self._engine = build_engine(
-            settings, model, vocab_size, seed, deterministic, WeightVersion(0, 0)
+            settings,
+            model,
+            vocab_size,
+            seed,
+            deterministic,
+            WeightVersion(0, 0),
+            self._occupancy,
         )
         self._inbox = Inbox(build_transport(transport))
+        self._calls = EngineCalls(self._engine)
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> PackedCompletions:
-        return pack_completions(await self._engine.generate(requests))
+    async def generate(
+        self, ticket: Ticket, requests: Sequence[GenerateRequest]
+    ) -> PackedCompletions:
+        return await self._calls.generate(ticket, requests)
+
+    async def progress(
+        self, ticket: Ticket, known: Sequence[Sequence[int]]
+    ) -> PackedCompletions | None:
+        return await self._calls.progress(ticket, known)
+
+    async def abandon(self, tickets: Sequence[Ticket]) -> None:
+        self._calls.abandon(tickets)
 
     async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
         return await self._engine.logprobs(rows)
 
-    async def pause(self) -> None:
+    async def pause(self) -> RowSeconds:
+        """Pauses the engine; how busy its rows were since the last time."""
         await self._engine.pause()
+        return self._occupancy.take()
 
     async def load(self, parcel: Parcel) -> Delivery:
         return await self._inbox.deliver(parcel, self._engine.load)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from manta.actors.transports.chunk_codec import Damaged
+from manta.actors.transports.chunk_codec import Bytes, Damaged
 from manta.actors.transports.delta import Delta, apply
 from manta.actors.transports.protocol import Content, Parcel
 from manta.actors.transports.registry import build_transport
@@ -26,6 +26,7 @@ class WeightStore:
         self._version: WeightVersion | None = None
         self._delta: Delta | None = None
         self._snapshot: asyncio.Task[Weights | None] | None = None
+        self._spare: Bytes | None = None
         self._parcels: dict[bool, asyncio.Task[Parcel]] = {}
         self._changed = asyncio.Condition()
 
@@ -39,7 +40,8 @@ class WeightStore:
             if base is None or base.sha256 != content.base:
                 return False
             content = replace(content, encoded=content.encoded.copy())
-            snapshot = asyncio.to_thread(_fold, base, content)
+            snapshot = asyncio.to_thread(_fold, base, content, self._spare)
+            self._spare = base.data
         else:
             snapshot = asyncio.to_thread(_copy, content)
         async with self._changed:
@@ -87,10 +89,15 @@ def _copy(weights: Weights) -> Weights:
     return replace(weights, data=weights.data.copy())
 
 
-def _fold(base: Weights, delta: Delta) -> Weights | None:
-    """The weights after `delta`, in bytes of their own; None where they are not as their hash says,
-    so that the next ones are put in full."""
-    data = base.data.copy()
+def _fold(base: Weights, delta: Delta, spare: Bytes | None) -> Weights | None:
+    """The weights after `delta`, None where they are not as their hash says, so that the next ones
+    are put in full. Uses the memory of `spare`, the snapshot before `base` (fresh memory costs more
+    than the copy); `base` itself may be on its way to a joiner."""
+    if spare is None or len(spare) != len(base.data):
+        data = base.data.copy()
+    else:
+        data = spare
+        data[:] = base.data
     try:
         apply(delta, base.specs, data)
     except Damaged:

@@ -4,8 +4,11 @@ Bytes: real AdamW steps of three models at four learning rates, delta against fu
 learner, the weight store and engines as real Ray actors; from the weights as canonical bytes to the
 last engine's receipt over the full bytes that it ends up with, so encoding, moving, applying and
 hashing all count. Engines hold and hash bytes and run no model. Full publishes (nobody holds
-anything) and updates (a delta, where one is worth making) take turns. Ratios of bytes are those of
-every delta, also of those that are not worth making: float32 weights move in all of their bytes.
+anything) and updates (a delta, where one is worth making) take turns; of two updates in a row the
+second counts, since the first after a full copy also makes engines copy what Ray lent them. Ratios
+of bytes are those of every delta, also of those that are not worth making: float32 weights change
+in nearly all of their bytes. Everything runs on one machine, where a full copy goes through shared
+memory and costs next to nothing: the seconds are those of the work, the bytes those of a network.
 
     python -m benchmarks.weight_sync [--repeats N] [--sizes 3M,30M,120M]
 """
@@ -116,13 +119,16 @@ def publishes(transport: str, step: Step, engines: int) -> Iterator[Publishes]:
 
 
 def seconds(name: str, step: Step, engines: int, repeats: int) -> list[Figure]:
-    """Figures of every transport; the first pair of publishes is not counted."""
+    """Figures of every transport; the first round of publishes is not counted."""
     figures = []
     is_sent = difference(step.before, step.after) is not None
     for transport in TRANSPORTS:
         with publishes(transport, step, engines) as crew:
-            pairs = [(crew.publish(True), crew.publish(False)) for _ in range(repeats + 1)][1:]
-        full, delta = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+            rounds = [
+                [crew.publish(in_full) for in_full in (True, False, False)]
+                for _ in range(repeats + 1)
+            ][1:]
+        full, delta = [times[0] for times in rounds], [times[2] for times in rounds]
         what = f"{name}, {transport}, {engines} engine{'s' if engines > 1 else ''}"
         figures += [
             Figure(f"{what}: full", median(full), "s", None, None, "lower", full),

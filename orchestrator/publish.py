@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import ray
 
+from manta.actors.engines.occupancy import NOT_COUNTED, RowSeconds
 from manta.actors.mailbox import StepReport
 from manta.actors.transports.protocol import Parcel
 from manta.envs.records import Int32, WeightVersion
@@ -37,6 +38,7 @@ class Published:
 
     `resent`: how many got the weights a second time, in full. `problems`: all that was found wrong,
     as (engine, what), also where the second delivery was right; `retired`: engines out of service.
+    `rows`: how busy the engines' rows were since the publish before.
     """
 
     version: WeightVersion
@@ -46,6 +48,7 @@ class Published:
     num_bytes: int = 0
     resent: int = 0
     problems: tuple[tuple[str, str], ...] = ()
+    rows: RowSeconds = NOT_COUNTED
 
 
 class Publisher:
@@ -62,7 +65,8 @@ class Publisher:
         self._waits, self._deadline = waits, deadline_seconds
         self._proofs = Proofs(tolerances)
         self._newest: str | None = None
-        self._served: set[str] = set()
+        self.gaps: dict[str, float] = {}
+        """The probe gap of every engine that passed the last publish."""
 
     async def publish(self, report: StepReport) -> Published:
         """Brings the learner's weights of `report` to every engine and proves it.
@@ -110,21 +114,21 @@ class Publisher:
                 f"no engine proved that it serves weights {report.update.version}: "
                 f"{told or 'there is none'}"
             )
+        self.gaps = {
+            name: largest_gap(answer.probe, report.probe) for name, answer in passed.items()
+        }
         return _published(delivery, passed, retired, problems)
 
     async def _take_up(self, name: str) -> bool:
-        """Resumes a verified engine, in service from the first time on; False if it died."""
+        """Resumes a verified engine and takes it into service; False if it died."""
         with suppress(ray.exceptions.RayActorError):
             await self._rollout.resume(name)
-            if name not in self._served:
-                await self._rollout.serve(name)
-                self._served.add(name)
+            await self._rollout.serve(name)
             return True
         return False
 
     async def _retire(self, name: str) -> None:
         self._proofs.forget(name)
-        self._served.discard(name)
         await self._rollout.retire(name)
 
 
@@ -142,6 +146,7 @@ class _Delivery:
         """`newest`: the hash of the weights of the publish before, which a delta starts from."""
         self.report = report
         self.num_bytes = self.resent = 0
+        self.rows = NOT_COUNTED
         self._rollout, self._client, self._probe = rollout, client, probe
         self._newest, self._is_afresh = newest, False
         self._offered: set[str] = set()
@@ -158,7 +163,8 @@ class _Delivery:
         self._offered.add(name)
         parcel = self._parcel(base if base == self._newest else None)
         with suppress(ray.exceptions.RayActorError):
-            await self._rollout.pause(name)
+            rows = await self._rollout.pause(name)
+            self.rows += rows
             delivery = await self._rollout.load(name, parcel)
             self.num_bytes += delivery.num_bytes
             if delivery.refusal:
@@ -188,4 +194,5 @@ def _published(
         num_bytes=delivery.num_bytes,
         resent=delivery.resent,
         problems=tuple(problems),
+        rows=delivery.rows,
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import ray
 
+from manta.actors.engines.occupancy import RowSeconds
 from manta.actors.mailbox import StepReport
 from manta.actors.transports.protocol import Delivery
 from manta.actors.weights import Receipt
@@ -48,8 +49,9 @@ class ScriptedRollout:
     def of(self, name: str) -> list[str]:
         return [event.split()[1] for event in self.events if event.startswith(f"{name} ")]
 
-    async def pause(self, name: str) -> None:
+    async def pause(self, name: str) -> RowSeconds:
         self.events.append(f"{name} pause")
+        return RowSeconds(1.0, 4.0)
 
     async def load(self, name: str, parcel: tuple[WeightVersion, str | None]) -> Delivery:
         version, base = parcel
@@ -114,10 +116,11 @@ async def test_engines_that_prove_it_serve() -> None:
     assert published.probe_gap == pytest.approx(5e-4, rel=0.01)
     assert published.engine_gap == pytest.approx(5e-4, rel=0.01)
     assert (published.retired, published.problems, published.resent) == ((), (), 0)
+    assert published.rows == RowSeconds(2.0, 8.0)
     for name in ("a", "b"):
         assert rollout.of(name) == ["pause", "full", "resume", "serve"]
     await publisher.publish(report_of(4))
-    assert rollout.of("a")[4:] == ["pause", "delta", "resume"]
+    assert rollout.of("a")[4:] == ["pause", "delta", "resume", "serve"]
 
 
 async def test_engines_that_hold_the_same_share_one_parcel() -> None:
@@ -143,10 +146,10 @@ async def test_a_joiner_gets_the_weights_in_full_while_the_others_get_the_delta(
     rollout._names.append("joiner")
     rollout._faults["joiner"] = iter([])
     await publisher.publish(report_of(4))
-    assert rollout.of("a")[4:] == ["pause", "delta", "resume"]
+    assert rollout.of("a")[4:] == ["pause", "delta", "resume", "serve"]
     assert rollout.of("joiner") == ["pause", "full", "resume", "serve"]
     await publisher.publish(report_of(5))
-    assert rollout.of("joiner")[4:] == ["pause", "delta", "resume"]
+    assert rollout.of("joiner")[4:] == ["pause", "delta", "resume", "serve"]
 
 
 FAULTS = ["hash", "version", "refusal", "stale", 0.1, float("nan"), float("inf")]
@@ -162,12 +165,13 @@ async def test_a_mismatch_sends_in_full_and_a_second_one_retires_by_name(
     assert published.retired == ("twice",)
     assert published.resent == 2
     assert published.probe_gap == 0.0
+    assert publisher.gaps == {"good": 0.0, "once": 0.0}
     assert [name for name, _ in published.problems] == ["once", "twice", "twice"]
-    assert rollout.of("good")[4:] == ["pause", "delta", "resume"]
-    assert rollout.of("once")[4:] == ["pause", "delta", "pause", "full", "resume"]
+    assert rollout.of("good")[4:] == ["pause", "delta", "resume", "serve"]
+    assert rollout.of("once")[4:] == ["pause", "delta", "pause", "full", "resume", "serve"]
     assert rollout.of("twice")[4:] == ["pause", "delta", "pause", "full", "retire"]
     assert (await publisher.publish(report_of(5))).retired == ()
-    assert rollout.of("once")[9:] == ["pause", "delta", "resume"]
+    assert rollout.of("once")[10:] == ["pause", "delta", "resume", "serve"]
 
 
 async def test_an_engine_that_agrees_with_the_learner_but_not_with_its_peers_is_sent_again() -> (

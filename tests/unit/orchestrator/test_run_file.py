@@ -224,6 +224,7 @@ RESUME = [
     ("track={wandb: {project: p}}", []),
     ("checkpoint.every_steps=1", []),
     ("publish={transport: disk, path: /shared}", []),
+    ("mismatch_guard.limit_kl=1", []),
     ("rollout.workers=4", []),
     ("learner.workers=2", []),
     ("learner.threads=2", []),
