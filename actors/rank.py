@@ -23,6 +23,7 @@ from manta.actors.models.policy import token_logprobs
 from manta.actors.rank_files import RankFiles
 from manta.actors.rows import rows_of
 from manta.actors.sharding import IntArray
+from manta.actors.transports.outbox import Outbox
 from manta.envs.records import Float32, GroupId, ScoredGroup, Update, WeightVersion
 
 
@@ -35,6 +36,7 @@ class Rank:
         self._held = held
         self._files = RankFiles(Path(job.run_dir), rank)
         self._model = build_model(job.model, job.vocab_size, job.seed)
+        self._outbox = Outbox()
         self._stage = ""
         self._learner: Learner | None = None
 
@@ -56,11 +58,13 @@ class Rank:
         return self._backend
 
     def publish(self, version: WeightVersion) -> str:
-        """Rank 0 hands the weights to the store; the hash of what it handed over."""
+        """Rank 0 hands the weights to the store, as a delta where that is smaller; their hash."""
         if self._rank != 0:
             return ""
         weights = self._backend.weights(version)
-        ray.get(self._job.weight_store.put.remote(weights))
+        store, content = self._job.weight_store, self._outbox.content(weights)
+        if not ray.get(store.put.remote(content)):
+            ray.get(store.put.remote(weights))
         return weights.sha256
 
     def probe(self) -> tuple[Float32, ...]:

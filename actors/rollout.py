@@ -1,4 +1,4 @@
-"""The rollout worker: a Ray shell over one engine."""
+"""The rollout worker: a Ray shell over one engine and the inbox that its weights come through."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.leases import Ticket
 from manta.actors.models.spec import ModelSpec
-from manta.actors.weights import Receipt, Weights
+from manta.actors.transports.inbox import Inbox
+from manta.actors.transports.protocol import Delivery, Parcel
+from manta.actors.transports.registry import build_transport
+from manta.actors.transports.settings import TransportSettings
 from manta.envs.packing import PackedCompletions
 from manta.envs.records import Float32, GenerateRequest, Int32, WeightVersion
 
 
 class RolloutWorker:
     """Methods as in `manta.actors.engines.protocol.Engine` and `EngineCalls`; completions travel
-    packed."""
+    packed, weights in parcels."""
 
     def __init__(
         self,
@@ -26,6 +29,7 @@ class RolloutWorker:
         vocab_size: int,
         seed: int,
         deterministic: bool,
+        transport: TransportSettings,
     ) -> None:
         self._occupancy = Occupancy(settings.max_rows)
         self._engine = build_engine(
@@ -37,6 +41,7 @@ class RolloutWorker:
             WeightVersion(0, 0),
             self._occupancy,
         )
+        self._inbox = Inbox(build_transport(transport))
         self._calls = EngineCalls(self._engine)
 
     async def generate(
@@ -60,8 +65,8 @@ class RolloutWorker:
         await self._engine.pause()
         return self._occupancy.take()
 
-    async def load(self, weights: Weights) -> Receipt:
-        return await self._engine.load(weights)
+    async def load(self, parcel: Parcel) -> Delivery:
+        return await self._inbox.deliver(parcel, self._engine.load)
 
     async def resume(self) -> None:
         await self._engine.resume()

@@ -9,15 +9,21 @@ processes that only pass weights on need none; tensors are `manta.actors.weight_
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from manta.actors.cores import available_cores
 from manta.envs.records import WeightVersion
 
 ALIGNMENT = 16
 """Bytes; a multiple of the size of every torch number."""
+HASHED_CHUNK = 4 << 20
+"""Bytes hashed as one; part of what a hash means."""
+MAX_THREADS = 8
+"""More would take cores from whoever computes beside, for little: memory sets the pace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,26 @@ class Receipt:
 
 
 def content_hash(specs: tuple[TensorSpec, ...], data: npt.NDArray[np.uint8]) -> str:
-    """SHA-256 over the index and the bytes."""
-    digest = hashlib.sha256(repr([(s.name, s.dtype, s.shape) for s in specs]).encode())
-    digest.update(data.data)
-    return digest.hexdigest()
+    """The hash of weights: `tree_hash` over names, dtypes and shapes, then the bytes."""
+    return tree_hash(repr([(s.name, s.dtype, s.shape) for s in specs]).encode(), data)
+
+
+def tree_hash(head: bytes, *parts: npt.NDArray[np.uint8]) -> str:
+    """SHA-256 of `head` followed by the SHA-256 of each `HASHED_CHUNK` bytes of each part, which
+    threads compute side by side."""
+    chunks = [
+        part[start : start + HASHED_CHUNK]
+        for part in parts
+        for start in range(0, len(part), HASHED_CHUNK)
+    ]
+    threads = min(len(chunks), MAX_THREADS, available_cores())
+    if threads <= 1:
+        digests = [_digest(chunk) for chunk in chunks]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            digests = list(pool.map(_digest, chunks))
+    return hashlib.sha256(head + b"".join(digests)).hexdigest()
+
+
+def _digest(chunk: npt.NDArray[np.uint8]) -> bytes:
+    return hashlib.sha256(chunk.data).digest()

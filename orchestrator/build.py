@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from manta.actors.learner import LearnerJob, LearnerStage
 from manta.actors.mailbox import StartOrder
+from manta.actors.transports.settings import TransportSettings
 from manta.envs.tokenizer import build_tokenizer
 from manta.orchestrator.batch_plan import role_needs
 from manta.orchestrator.config import RunFile
@@ -19,7 +21,8 @@ from manta.orchestrator.pools import (
     RewardPool,
     RolloutPool,
 )
-from manta.orchestrator.publish import Publisher, probe_rows
+from manta.orchestrator.probe import Tolerances, probe_rows
+from manta.orchestrator.publish import Publisher
 from manta.orchestrator.wait import Waits
 
 
@@ -50,7 +53,8 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     name = tokenizer_name(run_file)
     vocab_size = build_tokenizer(name).vocab_size
     model = ModelSource(run_file.model, vocab_size, run_file.run.seed)
-    client = MailboxClient(order)
+    transport = transport_settings(run_file, run_dir)
+    client = MailboxClient(order, transport)
     probe = probe_rows(vocab_size, run_file.model.context)
     learner = None
     if run_file.needs_learner:
@@ -68,7 +72,7 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
         )
         learner = LearnerGroup(job, cpus["learner"], run_dir / "learner")
     rollout = RolloutPool(
-        model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic
+        model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic, transport
     )
     rewards = RewardPool(run_file.reward_workers.workers, cpus.get("reward", 0.0))
     references = None
@@ -88,11 +92,23 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
         rollout,
         client,
         probe,
-        run_file.publish.probe_tolerance,
+        Tolerances(run_file.publish.probe_tolerance, run_file.publish.engine_tolerance),
         waits,
         run_file.run.deadline_minutes * 60,
     )
     return Crew(rollout, rewards, references, environment, client, learner, publisher)
+
+
+def transport_settings(run_file: RunFile, run_dir: Path) -> TransportSettings:
+    """The run's transport. Files get a folder of their own below `publish.path`, since a run
+    removes what it finds there: named after the run, and told from equal names elsewhere."""
+    path = run_file.publish.path
+    if path is None:
+        return TransportSettings(run_file.publish.transport)
+    root = path if "://" in path else str(Path(path).absolute())
+    mark = hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:8]
+    folder = f"{root.rstrip('/')}/{run_file.run.name}-{mark}"
+    return TransportSettings(run_file.publish.transport, folder)
 
 
 def _learner_stages(run_file: RunFile) -> dict[str, LearnerStage]:

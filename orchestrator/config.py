@@ -138,10 +138,16 @@ class ReferenceConfig:
 
 @dataclass(frozen=True, slots=True)
 class PublishConfig:
-    """`probe_tolerance` bounds |engine - learner| over the probe's log-probs."""
+    """How weights travel and what proves them. `path` is the disk transport's folder or URI.
 
-    transport: Literal["object_store"] = "object_store"
+    Over the probe's log-probs, `probe_tolerance` bounds |engine - learner| and `engine_tolerance`
+    |engine - engine|, of engines that run one program on one kind of device.
+    """
+
+    transport: Literal["object_store", "disk"] = "object_store"
+    path: str | None = None
     probe_tolerance: float = 1e-3
+    engine_tolerance: float = 1e-4
 
 
 @dataclass(frozen=True, slots=True)

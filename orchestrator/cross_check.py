@@ -36,6 +36,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *_model(run_file),
         *_numbers(run_file),
         *_sampling(run_file),
+        *_publish(run_file),
         *staleness_problems(run_file),
         *_stage_names(run_file),
     ]
@@ -154,6 +155,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "learner.adam_epsilon": learner.adam_epsilon,
         "reward_workers.deadline_seconds": run_file.reward_workers.deadline_seconds,
         "publish.probe_tolerance": run_file.publish.probe_tolerance,
+        "publish.engine_tolerance": run_file.publish.engine_tolerance,
         "rollout.progress_seconds": rollout.progress_seconds,
         "mismatch_guard.warn_kl": run_file.mismatch_guard.warn_kl,
         "rollout.simulated.tokens_per_second": rollout.simulated.tokens_per_second,
@@ -207,6 +209,24 @@ def _sampling(run_file: RunFile) -> Iterator[str]:
             f"rollout.temperature: is {rollout.temperature:g}, must be above 0 while training: "
             "greedy samples of a prompt are all equal and have no log-probs to learn from"
         )
+
+
+def _publish(run_file: RunFile) -> Iterator[str]:
+    publish = run_file.publish
+    if publish.transport != "disk":
+        if publish.path is not None:
+            yield (
+                f"publish.path: has no effect with transport {publish.transport}: remove it, or "
+                "set publish.transport: disk"
+            )
+        return
+    if publish.path is None:
+        yield (
+            "publish.path: transport disk needs one: a folder that the driver and every rollout "
+            "worker reach, or a URI such as s3://bucket/folder"
+        )
+    elif run_file.needs_learner:
+        yield from survey.unreachable(publish.path)
 
 
 def _trains_on_samples(stage: StageConfig) -> bool:

@@ -131,6 +131,7 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
     if any(stage.kind == "train" for stage in run_file.stages):
         parts += _learner(run_file, sizes, element)
         parts.append(Part("object store", "newest and next weights", 2 * weights))
+        parts.append(Part("weight store", "newest and next weights", 2 * weights))
         parts.append(
             Part(
                 "object store",
@@ -144,6 +145,7 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
         parts += [
             Part("rollout", "process", PROCESS_BYTES),
             Part("rollout", "weights", weights),
+            Part("rollout", "the bytes that deltas are applied to", weights),
             Part("rollout", "keys and values", cache),
             Part("rollout", "logits of one token a row", 2 * rows * sizes.vocabulary * 4),
         ]
@@ -175,7 +177,7 @@ def _learner(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
         Part("learner", f"{settings.optimizer} states", 4 * count * states),
         Part("learner", "activations", saved_for_backward(sizes, tokens, element)),
         Part("learner", "logits of a chunk", _logits(sizes, tokens)),
-        Part("learner", "weights to publish", element * count),
+        Part("learner", "weights to publish, and those before", 2 * element * count),
     ]
     if element != 4:
         parts.insert(2, Part("learner", "working weights", element * count))

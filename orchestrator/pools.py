@@ -26,6 +26,8 @@ from manta.actors.rollout import RolloutWorker
 from manta.actors.router import Router
 from manta.actors.router_figures import RouterFigures
 from manta.actors.step_scores import FinalScores
+from manta.actors.transports.protocol import Delivery, Parcel
+from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_store import WeightStore
 from manta.actors.weights import Receipt, Weights
 from manta.envs.packing import Block
@@ -52,7 +54,12 @@ class RolloutPool:
     """The engines named `policy`, and the router before them."""
 
     def __init__(
-        self, model: ModelSource, settings: EngineSettings, cpus: float, deterministic: bool
+        self,
+        model: ModelSource,
+        settings: EngineSettings,
+        cpus: float,
+        deterministic: bool,
+        transport: TransportSettings,
     ) -> None:
         self.dispatch = DispatchSettings(
             settings.rows_ahead, settings.progress_seconds, restarts=deterministic
@@ -70,6 +77,7 @@ class RolloutPool:
                 model.vocab_size,
                 model.seed,
                 deterministic,
+                transport,
             )
             for i in range(settings.workers)
         }
@@ -86,8 +94,8 @@ class RolloutPool:
         await self.router.tell.remote(name, "pause")
         return await self._engines[name].pause.remote()
 
-    async def load(self, name: str, weights: ray.ObjectRef[Weights]) -> Receipt:
-        return await self._engines[name].load.remote(weights)
+    async def load(self, name: str, parcel: ray.ObjectRef[Parcel]) -> Delivery:
+        return await self._engines[name].load.remote(parcel)
 
     async def logprobs(self, name: str, rows: Sequence[Int32]) -> list[Float32]:
         return await self._engines[name].logprobs.remote(rows)
@@ -269,9 +277,9 @@ def _holder(worker: int) -> str:
 class MailboxClient:
     """The driver's side of the mailbox and the weight store."""
 
-    def __init__(self, order: StartOrder) -> None:
+    def __init__(self, order: StartOrder, transport: TransportSettings) -> None:
         self.mailbox: ActorHandle[Mailbox] = start(Mailbox, 0, order)
-        self.weight_store: ActorHandle[WeightStore] = start(WeightStore, 0)
+        self.weight_store: ActorHandle[WeightStore] = start(WeightStore, 0, transport)
 
     async def put(self, work: StepWork) -> None:
         await self.mailbox.put.remote(work)
@@ -285,6 +293,13 @@ class MailboxClient:
     async def forget(self, step: int) -> None:
         await self.mailbox.forget.remote(step)
 
-    def weights(self, version: WeightVersion) -> ray.ObjectRef[Weights]:
-        """A reference, owned by the driver, to the snapshot `version`."""
-        return self.weight_store.get.remote(version)
+    async def put_weights(self, weights: Weights) -> None:
+        """Brings the driver's own `weights`, read from a checkpoint, to the weight store."""
+        await self.weight_store.put.remote(weights)
+
+    def parcel(
+        self, version: WeightVersion, base: str | None, afresh: bool = False
+    ) -> ray.ObjectRef[Parcel]:
+        """A reference, owned by the driver, to what brings holders of `base` to `version`; made
+        `afresh` where the one before may be damaged."""
+        return self.weight_store.parcel.remote(version, base, afresh)

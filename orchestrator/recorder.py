@@ -109,7 +109,12 @@ class Recorder:
         """Logs the step that `progress` has just counted."""
         update = dict(report.update.metrics) if report else {}
         if published is not None:
-            update["publish/probe_gap"] = published.probe_gap
+            update |= {
+                "publish/probe_gap": published.probe_gap,
+                "publish/engine_gap": published.engine_gap,
+                "publish/bytes": float(published.num_bytes),
+                "publish/resent": float(published.resent),
+            }
             if published.rows.total > 0:
                 update[IDLE_SHARE] = 1 - published.rows.busy / published.rows.total
         phases = self._clock.take_step()

@@ -33,7 +33,10 @@ def evaluate(run_file: RunFile, checkpoint: str | None) -> int:
     stage = _stage(run_file)
     run_dir = RunDirectory.of(run_file).root
     chosen = _checkpoint(run_dir, checkpoint)
-    alone = replace(run_file, stages=(replace(stage, kind="evaluate", algorithm=None),))
+    # Not through the run's own folder of weights, where the run itself may be at work
+    publish = replace(run_file.publish, transport="object_store", path=None)
+    stages = (replace(stage, kind="evaluate", algorithm=None),)
+    alone = replace(run_file, stages=stages, publish=publish)
     cluster = connect(os.getcwd())
     try:
         check_resources(alone, cluster)
@@ -84,11 +87,12 @@ async def _evaluate(run_file: RunFile, checkpoint: Checkpoint, run_dir: Path) ->
 
 async def _serve(crew: Crew, weights: Weights) -> None:
     """Loads `weights` into every engine and takes those into service whose receipt is right."""
-    reference = ray.put(weights)
+    await crew.client.put_weights(weights)
+    parcel = crew.client.parcel(weights.version, None)
     for name in crew.rollout.names:
         await crew.rollout.pause(name)
-        receipt = await crew.rollout.load(name, reference)
-        if receipt.sha256 != weights.sha256:
+        delivery = await crew.rollout.load(name, parcel)
+        if delivery.receipt.sha256 != weights.sha256:
             raise RuntimeError(f"engine {name} received other bytes than the checkpoint holds")
         await crew.rollout.resume(name)
         await crew.rollout.serve(name)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
 
+from manta.actors.transports.disk import open_folder
 from manta.envs.protocols import Env, TaskSource, Tokenizer
 from manta.envs.registry import build
 from manta.envs.render import Renderer
@@ -69,6 +72,30 @@ def look(run_file: RunFile) -> Survey:
             prompts[stage.name] = found[0]
     vocab_size = None if tokenizer is None else tokenizer.vocab_size
     return Survey(vocab_size, prompts, tuple(problems))
+
+
+def unreachable(path: str) -> Iterator[str]:
+    """What keeps the disk transport from using `path` (a folder or a URI), seen from here: a small
+    file is written, read and removed. Missing folders are made."""
+    root = path if "://" in path else str(Path(path).absolute())
+    content = b"manta"
+    try:
+        files, folder = open_folder(root)
+        files.create_dir(folder, recursive=True)
+        trial = f"{folder}/trial-{uuid4().hex}"
+        with files.open_output_stream(trial) as stream:
+            stream.write(content)
+        with files.open_input_stream(trial) as stream:
+            read = stream.read()
+        files.delete_file(trial)
+    except (OSError, ValueError) as error:
+        yield (
+            f"publish.path: '{path}' cannot be used from here: {error}; name a folder or URI that "
+            "can be written"
+        )
+        return
+    if read != content:
+        yield f"publish.path: '{path}' does not give back what is written to it"
 
 
 def _tokenizer(run_file: RunFile, problems: list[str]) -> Tokenizer | None:

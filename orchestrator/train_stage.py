@@ -162,6 +162,8 @@ class TrainStage:
 
     async def _publish(self, report: StepReport) -> Published:
         published = await self._run.crew.publisher.publish(report)
+        for name, problem in published.problems:
+            self._run.recorder.event("weights not proven", {"engine": name, "why": problem})
         for name in published.retired:
             self._run.recorder.event("engine retired", {"engine": name})
         return published

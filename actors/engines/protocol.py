@@ -40,7 +40,10 @@ class Engine(Protocol):
         ...
 
     async def load(self, weights: Weights) -> Receipt:
-        """Takes `weights` (only while paused) and hashes the bytes it was handed."""
+        """Takes `weights` (only while paused) and hashes the bytes it was handed.
+
+        Keeps no view of them: the next delta changes them in place.
+        """
         ...
 
     async def resume(self) -> None: ...

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import torch
 
+from manta.actors.backends.registry import build_backend
+from manta.actors.backends.settings import LearnerSettings
+from manta.actors.backends.state_files import read_weights
 from manta.actors.models.causal import build_model, model_state
 from manta.actors.models.spec import BuildSpec, ModelSpec
 from manta.actors.weight_tensors import pack, unpack
-from manta.actors.weights import ALIGNMENT, Weights, content_hash
+from manta.actors.weights import ALIGNMENT, HASHED_CHUNK, Weights, content_hash, tree_hash
 from manta.envs.records import WeightVersion
 
 VERSION = WeightVersion(3, 1)
@@ -52,9 +58,39 @@ def test_the_hash_follows_names_shapes_types_and_bytes_only() -> None:
     assert len(hashes) == 5
 
 
-def test_the_hash_of_a_known_state_stays_what_it_was() -> None:
+def test_the_hash_is_over_the_index_and_the_hashes_of_chunks() -> None:
     known = pack({"w": torch.arange(4, dtype=torch.float32)}, VERSION)
-    assert known.sha256 == "ab78db4b836a267a3cbd486b50fab9418ced3fbcaf3cdcae30d84d0495c7825f"
+    index = b"[('w', 'float32', (4,))]"
+    values = hashlib.sha256(np.arange(4, dtype=np.float32).tobytes()).digest()
+    assert known.sha256 == hashlib.sha256(index + values).hexdigest()
+    assert known.sha256 == "c008d99ee84dbf662b98c4b6a7923386351529d7f05f869055bd2e4b114cc883"
+
+
+def test_every_chunk_counts_and_its_place_too() -> None:
+    octets = np.zeros(2 * HASHED_CHUNK + 5, np.uint8)
+    octets[0] = 1
+    parts = [octets[:HASHED_CHUNK], octets[HASHED_CHUNK : 2 * HASHED_CHUNK], octets[-5:]]
+    digests = b"".join(hashlib.sha256(part.tobytes()).digest() for part in parts)
+    assert tree_hash(b"head", octets) == hashlib.sha256(b"head" + digests).hexdigest()
+    moved = np.roll(octets, HASHED_CHUNK)
+    late = octets.copy()
+    late[-1] = 1
+    assert len({tree_hash(b"", one) for one in (octets, moved, late)}) == 3
+
+
+def test_weights_are_in_the_dtype_that_the_model_computes_in(tmp_path: Path) -> None:
+    """What an engine runs in bfloat16 travels in bfloat16, though the learner's masters, and its
+    checkpoints, are float32."""
+    sizes = BuildSpec(layers=1, width=16, heads=2, mlp_width=16)
+    model = build_model(ModelSpec(build=sizes, dtype="bfloat16"), 11, 0)
+    backend = build_backend(LearnerSettings(), model)
+    weights = backend.weights(VERSION)
+    assert {spec.dtype for spec in weights.specs} == {"bfloat16"}
+    assert sum(spec.end - spec.start for spec in weights.specs) == 2 * sum(
+        parameter.numel() for parameter in model.parameters()
+    )
+    backend.save(tmp_path)
+    assert {spec.dtype for spec in read_weights(tmp_path, VERSION).specs} == {"float32"}
 
 
 def test_read_only_bytes_unpack_into_writable_tensors() -> None:

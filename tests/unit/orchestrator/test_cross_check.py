@@ -56,6 +56,15 @@ REFUSED = [
      "samples of a prompt are all equal"),
     ("learner.learning_rate=0", "learner.learning_rate: is 0, must be above 0"),
     ("learner.betas=[0.9, 1]", "learner.betas[1]: is 1, must be at least 0 and below 1"),
+    ("publish.transport=disk", "publish.path: transport disk needs one: a folder that the driver "
+     "and every rollout worker reach, or a URI such as s3://bucket/folder"),
+    ("publish.path=weights", "publish.path: has no effect with transport object_store: remove it"),
+    ("publish={transport: disk, path: /dev/null/weights}", "publish.path: '/dev/null/weights' "
+     "cannot be used from here: "),
+    ("publish={transport: disk, path: 'nope://x/y'}", "publish.path: 'nope://x/y' cannot be used "
+     "from here: 'nope://x/y' cannot be opened: "),
+    ("publish.probe_tolerance=0", "publish.probe_tolerance: is 0, must be above 0"),
+    ("publish.engine_tolerance=0", "publish.engine_tolerance: is 0, must be above 0"),
     ("mismatch_guard.warn_kl=0", "mismatch_guard.warn_kl: is 0, must be above 0"),
     ("mismatch_guard.limit_kl=1e-4", "mismatch_guard.limit_kl: is 0.0001, must be at least warn_kl "
      "(0.001): a run is warned before it is stopped"),
@@ -129,6 +138,18 @@ REFUSED = [
 def test_refuses(tmp_path: Path, overrides: str, message: str) -> None:
     problems = cross_check(load(tmp_path, *re.split(r" (?=stages\.)", overrides)))
     assert any(problem.startswith(message) for problem in problems), problems
+
+
+def test_a_folder_for_weights_that_can_be_written_is_fine_and_left_empty(tmp_path: Path) -> None:
+    folder = tmp_path / "shared" / "weights"
+    loaded = load(tmp_path, "publish.transport=disk", f"publish.path={folder}")
+    assert cross_check(loaded) == []
+    assert list(folder.iterdir()) == []
+
+
+def test_an_unknown_transport_is_told_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'publish\.transport'.* did you mean 'disk'"):
+        load(tmp_path, "publish.transport=disc")
 
 
 def test_deterministic_needs_staleness_zero(tmp_path: Path) -> None:

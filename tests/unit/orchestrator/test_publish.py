@@ -10,25 +10,37 @@ import ray
 
 from manta.actors.engines.occupancy import RowSeconds
 from manta.actors.mailbox import StepReport
+from manta.actors.transports.protocol import Delivery
 from manta.actors.weights import Receipt
 from manta.envs.records import Float32, Int32, Update, WeightVersion
-from manta.orchestrator.publish import NoEngineLeft, Publisher, largest_gap, probe_rows
+from manta.orchestrator.probe import Tolerances, probe_rows
+from manta.orchestrator.publish import NoEngineLeft, Publisher
 from manta.orchestrator.wait import Waits
 
-VERSION = WeightVersion(3, 1)
 PROBE = probe_rows(vocab_size=50, context=24)
-LEARNER = tuple(-np.arange(len(row), dtype=np.float32) for row in PROBE)
+FULL, DELTA = 1000, 10
+
+
+def learner_probe(step: int) -> tuple[Float32, ...]:
+    """Moves by 0.5 with every step."""
+    return tuple(-np.arange(len(row), dtype=np.float32) - 0.5 * step for row in PROBE)
+
+
+def report_of(step: int) -> StepReport:
+    return StepReport(Update(WeightVersion(step, 1), {}, f"hash{step}"), learner_probe(step), {})
 
 
 class ScriptedRollout:
-    """`faults[engine]` holds one fault a delivery: a wrong `hash`, a wrong `version`, `death` at
-    load, or a number that is added to one log-prob; what is not scripted is right."""
+    """`faults[engine]` holds one fault a delivery: a wrong `hash`, a wrong `version`, a `refusal`,
+    `death` at load or at `resume`, `stale` weights behind a right receipt, or a number that is
+    added to one log-prob; what is not scripted is right."""
 
     def __init__(self, faults: dict[str, list[str | float]]) -> None:
         self._names = list(faults)
         self.events: list[str] = []
         self._faults = {name: iter(scripted) for name, scripted in faults.items()}
         self._now: dict[str, str | float] = {}
+        self._step: dict[str, int] = {}
 
     @property
     def names(self) -> list[str]:
@@ -41,22 +53,30 @@ class ScriptedRollout:
         self.events.append(f"{name} pause")
         return RowSeconds(1.0, 4.0)
 
-    async def load(self, name: str, weights: str) -> Receipt:
-        assert weights == f"weights {VERSION}"
-        self.events.append(f"{name} load")
+    async def load(self, name: str, parcel: tuple[WeightVersion, str | None]) -> Delivery:
+        version, base = parcel
+        self.events.append(f"{name} {'full' if base is None else 'delta'}")
         self._now[name] = fault = next(self._faults[name], 0.0)
+        num_bytes = FULL if base is None else DELTA
         if fault == "death":
             raise ray.exceptions.ActorDiedError()
-        version = WeightVersion(2, 1) if fault == "version" else VERSION
-        return Receipt(version, "other" if fault == "hash" else "hash")
+        if fault == "refusal":
+            return Delivery(Receipt(version, ""), num_bytes, "the file was cut")
+        if fault != "stale":
+            self._step[name] = version.step
+        shown = version._replace(step=99) if fault == "version" else version
+        sha256 = "other" if fault == "hash" else f"hash{version.step}"
+        return Delivery(Receipt(shown, sha256), num_bytes)
 
     async def logprobs(self, name: str, rows: Sequence[Int32]) -> list[Float32]:
         fault = self._now[name]
-        found = [row.copy() for row in LEARNER]
+        found = [row.copy() for row in learner_probe(self._step[name])]
         found[-1][2] += fault if isinstance(fault, float) else 0.0
         return found
 
     async def resume(self, name: str) -> None:
+        if self._now[name] == "resume":
+            raise ray.exceptions.ActorDiedError()
         self.events.append(f"{name} resume")
 
     async def serve(self, name: str) -> None:
@@ -68,84 +88,124 @@ class ScriptedRollout:
 
 
 class Client:
-    def weights(self, version: WeightVersion) -> str:
-        return f"weights {version}"
+    """Knows parcels by version and base; each is asked for once a publish."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, str | None, bool]] = []
+
+    def parcel(
+        self, version: WeightVersion, base: str | None, afresh: bool
+    ) -> tuple[WeightVersion, str | None]:
+        self.asked.append((version.step, base, afresh))
+        return version, base
 
 
-def publisher_of(**faults: list[str | float]) -> tuple[Publisher, ScriptedRollout]:
+def publisher_of(
+    tolerances: Tolerances | None = None, **faults: list[str | float]
+) -> tuple[Publisher, ScriptedRollout]:
     rollout = ScriptedRollout(faults)
-    publisher = Publisher(rollout, Client(), PROBE, 1e-3, Waits(), 10.0)  # type: ignore[arg-type]
+    tolerances = tolerances or Tolerances(learner=1e-3, engines=1e-3)
+    publisher = Publisher(rollout, Client(), PROBE, tolerances, Waits(), 10.0)  # type: ignore[arg-type]
     return publisher, rollout
-
-
-REPORT = StepReport(Update(VERSION, {}, "hash"), LEARNER, {})
 
 
 async def test_engines_that_prove_it_serve() -> None:
     publisher, rollout = publisher_of(a=[], b=[5e-4])
-    published = await publisher.publish(REPORT)
-    assert published.version == VERSION
+    published = await publisher.publish(report_of(3))
+    assert published.version == WeightVersion(3, 1)
     assert published.probe_gap == pytest.approx(5e-4, rel=0.01)
-    assert published.retired == ()
+    assert published.engine_gap == pytest.approx(5e-4, rel=0.01)
+    assert (published.retired, published.problems, published.resent) == ((), (), 0)
+    assert published.rows == RowSeconds(2.0, 8.0)
     for name in ("a", "b"):
-        assert rollout.of(name) == ["pause", "load", "resume", "serve"]
-    await publisher.publish(REPORT)
-    assert rollout.of("a")[4:] == ["pause", "load", "resume", "serve"]
+        assert rollout.of(name) == ["pause", "full", "resume", "serve"]
+    await publisher.publish(report_of(4))
+    assert rollout.of("a")[4:] == ["pause", "delta", "resume", "serve"]
 
 
-@pytest.mark.parametrize("fault", ["hash", "version", 0.1, float("nan"), float("inf")])
-async def test_a_mismatch_sends_again_and_a_second_one_retires_by_name(fault: str | float) -> None:
-    publisher, rollout = publisher_of(good=[], once=[fault], twice=[fault, fault])
-    published = await publisher.publish(REPORT)
+async def test_engines_that_hold_the_same_share_one_parcel() -> None:
+    rollout, client = ScriptedRollout({"a": [], "b": [], "c": []}), Client()
+    tolerances = Tolerances(1e-3, 1e-3)
+    publisher = Publisher(rollout, client, PROBE, tolerances, Waits(), 10.0)  # type: ignore[arg-type]
+    assert (await publisher.publish(report_of(3))).num_bytes == 3 * FULL
+    assert (await publisher.publish(report_of(4))).num_bytes == 3 * DELTA
+    assert client.asked == [(3, None, False), (4, "hash3", False)]
+
+
+async def test_what_is_sent_again_is_one_parcel_made_afresh() -> None:
+    rollout, client = ScriptedRollout({"a": ["refusal"], "b": ["hash"], "c": []}), Client()
+    tolerances = Tolerances(1e-3, 1e-3)
+    publisher = Publisher(rollout, client, PROBE, tolerances, Waits(), 10.0)  # type: ignore[arg-type]
+    assert (await publisher.publish(report_of(3))).retired == ()
+    assert client.asked == [(3, None, False), (3, None, True)]
+
+
+async def test_a_joiner_gets_the_weights_in_full_while_the_others_get_the_delta() -> None:
+    publisher, rollout = publisher_of(a=[])
+    await publisher.publish(report_of(3))
+    rollout._names.append("joiner")
+    rollout._faults["joiner"] = iter([])
+    await publisher.publish(report_of(4))
+    assert rollout.of("a")[4:] == ["pause", "delta", "resume", "serve"]
+    assert rollout.of("joiner") == ["pause", "full", "resume", "serve"]
+    await publisher.publish(report_of(5))
+    assert rollout.of("joiner")[4:] == ["pause", "delta", "resume", "serve"]
+
+
+FAULTS = ["hash", "version", "refusal", "stale", 0.1, float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_mismatch_sends_in_full_and_a_second_one_retires_by_name(
+    fault: str | float,
+) -> None:
+    publisher, rollout = publisher_of(good=[], once=[0.0, fault], twice=[0.0, fault, fault])
+    await publisher.publish(report_of(3))
+    published = await publisher.publish(report_of(4))
     assert published.retired == ("twice",)
+    assert published.resent == 2
     assert published.probe_gap == 0.0
     assert publisher.gaps == {"good": 0.0, "once": 0.0}
-    assert rollout.of("once") == ["pause", "load", "pause", "load", "resume", "serve"]
-    assert rollout.of("twice") == ["pause", "load", "pause", "load", "retire"]
-    assert (await publisher.publish(REPORT)).retired == ()
+    assert [name for name, _ in published.problems] == ["once", "twice", "twice"]
+    assert rollout.of("good")[4:] == ["pause", "delta", "resume", "serve"]
+    assert rollout.of("once")[4:] == ["pause", "delta", "pause", "full", "resume", "serve"]
+    assert rollout.of("twice")[4:] == ["pause", "delta", "pause", "full", "retire"]
+    assert (await publisher.publish(report_of(5))).retired == ()
+    assert rollout.of("once")[10:] == ["pause", "delta", "resume", "serve"]
+
+
+async def test_an_engine_that_agrees_with_the_learner_but_not_with_its_peers_is_sent_again() -> (
+    None
+):
+    """The learner computes otherwise, so its bound is wide; engines of one kind do not."""
+    publisher, rollout = publisher_of(Tolerances(0.1, 1e-3), a=[0.01], odd=[0.05, 0.01], b=[0.01])
+    published = await publisher.publish(report_of(3))
+    assert published.retired == ()
+    assert published.engine_gap == 0.0
+    [(name, problem)] = published.problems
+    assert name == "odd"
+    assert "differ by 0.04 from engine a's, more than publish.engine_tolerance" in problem
+    assert rollout.of("odd") == ["pause", "full", "pause", "full", "resume", "serve"]
+    assert rollout.of("a") == ["pause", "full", "resume", "serve"]
 
 
 async def test_a_dead_engine_is_retired_and_the_others_go_on() -> None:
-    publisher, rollout = publisher_of(dead=["death"], alive=[])
-    published = await publisher.publish(REPORT)
-    assert published.retired == ("dead",)
-    assert rollout.of("dead") == ["pause", "load", "retire"]
+    publisher, rollout = publisher_of(dead=["death"], late=["resume"], alive=[])
+    published = await publisher.publish(report_of(3))
+    assert published.retired == ("dead", "late")
+    assert published.problems == (("dead", "it died"), ("late", "it died"))
+    assert rollout.of("dead") == ["pause", "full", "retire"]
+    assert rollout.of("late") == ["pause", "full", "retire"]
     assert rollout.of("alive")[-1] == "serve"
 
 
 async def test_no_engine_left_ends_it_with_their_names() -> None:
     publisher, _ = publisher_of(a=["hash", 0.5], b=["death"])
-    with pytest.raises(NoEngineLeft, match=r"serves weights 3\.1 \(probe tolerance 0\.001\): a, b"):
-        await publisher.publish(REPORT)
+    with pytest.raises(NoEngineLeft) as raised:
+        await publisher.publish(report_of(3))
+    told = str(raised.value)
+    assert told.startswith("no engine proved that it serves weights 3.1: a: its receipt is for")
+    assert "b: it died" in told
+    assert "a: its log-probs differ by 0.5 from the learner's" in told
     with pytest.raises(NoEngineLeft, match="there is none"):
-        await publisher.publish(REPORT)
-
-
-@pytest.mark.parametrize("row", [0, 1])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_an_infinite_gap_in_any_row(row: int, value: float) -> None:
-    ours = [np.zeros(3, np.float32), np.zeros(2, np.float32)]
-    theirs = [values.copy() for values in ours]
-    theirs[row][1] = value
-    assert largest_gap(ours, theirs) == np.inf
-    assert largest_gap(theirs, theirs) == np.inf
-    assert largest_gap(ours, ours) == 0.0
-
-
-def test_rows_of_other_lengths_do_not_agree() -> None:
-    ours = [np.zeros(3, np.float32)]
-    assert largest_gap(ours, [np.zeros(1, np.float32)]) == np.inf
-    assert largest_gap(ours, []) == np.inf
-
-
-def test_the_gap_is_the_largest_of_all_rows() -> None:
-    ours = [np.zeros(3, np.float32), np.zeros(2, np.float32)]
-    theirs = [np.array([0, -0.25, 0], np.float32), np.array([0.125, 0], np.float32)]
-    assert largest_gap(ours, theirs) == 0.25
-
-
-def test_probe_rows_fit_and_are_always_the_same() -> None:
-    rows = probe_rows(vocab_size=10, context=12)
-    assert [len(row) for row in rows] == [5, 9, 12, 12]
-    assert all(row.min() >= 0 and row.max() < 10 for row in rows)
-    assert all((a == b).all() for a, b in zip(rows, probe_rows(10, 12), strict=True))
+        await publisher.publish(report_of(4))

@@ -1,0 +1,37 @@
+"""Transports by the name that the run file uses."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from manta.actors.transports.disk import DiskTransport
+from manta.actors.transports.object_store import ObjectStoreTransport
+from manta.actors.transports.protocol import Transport
+from manta.actors.transports.settings import TransportSettings
+
+
+def _object_store(_: TransportSettings) -> Transport:
+    return ObjectStoreTransport()
+
+
+def _disk(settings: TransportSettings) -> Transport:
+    if settings.folder is None:
+        raise ValueError("publish.path: transport 'disk' needs a folder or a URI")
+    return DiskTransport(settings.folder)
+
+
+TRANSPORTS: dict[str, Callable[[TransportSettings], Transport]] = {
+    "object_store": _object_store,
+    "disk": _disk,
+}
+
+
+def build_transport(settings: TransportSettings) -> Transport:
+    """Raises ValueError for an unknown name, or a folder that is missing or not understood."""
+    builder = TRANSPORTS.get(settings.name)
+    if builder is None:
+        near = difflib.get_close_matches(settings.name, TRANSPORTS, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else f": choose one of {sorted(TRANSPORTS)}"
+        raise ValueError(f"publish.transport is {settings.name!r}, which is no transport{hint}")
+    return builder(settings)
