@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from manta.actors.engine_calls import EngineCalls
 from manta.actors.engines.occupancy import Occupancy, RowSeconds
 from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
+from manta.actors.leases import Ticket
 from manta.actors.models.spec import ModelSpec
 from manta.actors.weights import Receipt, Weights
-from manta.envs.packing import PackedCompletions, pack_completions
+from manta.envs.packing import PackedCompletions
 from manta.envs.records import Float32, GenerateRequest, Int32, WeightVersion
 
 
 class RolloutWorker:
-    """Methods as in `manta.actors.engines.protocol.Engine`; completions travel packed."""
+    """Methods as in `manta.actors.engines.protocol.Engine` and `EngineCalls`; completions travel
+    packed."""
 
     def __init__(
         self,
@@ -34,9 +37,20 @@ class RolloutWorker:
             WeightVersion(0, 0),
             self._occupancy,
         )
+        self._calls = EngineCalls(self._engine)
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> PackedCompletions:
-        return pack_completions(await self._engine.generate(requests))
+    async def generate(
+        self, ticket: Ticket, requests: Sequence[GenerateRequest]
+    ) -> PackedCompletions:
+        return await self._calls.generate(ticket, requests)
+
+    async def progress(
+        self, ticket: Ticket, known: Sequence[Sequence[int]]
+    ) -> PackedCompletions | None:
+        return await self._calls.progress(ticket, known)
+
+    async def abandon(self, tickets: Sequence[Ticket]) -> None:
+        self._calls.abandon(tickets)
 
     async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
         return await self._engine.logprobs(rows)

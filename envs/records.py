@@ -95,12 +95,16 @@ class GenerateRequest:
     """`len(seeds)` samples that continue one prefix.
 
     `budgets[i]` bounds the new tokens of sample i. A stop token ends a sample and belongs to it.
+    The last `drawn` tokens of the prefix were drawn by an earlier request with these seeds: the
+    random stream goes on behind them. Requests with one `session` share the start of their prefix.
     """
 
     prefix: Int32
     seeds: tuple[int, ...]
     budgets: tuple[int, ...]
     sampling: Sampling
+    drawn: int = 0
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,6 +145,18 @@ class PublishConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MismatchGuardConfig:
+    """Bounds of the estimated KL divergence between engine and learner, in nats per token, over
+    tokens for which both had the same weights. Past `warn_kl` the run says so; past `limit_kl` it
+    does `action`: `stop` ends it; `pause_publish` keeps the step's weights from the engines, and
+    all workers alive, until Ctrl-C or the deadline ends it; `warn` goes on."""
+
+    warn_kl: float = 1e-3
+    limit_kl: float = 0.05
+    action: Literal["stop", "pause_publish", "warn"] = "stop"
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointConfig:
     every_steps: int = 20
     keep: int = 3
@@ -176,6 +188,7 @@ class RunFile:
     environment: WorkersConfig = field(default_factory=WorkersConfig)
     reward_workers: RewardWorkersConfig = field(default_factory=RewardWorkersConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
+    mismatch_guard: MismatchGuardConfig = field(default_factory=MismatchGuardConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 

@@ -125,6 +125,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "rollout.workers": (rollout.workers, 1),
         "rollout.threads": (rollout.threads, 0),
         "rollout.max_rows": (rollout.max_rows, 1),
+        "rollout.queue_rows": (rollout.rows_ahead, 1),
         "rollout.max_new_tokens": (rollout.max_new_tokens, 1),
         "rollout.simulated.length_sigma": (rollout.simulated.length_sigma, 0),
         "learner.workers": (learner.workers, 1),
@@ -153,12 +154,20 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "learner.adam_epsilon": learner.adam_epsilon,
         "reward_workers.deadline_seconds": run_file.reward_workers.deadline_seconds,
         "publish.probe_tolerance": run_file.publish.probe_tolerance,
+        "rollout.progress_seconds": rollout.progress_seconds,
+        "mismatch_guard.warn_kl": run_file.mismatch_guard.warn_kl,
         "rollout.simulated.tokens_per_second": rollout.simulated.tokens_per_second,
         "rollout.simulated.length_median": rollout.simulated.length_median,
     }
     for key, amount in above_zero.items():
         if amount is not None and amount <= 0:
             yield f"{key}: is {amount:g}, must be above 0"
+    guard = run_file.mismatch_guard
+    if guard.limit_kl < guard.warn_kl:
+        yield (
+            f"mismatch_guard.limit_kl: is {guard.limit_kl:g}, must be at least warn_kl "
+            f"({guard.warn_kl:g}): a run is warned before it is stopped"
+        )
     if learner.backend not in BACKEND_NAMES and ":" not in learner.backend:
         hint = nearest(learner.backend, BACKEND_NAMES)
         yield f"learner.backend: there is no '{learner.backend}'{hint}"

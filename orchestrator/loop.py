@@ -7,6 +7,7 @@
 | `StageLoop._collect` | finished groups, in order | the oldest group | `Supply._make` |
 | `StageLoop._score` | the step's groups | batch-scope rewards, if any | a reward worker |
 | `StageLoop._learn` | the step's plan | all learner ranks | their reports in the mailbox |
+| `LoopHooks.inspect` | the report | nothing; Ctrl-C where publishing is paused | a person |
 | `Publisher.publish` | the report | every engine | pause, load, probe, resume |
 | `LearnerGroup.ended` | nothing | the group's end | a rank's failure |
 
@@ -61,13 +62,16 @@ class LoopHooks:
     """What happens around a step, decided elsewhere. All take the run's global step.
 
     `is_published`: whether the step's weights go to the engines, by `publish`. `save_to`: the
-    learner's folder if the step is to be checkpointed. `after`: evaluation and checkpoint.
+    learner's folder if the step is to be checkpointed. `inspect` looks at what the learner reports
+    before anything is done with its weights, and raises where the run must not go on. `after`:
+    evaluation and checkpoint.
     `score_step`: the final scores of a step's groups, None without batch-scope components.
     """
 
     learning_rate: Callable[[int], float]
     is_published: Callable[[int], bool]
     save_to: Callable[[int], str | None]
+    inspect: Callable[[StepReport], Awaitable[None]]
     publish: Callable[[StepReport], Awaitable[Published]]
     after: Callable[[int], Awaitable[None]]
     score_step: ScoreStep | None = None
@@ -103,6 +107,7 @@ class StageLoop:
                 return
             groups = await self._score(step, groups)
             report = await self._learn(step, groups)
+            await self._hooks.inspect(report)
             published = await self._publish(report) if self._hooks.is_published(step) else None
             await self._settle(step, groups)
             self._progress.advance()

@@ -59,7 +59,8 @@ class Publisher:
     ) -> None:
         self._rollout, self._client, self._probe = rollout, client, probe
         self._tolerance, self._waits, self._deadline = tolerance, waits, deadline_seconds
-        self._served: set[str] = set()
+        self.gaps: dict[str, float] = {}
+        """The probe gap of every engine that passed the last publish."""
         self._rows = NOT_COUNTED
 
     async def publish(self, report: StepReport) -> Published:
@@ -76,13 +77,13 @@ class Publisher:
             self._deadline,
         )
         retired = tuple(n for n, gap in zip(names, gaps, strict=True) if gap is None)
-        good = [gap for gap in gaps if gap is not None]
-        if not good:
+        self.gaps = {n: gap for n, gap in zip(names, gaps, strict=True) if gap is not None}
+        if not self.gaps:
             raise NoEngineLeft(
                 f"no engine proved that it serves weights {report.update.version} "
                 f"(probe tolerance {self._tolerance:g}): {', '.join(retired) or 'there is none'}"
             )
-        return Published(report.update.version, max(good), retired, self._rows)
+        return Published(report.update.version, max(self.gaps.values()), retired, self._rows)
 
     async def _deliver(
         self, name: str, weights: ray.ObjectRef[Weights], report: StepReport
@@ -93,9 +94,7 @@ class Publisher:
                 gap = await self._offer(name, weights, report)
                 if gap <= self._tolerance:
                     await self._rollout.resume(name)
-                    if name not in self._served:
-                        await self._rollout.serve(name)
-                        self._served.add(name)
+                    await self._rollout.serve(name)
                     return gap
         await self._rollout.retire(name)
         return None

@@ -24,6 +24,7 @@ from manta.orchestrator.lives import Lives
 from manta.orchestrator.placement import check_resources, connect
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.recorder import Recorder
+from manta.orchestrator.routing_watch import RoutingWatch
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.run_file import resolved
@@ -96,6 +97,16 @@ class _Driver:
             run = self._context(crew, recorder, ledger)
             self._watch_signals(run.should_stop, recorder)
             await self._start(run, order)
+        watch = RoutingWatch(crew.rollout, recorder.routing, recorder.event)
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(watch.run())
+            state = await self._stages(run)
+            watching.cancel()
+        await watch.look()
+        return state
+
+    async def _stages(self, run: RunContext) -> State:
+        """Goes through what is left of the stages."""
         left, feed = self._resume(run)
         for stage in left:
             if feed is None:
@@ -104,9 +115,9 @@ class _Driver:
             feed = None
             if run.should_stop.is_set():
                 return "stopped"
-        if crew.learner is not None:
-            await crew.client.stop(None)
-            await crew.learner.ended()
+        if run.crew.learner is not None:
+            await run.crew.client.stop(None)
+            await run.crew.learner.ended()
         return "finished"
 
     def _order(self) -> StartOrder:

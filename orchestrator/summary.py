@@ -57,7 +57,8 @@ class Summary:
     last life.
     `idle_share` is the part of the engines' row-seconds in steps that trained on samples in which
     no sample was decoded.
-    `max_logprob_gap` is the largest |engine - learner| over tokens trained under equal weights.
+    `max_logprob_gap` is the largest |engine - learner| over tokens for which both had the same
+    weights; None where there were none.
     """
 
     state: State

@@ -24,6 +24,7 @@ from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.lanes import train_lane
 from manta.orchestrator.loop import LoopHooks, LoopSettings, ScoreStep, StageLoop
+from manta.orchestrator.mismatch import MismatchWatch
 from manta.orchestrator.publish import Published
 from manta.orchestrator.racing_feed import RacingFeed
 from manta.orchestrator.run_context import RunContext
@@ -128,9 +129,22 @@ class TrainStage:
             save_to=lambda step: (
                 str(self._run.checkpoints.begin(step)) if self._is_saved(step) else None
             ),
+            inspect=self._watch(),
             publish=self._publish,
             after=self._after,
             score_step=score_step,
+        )
+
+    def _watch(self) -> MismatchWatch:
+        run = self._run
+        return MismatchWatch(
+            run.run_file.mismatch_guard,
+            run.run_file.rollout.engine,
+            run.crew.publisher,
+            run.recorder,
+            run.waits,
+            run.should_stop,
+            run.deadline_seconds,
         )
 
     def _is_last(self, step: int) -> bool:

@@ -38,12 +38,13 @@ def test_a_run_leaves_its_account(finished: Path) -> None:
 
 def test_engine_and_learner_agree_at_every_step(finished: Path) -> None:
     gaps = [
-        line["learner/logprob_gap_max"]
+        line["mismatch/same_version/gap_max"]
         for line in runs.metrics(finished)
-        if "learner/logprob_gap_max" in line
+        if "mismatch/same_version/gap_max" in line
     ]
     assert len(gaps) == 8
     assert max(gaps) < 1e-4
+    assert not any("mismatch/stale/tokens" in line for line in runs.metrics(finished))
 
 
 def test_a_finished_run_is_not_started_again(finished: Path) -> None:
@@ -94,11 +95,19 @@ def test_the_same_seed_gives_the_same_run_even_when_killed(finished: Path, tmp_p
         ]
 
 
+CORRECTED = (
+    "stages.rl.updates_per_step=2",
+    "stages.rl.algorithm.proximal=learner",
+    "stages.rl.algorithm.off_policy={correction: mask, level: sequence, low: 0.1, high: 10}",
+)
+
+
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_ctrl_c_saves_and_the_same_command_goes_on(
     tmp_path: Path, cluster: runs.Environment, staleness: int
 ) -> None:
-    overrides = (f"rollout.max_staleness={staleness}", "checkpoint.every_steps=1000")
+    overrides = [f"rollout.max_staleness={staleness}", "checkpoint.every_steps=1000"]
+    overrides += CORRECTED if staleness else ()
     process = runs.start(runs.TINY, tmp_path, *overrides, env=cluster)
     run_dir = tmp_path / "tiny"
     runs.wait_for_step(run_dir, 6)
@@ -110,6 +119,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     result = runs.manta("train", runs.TINY, tmp_path, *overrides, env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr
     runs.check_history(run_dir, STEPS)
+    masked = [line for line in runs.metrics(run_dir) if "mismatch/stale/masked_share" in line]
+    assert bool(masked) == (staleness > 0)
 
 
 def test_no_process_survives_its_driver(tmp_path: Path) -> None:

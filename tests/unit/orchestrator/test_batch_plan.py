@@ -67,6 +67,15 @@ WORDS = [
      "stages.rl.algorithm.kl={coef: 1, placement: reward, estimator: k1}",
      "recomputed by the learner in one pass without gradients before the step's first update; KL "
      "to the weights at the start of the stage, 1 x k1 in the reward"),
+    ("stages.rl.algorithm.proximal=learner rollout.max_staleness=1", "behind the weights that "
+     "learn from it; note: nothing corrects for it, see off_policy in docs/run-file.md"),
+    ("stages.rl.algorithm.proximal=learner "
+     "stages.rl.algorithm.off_policy={correction: truncate, high: 2}", "need no pass of their own; "
+     "each token weighs as much as its probability under learner over engine, at most 2"),
+    ("stages.rl.algorithm=icepop", "learner over engine, and 0 below 0.5 or above 5"),
+    ("stages.rl.algorithm.proximal=learner "
+     "stages.rl.algorithm.off_policy={correction: weight, level: sequence}",
+     "each row weighs as much as its probability under learner over engine"),
     ("stages.rl.algorithm.kl.coef=0.04", "nothing is recomputed; KL to the weights at the start of "
      "the stage, 0.04 x k3 in the loss"),
     ("learner.warmup_steps=1 stages.rl.learning_rate=1e-3",
