@@ -147,6 +147,7 @@ class SimulatedStage:
             learning_rate=lambda step: 0.1,
             is_published=lambda step: True,
             save_to=lambda step: None,
+            inspect=self._inspect,
             publish=self._publish,
             after=self._after,
         )
@@ -174,6 +175,9 @@ class SimulatedStage:
         self.weights.step = report.update.version.step
         await asyncio.sleep(self._publish_seconds)
         return Published(report.update.version, 0.0, ())
+
+    async def _inspect(self, report: StepReport) -> None:
+        """Whatever the learner says, the run goes on."""
 
     async def _after(self, step: int) -> None:
         """Every group that was admitted is settled once, or outstanding, in any state."""
