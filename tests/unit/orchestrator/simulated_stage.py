@@ -169,6 +169,9 @@ class SimulatedStage:
     def entries(self) -> list[Entry]:
         return read_ledger(self._ledger_file)
 
+    async def _inspect(self, report: StepReport) -> None:
+        """Engines and learner agree here: their log-probs are not simulated."""
+
     async def _publish(self, report: StepReport) -> Published:
         """Engines take the new weights some time before the publish is done."""
         await asyncio.sleep(self._publish_seconds)
