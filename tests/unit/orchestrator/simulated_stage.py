@@ -179,9 +179,6 @@ class SimulatedStage:
         await asyncio.sleep(self._publish_seconds)
         return Published(report.update.version, 0.0, ())
 
-    async def _inspect(self, report: StepReport) -> None:
-        """Whatever the learner says, the run goes on."""
-
     async def _after(self, step: int) -> None:
         """Every group that was admitted is settled once, or outstanding, in any state."""
         state = self.loop.feed_state(step)
