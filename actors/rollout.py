@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from manta.actors.engines.protocol import EngineDied
 from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import ModelSpec
@@ -13,7 +16,10 @@ from manta.envs.records import Float32, GenerateRequest, Int32, WeightVersion
 
 
 class RolloutWorker:
-    """Methods as in `manta.actors.engines.protocol.Engine`; completions travel packed."""
+    """Methods as in `manta.actors.engines.protocol.Engine`; completions travel packed.
+
+    A worker whose engine died ends its process: that is how Ray tells everybody who waits.
+    """
 
     def __init__(
         self,
@@ -28,16 +34,28 @@ class RolloutWorker:
         )
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> PackedCompletions:
-        return pack_completions(await self._engine.generate(requests))
+        with _ending_with_the_engine():
+            return pack_completions(await self._engine.generate(requests))
 
     async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
-        return await self._engine.logprobs(rows)
+        with _ending_with_the_engine():
+            return await self._engine.logprobs(rows)
 
     async def pause(self) -> None:
-        await self._engine.pause()
+        with _ending_with_the_engine():
+            await self._engine.pause()
 
     async def load(self, weights: Weights) -> Receipt:
-        return await self._engine.load(weights)
+        with _ending_with_the_engine():
+            return await self._engine.load(weights)
 
     async def resume(self) -> None:
         await self._engine.resume()
+
+
+@contextmanager
+def _ending_with_the_engine() -> Iterator[None]:
+    try:
+        yield
+    except EngineDied:
+        os._exit(1)

@@ -31,9 +31,10 @@ from manta.envs.records import Float32, GroupId, Int32, WeightVersion
 T = TypeVar("T")
 
 
-def start(kind: type[T], cpus: float, *arguments: object) -> ActorHandle[T]:
+def start(kind: type[T], cpus: float, *arguments: object, gpus: float = 0) -> ActorHandle[T]:
     """A new actor of `kind`; its constructor runs on the worker and is not waited for."""
-    return cast("ActorHandle[T]", ray.remote(kind).options(num_cpus=cpus).remote(*arguments))
+    options = ray.remote(kind).options(num_cpus=cpus, num_gpus=gpus)
+    return cast("ActorHandle[T]", options.remote(*arguments))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class RolloutPool:
                 model.vocab_size,
                 model.seed,
                 deterministic,
+                gpus=settings.devices,
             )
             for i in range(settings.workers)
         }

@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from manta.actors.weights import Receipt, Weights
+from manta.envs.failures import WorldBroke
 from manta.envs.records import Completion, Float32, GenerateRequest, Int32
+
+
+class EngineDied(WorldBroke):
+    """What computes for the engine is gone for good; whoever owns the engine ends with it."""
 
 
 class Engine(Protocol):

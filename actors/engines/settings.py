@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+from manta.envs.records import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,17 +19,41 @@ class SimulatedSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """What only vLLM is told.
+
+    `kv_cache_gib` is the memory for keys and values of each device, in GiB; without it a CPU worker
+    takes what `max_rows` whole contexts need, at most `manta.actors.engines.kv_memory.CPU_BYTES`,
+    and a GPU what `gpu_memory_utilization` of its memory leaves. `tensor_parallel` splits every
+    layer over that many devices (or CPU processes), `data_parallel` runs that many copies behind
+    one worker. `options` are further arguments of vLLM's `EngineArgs`, by their names there.
+    """
+
+    kv_cache_gib: float | None = None
+    gpu_memory_utilization: float = 0.9
+    tensor_parallel: int = 1
+    data_parallel: int = 1
+    prefix_caching: bool = True
+    options: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """`rollout:` in a run file: the engine named `policy`.
 
     `max_rows` bounds the samples decoded side by side in one engine; `threads` are torch threads
-    of each worker (0: all cores that it may use). With `ignore_eos` the end token ends nothing:
-    every sample has exactly its budget of tokens.
+    of each worker (0: all cores that it may use), `devices` its GPUs (0: it runs on the CPU). With
+    `ignore_eos` the end token ends nothing: every sample has exactly its budget of tokens.
+
+    `kv_on_publish` says what becomes of the cached keys and values of running samples when weights
+    change: with `recompute` they are made anew, so that every token's log-prob is that of the
+    weights it carries; with `keep` they stay, which is cheaper and no longer exact.
     """
 
-    engine: Literal["embedded", "simulated"] = "embedded"
+    engine: Literal["embedded", "vllm", "simulated"] = "embedded"
     workers: int = 1
     threads: int = 0
+    devices: int = 0
     max_rows: int = 256
     max_new_tokens: int = 128
     temperature: float = 1.0
@@ -34,4 +61,6 @@ class EngineSettings:
     top_k: int = 0
     max_staleness: int = 0
     ignore_eos: bool = False
+    kv_on_publish: Literal["recompute", "keep"] = "recompute"
+    vllm: VllmSettings = field(default_factory=VllmSettings)
     simulated: SimulatedSettings = field(default_factory=SimulatedSettings)
