@@ -19,6 +19,7 @@ from manta.envs.registry import build
 from manta.envs.rewards.formula import Formula
 from manta.orchestrator import survey
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
+from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.strict import nearest
 from manta.orchestrator.survey import Survey
 from manta.orchestrator.vllm_check import vllm_problems
@@ -43,7 +44,8 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
     if not any(told.startswith("model.") for told in problems):
         seen = surveyed or survey.look(run_file)
         problems += [*seen.problems, *_model_folder(run_file, seen.vocab_size)]
-        problems += vllm_problems(run_file, seen.vocab_size)
+        installed = installed_vllm() if run_file.rollout.engine == "vllm" else None
+        problems += vllm_problems(run_file, seen.vocab_size, installed)
     return problems
 
 

