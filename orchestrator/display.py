@@ -115,16 +115,9 @@ class Display:
         return text
 
     def _parts(self, state: DisplayState) -> Iterator[tuple[str, str]]:
-        share = min(state.stage_step / state.stage_steps, 1.0) if state.stage_steps else 0.0
-        filled = round(_BAR_WIDTH * share)
-        yield f"{state.stage} ", "bold"
-        yield f"{state.stage_step}/{state.stage_steps} ", ""
-        yield self._bar * filled, "green"
-        yield self._bar * (_BAR_WIDTH - filled), "bright_black"
-        yield f" {share:.0%}", ""
-        if self._seconds_per_step is not None:
-            left = self._seconds_per_step * max(0, state.stage_steps - state.stage_step)
-            yield f", {duration(left)} left", ""
+        yield state.stage, "bold"
+        if state.stage_steps:
+            yield from self._bar_parts(state)
         yield f"\nrun step {state.step}/{self._total_steps}, {duration(state.seconds)}\n", _FAINT
         for name, value in _figures(state):
             yield f"{name} ", _FAINT
@@ -138,6 +131,18 @@ class Display:
             yield f"waiting for {state.waiting_for}, {duration(waited)}", "yellow"
         for event in self._events:
             yield f"\n{event}", _FAINT
+
+    def _bar_parts(self, state: DisplayState) -> Iterator[tuple[str, str]]:
+        """How far the stage is, and how long it will take."""
+        share = min(state.stage_step / state.stage_steps, 1.0)
+        filled = round(_BAR_WIDTH * share)
+        yield f" {state.stage_step}/{state.stage_steps} ", ""
+        yield self._bar * filled, "green"
+        yield self._bar * (_BAR_WIDTH - filled), "bright_black"
+        yield f" {share:.0%}", ""
+        if self._seconds_per_step is not None:
+            left = self._seconds_per_step * max(0, state.stage_steps - state.stage_step)
+            yield f", {duration(left)} left", ""
 
     def _pace(self) -> float | None:
         """Seconds per step over the stage's last steps; None before there are two."""

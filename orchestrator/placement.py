@@ -19,8 +19,6 @@ from manta.orchestrator.batch_plan import role_needs
 from manta.orchestrator.config import RunFile
 
 _LOCAL_DEFAULTS = {
-    # Strangers on this machine cannot command the run's workers; said here, Ray does not print it.
-    "RAY_AUTH_MODE": "token",
     # Nothing is reported to anybody.
     "RAY_USAGE_STATS_ENABLED": "0",
     # No workers ahead of need: they would import everything on a machine that is busy starting.
@@ -61,13 +59,14 @@ def connect(working_dir: str) -> Cluster:
     working directory has them. A local Ray has as many CPUs as this process may use.
     """
     address = os.environ.get("RAY_ADDRESS", "")
+    # What Ray would advise on the terminal (its token, its defaults) is settled here.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     with _without_secrets(), nullcontext() if address else _workers_of_a_local_ray(working_dir):
         ray.init(
             address or "local",
             num_cpus=None if address else available_cores(),
             include_dashboard=None if address else False,
             log_to_driver=False,
-            logging_level=logging.ERROR,
             configure_logging=False,
         )
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]

@@ -156,14 +156,24 @@ class Recorder:
             dict(ledger),
         )
         summary = summarise_run(self._directory, lines, driver, state, error=error)
-        write_summary(self._directory, summary)
-        if lines:
-            draw_learning_curve(lines, self._directory.picture, self._run_file.run.name)
+        with self._told_if_unwritten("the summary"):
+            write_summary(self._directory, summary)
+        with self._told_if_unwritten("the learning curve"):
+            if lines:
+                draw_learning_curve(lines, self._directory.picture, self._run_file.run.name)
         if self._tracker is not None:
             self._tracker.finish(summary)
         self._metrics.close()
         self._clock.close()
         return summary
+
+    @contextmanager
+    def _told_if_unwritten(self, what: str) -> Iterator[None]:
+        """A full disk must not hide how the run ended."""
+        try:
+            yield
+        except OSError as error:
+            self.event_text(f"{what} could not be written: {error}")
 
     def print_summary(self, summary: Summary) -> None:
         """The closing table; after the live display has ended."""

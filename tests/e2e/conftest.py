@@ -39,7 +39,8 @@ def wait_until_it_answers(url: str) -> None:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runs.Environment]:
     """The environment in which commands reach a running head, on localhost."""
-    gcs, jobs = free_port(), free_port()
+    # Each port its own: another Ray on this machine may have taken the usual ones.
+    gcs, jobs, agent = free_port(), free_port(), free_port()
     # A short path: Ray's sockets lie below it.
     session = Path("/tmp") / f"manta-{os.getpid()}"
     environment = {
@@ -51,6 +52,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runs.Environme
     command = [
         "ray", "start", "--head", "--block", "--num-cpus=4", "--node-ip-address=127.0.0.1",
         f"--port={gcs}", f"--dashboard-port={jobs}", f"--temp-dir={session}",
+        f"--dashboard-agent-listen-port={agent}",
         "--disable-usage-stats",
     ]  # fmt: skip
     with (tmp_path_factory.mktemp("head") / "head.log").open("w") as log:

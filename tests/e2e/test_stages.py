@@ -34,8 +34,7 @@ stages:
      trajectories: stage:sample, steps: 2, prompts_per_step: 8}
   - {name: imitate, algorithm: sft, trajectories: stage:write, steps: 20, prompts_per_step: 16,
      learning_rate: 3e-3}
-rollout: {max_new_tokens: 4, threads: 1}
-learner: {threads: 1}
+rollout: {max_new_tokens: 4}
 environment: {groups_per_call: 8}
 """
 
@@ -80,8 +79,6 @@ SMALL = (
     "model.build.width=32",
     "model.build.heads=2",
     "model.build.mlp_width=64",
-    "rollout.threads=1",
-    "learner.threads=1",
     "rollout.max_new_tokens=24",
     "env.eval_size=32",
     "evaluate.prompts=16",
