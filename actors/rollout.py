@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from manta.actors.engines.protocol import EngineDied
+from manta.actors.engines.protocol import EngineDied, OwnsProcesses
 from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import ModelSpec
@@ -51,6 +51,10 @@ class RolloutWorker:
 
     async def resume(self) -> None:
         await self._engine.resume()
+
+    async def close(self) -> None:
+        if isinstance(self._engine, OwnsProcesses):
+            await self._engine.end_processes()
 
 
 @contextmanager

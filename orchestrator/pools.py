@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -29,6 +30,8 @@ from manta.envs.packing import Block
 from manta.envs.records import Float32, GroupId, Int32, WeightVersion
 
 T = TypeVar("T")
+
+CLOSE_SECONDS = 10.0
 
 
 def start(kind: type[T], cpus: float, *arguments: object, gpus: float = 0) -> ActorHandle[T]:
@@ -96,6 +99,14 @@ class RolloutPool:
         made again elsewhere, instead of waiting for a resume that never comes."""
         await self.router.retire.remote(name)
         ray.kill(self._engines.pop(name))
+
+    async def close(self) -> None:
+        """Ends what engines started beside their workers; one that is gone, or does not answer, is
+        left to Ray."""
+        calls = [engine.close.remote() for engine in self._engines.values()]
+        with suppress(TimeoutError):
+            ended = asyncio.gather(*calls, return_exceptions=True)
+            await asyncio.wait_for(ended, CLOSE_SECONDS)
 
     async def loads(self) -> Mapping[str, int]:
         return await self.router.loads.remote()

@@ -93,8 +93,14 @@ class _Driver:
         with recorder.phase("start_up"):
             order = self._order()
             crew = build(self._run_file, self._directory.root, order, self._waits)
-            run = self._context(crew, recorder, ledger)
-            self._watch_signals(run.should_stop, recorder)
+        try:
+            return await self._stages(self._context(crew, recorder, ledger), order)
+        finally:
+            await crew.rollout.close()
+
+    async def _stages(self, run: RunContext, order: StartOrder) -> State:
+        with run.recorder.phase("start_up"):
+            self._watch_signals(run.should_stop, run.recorder)
             await self._start(run, order)
         left, feed = self._resume(run)
         for stage in left:
@@ -104,9 +110,9 @@ class _Driver:
             feed = None
             if run.should_stop.is_set():
                 return "stopped"
-        if crew.learner is not None:
-            await crew.client.stop(None)
-            await crew.learner.ended()
+        if run.crew.learner is not None:
+            await run.crew.client.stop(None)
+            await run.crew.learner.ended()
         return "finished"
 
     def _order(self) -> StartOrder:

@@ -38,7 +38,7 @@ async def vllm_over(
     settings = EngineSettings(engine="vllm", threads=1, devices=devices(), max_rows=8)
     llm = start(settings, MODEL, served)
     yield lambda keeps_kv: VllmEngine(llm, served, CONTEXT, WeightVersion(0, 0), keeps_kv)
-    llm.shutdown()
+    await VllmEngine(llm, served, CONTEXT, WeightVersion(0, 0), False).end_processes()
     gc.collect()  # while the interpreter is whole: vLLM's destructor needs it
 
 

@@ -6,7 +6,7 @@ One contract test (`tests/contract/test_engine.py`) holds every engine to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from manta.actors.weights import Receipt, Weights
 from manta.envs.failures import WorldBroke
@@ -43,3 +43,12 @@ class Engine(Protocol):
         ...
 
     async def resume(self) -> None: ...
+
+
+@runtime_checkable
+class OwnsProcesses(Protocol):
+    """An engine that computes in processes of its own."""
+
+    async def end_processes(self) -> None:
+        """Ends them; requests under way fail. Killed without it, they leave shared memory."""
+        ...

@@ -7,6 +7,7 @@ numbers are viewed in it, nothing is unpickled.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,9 @@ class WeightsInWorker:
 
     reload_weights: Callable[..., None]
     model_runner: GPUModelRunner
+
+    def manta_process(self) -> int:
+        return os.getpid()
 
     def manta_hash(self, path: str, index: Index) -> str:
         """SHA-256 over the bytes in the file, as this process reads them."""
