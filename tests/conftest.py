@@ -36,9 +36,9 @@ async def vllm_over(
     folder: Path = tmp_path_factory.mktemp("model")
     served = served_model(MODEL, VOCAB, 0, folder)
     settings = EngineSettings(engine="vllm", threads=1, devices=devices(), max_rows=8)
-    llm = start(settings, MODEL, served)
-    yield lambda keeps_kv: VllmEngine(llm, served, CONTEXT, WeightVersion(0, 0), keeps_kv)
-    await VllmEngine(llm, served, CONTEXT, WeightVersion(0, 0), False).end_processes()
+    held = [start(settings, MODEL, served)]
+    yield lambda keeps_kv: VllmEngine(held[0], served, CONTEXT, WeightVersion(0, 0), keeps_kv)
+    await VllmEngine(held.pop(), served, CONTEXT, WeightVersion(0, 0), False).end_processes()
     gc.collect()  # while the interpreter is whole: vLLM's destructor needs it
 
 

@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import signal
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -40,6 +38,7 @@ from manta.actors.engines.limits import check_request, check_row
 from manta.actors.engines.protocol import EngineDied
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.engines.vllm_folder import ServedModel, served_model
+from manta.actors.engines.vllm_processes import Processes
 from manta.actors.engines.vllm_sample import (
     VllmSample,
     scores_of,
@@ -141,12 +140,13 @@ class VllmEngine:
         return Receipt(weights.version, found)
 
     async def end_processes(self) -> None:
-        """Ends vLLM's processes; requests under way fail. Asked to end by themselves, they take
-        five seconds; what a killed one leaves behind, its resource tracker takes away."""
+        """Ends vLLM's processes at once; requests under way fail."""
+        found: list[list[int]] = []
         with suppress(EngineDeadError):
-            for process in await on_every_worker(self._llm, "manta_process"):
-                os.kill(cast(int, process), signal.SIGKILL)
+            found = cast(list[list[int]], await on_every_worker(self._llm, "manta_processes"))
+        processes = Processes(each for pair in found for each in pair)
         self._llm.shutdown(timeout=0)
+        processes.kill()
 
     async def _run(self, sample: VllmSample) -> Completion:
         salt = None

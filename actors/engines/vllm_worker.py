@@ -31,8 +31,9 @@ class WeightsInWorker:
     reload_weights: Callable[..., None]
     model_runner: GPUModelRunner
 
-    def manta_process(self) -> int:
-        return os.getpid()
+    def manta_processes(self) -> tuple[int, int]:
+        """This one and its parent, the engine core."""
+        return os.getpid(), os.getppid()
 
     def manta_hash(self, path: str, index: Index) -> str:
         """SHA-256 over the bytes in the file, as this process reads them."""
