@@ -18,12 +18,13 @@ Result = TypeVar("Result")
 @dataclass(slots=True)
 class _Batch(Generic[Item, Result]):
     items: list[Item] = field(default_factory=list)
+    waiting: int = 0
     sending: asyncio.Task[Sequence[Result]] | None = None
 
 
 class Coalescer(Generic[Item, Result]):
     """`call` takes the items of a turn and returns one result each, in order. Its error reaches
-    everyone whose item it carried."""
+    everyone whose item it carried; it is cancelled once all of them have given up."""
 
     def __init__(self, call: Callable[[list[Item]], Awaitable[Sequence[Result]]]) -> None:
         self._call = call
@@ -35,10 +36,21 @@ class Coalescer(Generic[Item, Result]):
         batch.items.append(item)
         if batch.sending is None:
             batch.sending = asyncio.create_task(self._send(batch))
-        results = await asyncio.shield(batch.sending)
+        batch.waiting += 1
+        try:
+            results = await asyncio.shield(batch.sending)
+        finally:
+            batch.waiting -= 1
+            if batch.waiting == 0:
+                self._close(batch)
+                batch.sending.cancel()
         return results[place]
 
     async def _send(self, batch: _Batch[Item, Result]) -> Sequence[Result]:
         await asyncio.sleep(0)
-        self._open = _Batch()
+        self._close(batch)
         return await self._call(batch.items)
+
+    def _close(self, batch: _Batch[Item, Result]) -> None:
+        if self._open is batch:
+            self._open = _Batch()

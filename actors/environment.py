@@ -17,11 +17,15 @@ import numpy as np
 import ray
 
 from manta.actors.coalesce import Coalescer
+from manta.actors.dispatch import Dispatch, DispatchSettings
 from manta.actors.lanes import Admission, BlockSummary, Broken, Lane
+from manta.actors.leases import Ask
 from manta.actors.production import GoldRows, Production, build_production, unscored
+from manta.actors.router_client import RemoteRouter
+from manta.actors.router_figures import EngineLife
 from manta.envs.failures import WorldBroke
 from manta.envs.group import Scoring
-from manta.envs.packing import Block, PackedCompletions, pack
+from manta.envs.packing import Block, pack
 from manta.envs.records import (
     Completion,
     GenerateRequest,
@@ -51,13 +55,17 @@ _COMPLETE: ContextVar[Coalescer[GenerateRequest, list[Completion]]] = ContextVar
 class EnvironmentWorker:
     def __init__(
         self,
+        name: str,
         tokenizer: str,
         router: ActorHandle[Router],
+        dispatch: DispatchSettings,
         rewards: Sequence[ActorHandle[RewardWorker]],
         references: Sequence[ActorHandle[ReferenceWorker]],
     ) -> None:
+        """`name` is what the router knows this worker by."""
         self._tokenizer = tokenizer
-        self._router = router
+        self._router = RemoteRouter(router)
+        self._dispatch = Dispatch(self._router, name, dispatch)
         self._rewards = itertools.cycle(rewards)
         self._references = itertools.cycle(references)
         self._lanes: dict[str, Production] = {}
@@ -92,12 +100,18 @@ class EnvironmentWorker:
     ) -> tuple[Block, BlockSummary]:
         """Makes the groups of `admissions` side by side."""
         production = self._lanes[lane]
-        _COMPLETE.set(Coalescer(self._complete))
+        oldest = min(admission.id for admission in admissions)
+        _COMPLETE.set(self._completions((self._opened[lane].priority, *oldest[:2])))
 
         async def run(admission: Admission) -> ScoredGroup | Broken:
             try:
                 return await production.make(admission)
-            except (WorldBroke, ray.exceptions.RayActorError) as error:
+            # A call that this group shared with a cancelled one ends with that one.
+            except (
+                WorldBroke,
+                ray.exceptions.RayActorError,
+                ray.exceptions.TaskCancelledError,
+            ) as error:
                 return Broken(admission.id, f"{type(error).__name__}: {error}")
 
         results = await asyncio.gather(*(run(admission) for admission in admissions))
@@ -113,11 +127,14 @@ class EnvironmentWorker:
         if gold is None:
             gold = self._gold[lane] = GoldRows(self._opened[lane], self._tokenizer)
         rows = [gold.row(index) for index in indices]
-        lease, engine = await self._router.acquire.remote(sum(len(ids) for ids, _ in rows))
+        tokens = sum(len(ids) for ids, _ in rows)
+        rank = (self._opened[lane].priority,)
+        ask = Ask(self._dispatch.ticket(), rank, rows=0, tokens=tokens)
         try:
-            logprobs = await engine.logprobs.remote([ids for ids, _ in rows])
+            _, engine = await self._router.acquire(ask)
+            logprobs = await engine.logprobs([ids for ids, _ in rows])
         finally:
-            self._router.release.remote(lease)
+            self._router.release(ask.ticket, 0)
         return [
             float(values[mask].mean()) for values, (_, mask) in zip(logprobs, rows, strict=True)
         ]
@@ -131,18 +148,10 @@ class EnvironmentWorker:
         complete = _COMPLETE.get()
         return list(await asyncio.gather(*(complete(request) for request in requests)))
 
-    async def _complete(self, requests: list[GenerateRequest]) -> list[list[Completion]]:
-        """One call to an engine for the requests that a block made together."""
-        tokens = sum(len(r.prefix) + sum(r.budgets) for r in requests)
-        lease, engine = await self._router.acquire.remote(tokens)
-        try:
-            packed: PackedCompletions = await engine.generate.remote(requests)
-        except ray.exceptions.ActorDiedError:
-            self._router.lose.remote(lease)
-            raise
-        finally:
-            self._router.release.remote(lease)
-        return packed.unpack()
+    def _completions(self, rank: tuple[int, ...]) -> Coalescer[GenerateRequest, list[Completion]]:
+        """The engine calls of one block, whose sessions it knows."""
+        homes: dict[str, EngineLife] = {}
+        return Coalescer(lambda requests: self._dispatch.generate(requests, rank, homes))
 
     async def _score_reference(
         self, groups: list[Sequence[Trajectory]]

@@ -48,6 +48,11 @@ class Lane:
     trajectories: str | None = None
 
     @property
+    def priority(self) -> int:
+        """Before engines, the lower one goes first: a run stands still while it evaluates."""
+        return 0 if self.split == "eval" else 1
+
+    @property
     def purpose(self) -> str:
         return f"{self.name}/{self.split}"
 

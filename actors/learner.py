@@ -25,13 +25,17 @@ from manta.envs.records import Int32, Update, WeightVersion
 
 @dataclass(frozen=True, slots=True)
 class LearnerStage:
-    """How a stage trains: the same for all of its steps."""
+    """How a stage trains: the same for all of its steps.
+
+    `own_samples`: the engines of this run sampled what it trains on, under versions of its weights.
+    """
 
     algorithm: AlgorithmSettings
     temperature: float
     updates_per_step: int
     epochs_per_step: int
     write_trajectories: bool
+    own_samples: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +67,11 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(job.deterministic)
     order: StartOrder = ray.get(job.mailbox.enlist.remote(world_size))  # type: ignore[assignment]
-    rank = Rank(job, rank_index, world_size)
+    start = WeightVersion(order.step, order.incarnation)
+    rank = Rank(job, rank_index, world_size, start)
     backend = rank.enter(order.stage)
     if order.restore_from is not None:
         backend.load(Path(order.restore_from))
-    start = WeightVersion(order.step, order.incarnation)
     report = StepReport(Update(start, {}, rank.publish(start)), rank.probe(), {})
     ray.get(job.mailbox.report.remote(order.step, rank_index, report))
     step = order.step

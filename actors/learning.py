@@ -20,14 +20,12 @@ from manta.actors.rows import Row
 from manta.actors.sharding import IntArray, kept_rows, mini_batches, shard
 from manta.actors.step_tokens import StepTokens
 from manta.algorithms.aggregate import Denominators, denominators, row_weight
+from manta.algorithms.mismatch import MismatchTally
 from manta.algorithms.objective import Objective
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.token_stage import AllReduce
 from manta.algorithms.tokens import LossTerms
 from manta.envs.records import StepPlan
-
-FIRST_UPDATE_ONLY = "logprob_gap_max"
-"""Says how far engine and learner disagree, so it is read before the policy moved."""
 
 
 class Learner:
@@ -74,9 +72,11 @@ class Learner:
 
         `rows` holds (at least) this rank's, see `rows_needed`. A mini-batch in which nothing trains
         is left out on every rank. Returns, equal on all ranks: means over the applied updates of
-        the objective's sums, `loss` and `grad_norm`; maxima over updates of names in `_max`, but
-        `logprob_gap_max` of the first update only; the counts `tokens` and `rows` (kept rows and
-        their trained tokens), `updates` (applied) and `skipped_updates` (not finite).
+        the objective's sums, `loss` and `grad_norm`; maxima over updates of names in `_max`; the
+        counts `tokens` and `rows` (kept rows and their trained tokens), `updates` (applied) and
+        `skipped_updates` (not finite); and how far engine and learner disagree before the policy
+        moves (`manta.algorithms.mismatch`): over the tokens of the step where a pass has recomputed
+        their log-probs, else over those of the first update.
 
         Raises ValueError where `rows` lacks one of this rank's rows, or a row lacks log-probs that
         the algorithm needs.
@@ -85,18 +85,20 @@ class Learner:
         tokens = self._step_tokens(
             plan, [row for share in shares for row in share], epochs, updates
         )
-        wholes = mini_batches(plan, updates)
-        reports = [
-            self._update(tokens, share, _denominators(plan, whole), learning_rate)
-            for _ in range(epochs)
-            for share, whole in zip(shares, wholes, strict=True)
-            if plan.num_tokens_N[whole].any()
-        ]
+        tally = MismatchTally(self._algorithm.off_policy)
+        is_whole = tokens.tally(tally)
+        reports: list[dict[str, float]] = []
+        for share, whole in list(zip(shares, mini_batches(plan, updates), strict=True)) * epochs:
+            if plan.num_tokens_N[whole].any():
+                first = None if is_whole or reports else tally
+                update = _denominators(plan, whole)
+                reports.append(self._update(tokens, share, update, learning_rate, first))
         kept = kept_rows(plan)
         return {
             **_over_updates(reports),
             "tokens": float(plan.num_tokens_N[kept].sum()),
             "rows": float(len(kept)),
+            **tally.figures(self._all_reduce, self._rank, self._world_size),
         }
 
     def _shares(self, plan: StepPlan, rows: Mapping[int, Row], updates: int) -> list[list[Row]]:
@@ -130,12 +132,18 @@ class Learner:
         rows: Sequence[Row],
         update: Denominators,
         learning_rate: float,
+        tally: MismatchTally | None,
     ) -> dict[str, float]:
+        """One update; `tally` counts its tokens, under the policy before it."""
+        recompute = self._algorithm.proximal == "learner"
+
         def loss(batch: Sequence[Row], stats: Mapping[str, Tensor]) -> LossTerms:
-            recompute = self._algorithm.proximal == "learner"
             on_cpu = {name: values.cpu() for name, values in stats.items()}
-            current_T = on_cpu["logprob"].detach() if recompute else None
-            return self._objective.loss(tokens.batch(batch, update, current_T), on_cpu)
+            current_T = on_cpu["logprob"].detach()
+            of_tokens = tokens.batch(batch, update, current_T if recompute else None)
+            if tally is not None:
+                tally.add(of_tokens, current_T)
+            return self._objective.loss(of_tokens, on_cpu)
 
         return self._backend.update(
             micro_batches(rows, self._tokens_per_micro_batch),
@@ -157,7 +165,5 @@ def _over_updates(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for name in {name: None for report in applied for name in report}:
         values = [report[name] for report in applied if name in report]
         means[name] = max(values) if name.endswith("_max") else math.fsum(values) / len(values)
-    if reports and FIRST_UPDATE_ONLY in reports[0]:
-        means[FIRST_UPDATE_ONLY] = reports[0][FIRST_UPDATE_ONLY]
     counts = {"updates": len(applied), "skipped_updates": len(reports) - len(applied)}
     return {**means, **{name: float(count) for name, count in counts.items()}}

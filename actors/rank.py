@@ -29,8 +29,10 @@ from manta.envs.records import Float32, GroupId, ScoredGroup, Update, WeightVers
 class Rank:
     """One rank's state between steps."""
 
-    def __init__(self, job: LearnerJob, rank: int, world_size: int) -> None:
+    def __init__(self, job: LearnerJob, rank: int, world_size: int, held: WeightVersion) -> None:
+        """`held` names the weights that the rank starts from."""
         self._job, self._rank, self._world_size = job, rank, world_size
+        self._held = held
         self._files = RankFiles(Path(job.run_dir), rank)
         self._model = build_model(job.model, job.vocab_size, job.seed)
         self._stage = ""
@@ -88,12 +90,13 @@ class Rank:
         if stage.write_trajectories:
             writing = self._files.write_trajectories(work.plan.step, list(groups.values()))
         pulled = time.perf_counter()
-        rows = {row.index: row for row in rows_of(work.plan, groups, indices)}
+        held = self._held if stage.own_samples else None
+        rows = {row.index: row for row in rows_of(work.plan, groups, indices, held)}
         metrics = self._learner.step(
             work.plan, rows, stage.epochs_per_step, stage.updates_per_step, work.learning_rate
         )
         stepped = time.perf_counter()
-        version = WeightVersion(work.plan.step, incarnation)
+        self._held = version = WeightVersion(work.plan.step, incarnation)
         weights_hash = self.publish(version) if work.hand_over else ""
         self.save(work.save_to)
         probe = self.probe() if work.hand_over else ()

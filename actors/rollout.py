@@ -6,19 +6,21 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from manta.actors.engine_calls import EngineCalls
+from manta.actors.engines.occupancy import Occupancy, RowSeconds
 from manta.actors.engines.protocol import EngineDied, OwnsProcesses
 from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
+from manta.actors.leases import Ticket
 from manta.actors.models.spec import ModelSpec
 from manta.actors.weights import Receipt, Weights
-from manta.envs.packing import PackedCompletions, pack_completions
+from manta.envs.packing import PackedCompletions
 from manta.envs.records import Float32, GenerateRequest, Int32, WeightVersion
 
 
 class RolloutWorker:
-    """Methods as in `manta.actors.engines.protocol.Engine`; completions travel packed.
-
-    A worker whose engine died ends its process: that is how Ray tells everybody who waits.
+    """Methods as in `manta.actors.engines.protocol.Engine` and `EngineCalls`; completions travel
+    packed. A worker whose engine died ends its process: that is how Ray tells everybody who waits.
     """
 
     def __init__(
@@ -29,21 +31,41 @@ class RolloutWorker:
         seed: int,
         deterministic: bool,
     ) -> None:
+        self._occupancy = Occupancy(settings.max_rows)
         self._engine = build_engine(
-            settings, model, vocab_size, seed, deterministic, WeightVersion(0, 0)
+            settings,
+            model,
+            vocab_size,
+            seed,
+            deterministic,
+            WeightVersion(0, 0),
+            self._occupancy,
         )
+        self._calls = EngineCalls(self._engine)
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> PackedCompletions:
+    async def generate(
+        self, ticket: Ticket, requests: Sequence[GenerateRequest]
+    ) -> PackedCompletions:
         with _ending_with_the_engine():
-            return pack_completions(await self._engine.generate(requests))
+            return await self._calls.generate(ticket, requests)
+
+    async def progress(
+        self, ticket: Ticket, known: Sequence[Sequence[int]]
+    ) -> PackedCompletions | None:
+        return await self._calls.progress(ticket, known)
+
+    async def abandon(self, tickets: Sequence[Ticket]) -> None:
+        self._calls.abandon(tickets)
 
     async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
         with _ending_with_the_engine():
             return await self._engine.logprobs(rows)
 
-    async def pause(self) -> None:
+    async def pause(self) -> RowSeconds:
+        """Pauses the engine; how busy its rows were since the last time."""
         with _ending_with_the_engine():
             await self._engine.pause()
+        return self._occupancy.take()
 
     async def load(self, weights: Weights) -> Receipt:
         with _ending_with_the_engine():

@@ -1,15 +1,15 @@
-"""The router: which engine takes a request. Leases carry the engine's generation number.
-
-The plain object `Leases` decides (least outstanding tokens); the shell makes it an actor. Engines
-that are not in service get nothing: requests wait until one is.
-"""
+"""The router: a Ray shell over `Leases`, which decides. It wakes who has got an engine."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import defaultdict
 from typing import TYPE_CHECKING
+
+from manta.actors.engine_state import Word
+from manta.actors.leases import Ask, Lease, Leases, Ticket
+from manta.actors.router_figures import RouterFigures
+from manta.actors.row_limit import AdaptiveLimit, FixedLimit, RowLimit
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -17,83 +17,86 @@ if TYPE_CHECKING:
     from manta.actors.rollout import RolloutWorker
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """`tokens` of work on `engine` in its `generation`-th life."""
-
-    engine: str
-    generation: int
-    tokens: int
-
-
-class Leases:
-    """Outstanding tokens by engine. A lease from an earlier generation counts for nothing."""
-
-    def __init__(self) -> None:
-        self._outstanding: dict[str, int] = {}
-        self._generations: dict[str, int] = {}
-
-    def register(self, engine: str) -> None:
-        """Takes `engine` into service; a name that returns starts a new generation."""
-        self._generations[engine] = self._generations.get(engine, -1) + 1
-        self._outstanding[engine] = 0
-
-    def retire(self, engine: str) -> None:
-        self._outstanding.pop(engine, None)
-
-    def lose(self, lease: Lease) -> None:
-        """The engine died under `lease`; one that has come back under its name stays in service."""
-        if self._generations[lease.engine] == lease.generation:
-            self.retire(lease.engine)
-
-    def acquire(self, tokens: int) -> Lease | None:
-        """The engine with the fewest outstanding tokens; None where none is in service."""
-        if not self._outstanding:
-            return None
-        engine = min(self._outstanding, key=lambda name: (self._outstanding[name], name))
-        self._outstanding[engine] += tokens
-        return Lease(engine, self._generations[engine], tokens)
-
-    def release(self, lease: Lease) -> None:
-        if self._generations[lease.engine] == lease.generation and (
-            lease.engine in self._outstanding
-        ):
-            self._outstanding[lease.engine] -= lease.tokens
-
-    def loads(self) -> Mapping[str, int]:
-        return dict(self._outstanding)
-
-
 class Router:
-    """The shell of `Leases`; hands out the engine's handle with the lease."""
+    """`most_rows`: how many rows an engine may hold, `max_rows` of which it decodes side by side.
+    With `is_adaptive` the limit follows the engine's speed, up to `most_rows`."""
 
-    def __init__(self) -> None:
-        self._leases = Leases()
+    def __init__(self, max_rows: int, most_rows: int, is_adaptive: bool = False) -> None:
+        def new_limit() -> RowLimit:
+            if is_adaptive:
+                return AdaptiveLimit(most_rows, max(1, max_rows // 2))
+            return FixedLimit(most_rows)
+
+        self._leases = Leases(new_limit)
         self._handles: dict[str, ActorHandle[RolloutWorker]] = {}
-        self._changed = asyncio.Condition()
+        self._waiters: dict[Ticket, asyncio.Future[Lease]] = {}
+        self._drains: dict[str, asyncio.Event] = {}
 
-    async def register(self, engine: str, handle: ActorHandle[RolloutWorker]) -> None:
-        async with self._changed:
-            self._handles[engine] = handle
-            self._leases.register(engine)
-            self._changed.notify_all()
+    async def join(self, engine: str, handle: ActorHandle[RolloutWorker]) -> None:
+        """A new engine, or a new life of one; it gets nothing until `serve`."""
+        self._handles[engine] = handle
+        self._leases.tell(engine, "join")
 
-    async def retire(self, engine: str) -> None:
-        self._leases.retire(engine)
+    async def tell(self, engine: str, word: Word) -> None:
+        """See `manta.actors.engine_state`."""
+        self._leases.tell(engine, word)
+        self._hand_out()
 
-    async def acquire(self, tokens: int) -> tuple[Lease, ActorHandle[RolloutWorker]]:
-        """The least loaded engine; waits until one is in service."""
-        async with self._changed:
-            while (lease := self._leases.acquire(tokens)) is None:
-                await self._changed.wait()
+    async def drain(self, engine: str) -> None:
+        """Gives the engine nothing more; returns once it has finished what it has."""
+        drained = self._drains.setdefault(engine, asyncio.Event())
+        await self.tell(engine, "drain")
+        await drained.wait()
+
+    async def acquire(self, ask: Ask) -> tuple[Lease, ActorHandle[RolloutWorker]]:
+        """An engine that serves; waits, behind those of lower rank, until one has room."""
+        waiter = self._waiters[ask.ticket] = asyncio.get_running_loop().create_future()
+        self._leases.ask(ask)
+        self._hand_out()
+        try:
+            lease = await waiter
+        except asyncio.CancelledError:
+            await self.release(ask.ticket)
+            raise
         return lease, self._handles[lease.engine]
 
-    async def lose(self, lease: Lease) -> None:
-        """Takes the engine out of service that died under `lease`: it gets no more requests."""
-        self._leases.lose(lease)
+    async def release(self, ticket: Ticket, generated: int = 0) -> None:
+        """The call is over, or its asker does not wait for an engine any more."""
+        self._leases.release(ticket, generated)
+        self._give_up(ticket)
+        self._hand_out()
 
-    async def release(self, lease: Lease) -> None:
-        self._leases.release(lease)
+    async def lose(self, ticket: Ticket) -> None:
+        """Takes the engine out of service that died under this call."""
+        self._leases.lose(ticket)
+        self._hand_out()
 
-    async def loads(self) -> Mapping[str, int]:
-        return self._leases.loads()
+    async def forget(self, holder: str) -> None:
+        """The worker `holder` died: nothing waits for its calls, and engines drop their rows."""
+        abandoned = defaultdict(list)
+        for lease in self._leases.forget(holder):
+            abandoned[lease.engine].append(lease.ticket)
+        for engine, tickets in abandoned.items():
+            self._handles[engine].abandon.remote(tickets)
+        for ticket in [ticket for ticket in self._waiters if ticket.holder == holder]:
+            self._give_up(ticket)
+        self._hand_out()
+
+    async def figures(self) -> RouterFigures:
+        return self._leases.figures()
+
+    def _hand_out(self) -> None:
+        while leases := self._leases.grant():
+            for lease in leases:
+                waiter = self._waiters.pop(lease.ticket)
+                if waiter.done():  # cancelled in this very turn of the loop
+                    self._leases.release(lease.ticket)
+                else:
+                    waiter.set_result(lease)
+        for engine in [name for name in self._drains if self._leases.state(name) == "gone"]:
+            self._drains.pop(engine).set()
+
+    def _give_up(self, ticket: Ticket) -> None:
+        waiter = self._waiters.pop(ticket, None)
+        if waiter is not None:
+            waiter.cancel()

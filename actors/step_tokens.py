@@ -14,10 +14,11 @@ from torch import Tensor
 from manta.actors.rows import Row
 from manta.algorithms.aggregate import Denominators
 from manta.algorithms.flatten import flatten
+from manta.algorithms.mismatch import MismatchTally
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.token_stage import AllReduce, token_stage
 from manta.algorithms.tokens import TokenBatch
-from manta.envs.records import Float32
+from manta.envs.records import Bool, Float32
 
 
 class StepTokens:
@@ -38,6 +39,7 @@ class StepTokens:
     ) -> None:
         self._settings = settings
         self._names = tuple(names)
+        self._rows = tuple(rows)
         starts = np.cumsum([0, *(row.num_tokens for row in rows)]).tolist()
         self._places = {
             row.index: slice(start, end)
@@ -45,6 +47,7 @@ class StepTokens:
         }
         self._behaviour_T = _flat([row.behaviour_logprobs for row in rows], rows)
         self._reference_T = _flat([row.reference_logprobs for row in rows], rows)
+        self._same_version_T = _flat([row.same_version for row in rows], rows, np.bool_)
         self._proximal_T = None if proximal_T is None else proximal_T.detach().cpu()
         batch = flatten(
             settings,
@@ -73,7 +76,15 @@ class StepTokens:
             proximal_T,
             self._cut(self._reference_T, rows),
             self._cut(self._advantage_T, rows),
+            self._cut(self._same_version_T, rows),
         )
+
+    def tally(self, tally: MismatchTally) -> bool:
+        """Counts all rows in `tally` where the step's log-probs were recomputed; whether it did."""
+        if self._proximal_T is None:
+            return False
+        tally.add(self.batch(self._rows, Denominators(1.0, 1.0)), self._proximal_T)
+        return True
 
     def _cut(self, values_T: Tensor | None, rows: Sequence[Row]) -> Tensor | None:
         if values_T is None:
@@ -90,7 +101,11 @@ class StepTokens:
         }
 
 
-def _flat(columns: Sequence[Float32 | None], rows: Sequence[Row]) -> Tensor | None:
+def _flat(
+    columns: Sequence[Float32 | Bool | None],
+    rows: Sequence[Row],
+    dtype: type[np.generic] = np.float32,
+) -> Tensor | None:
     """The columns at trained tokens, flat; None where a row lacks it."""
     parts = [
         column[row.loss_mask]
@@ -99,4 +114,4 @@ def _flat(columns: Sequence[Float32 | None], rows: Sequence[Row]) -> Tensor | No
     ]
     if len(parts) < len(rows):
         return None
-    return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *parts]))
+    return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts]))

@@ -25,6 +25,7 @@ def flatten(
     proximal_T: Tensor | None = None,
     reference_T: Tensor | None = None,
     advantage_T: Tensor | None = None,
+    same_version_T: Tensor | None = None,
 ) -> TokenBatch:
     """The batch of R rows with `num_tokens_R` int64[R] trained tokens each, T in all.
 
@@ -43,13 +44,9 @@ def flatten(
         "proximal_T": proximal_T,
         "reference_T": reference_T,
         "advantage_T": advantage_T,
+        "same_version_T": same_version_T,
     }
-    for name, tensor in flat.items():
-        if tensor is not None and tensor.shape != row_T.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}, the {num_rows} rows have {len(row_T)} "
-                "trained tokens: give one value per trained token"
-            )
+    _check_lengths(flat, row_T, num_rows)
     weight_R = row_weight(coefficients_R)
     weight_T, mean_T = (
         token_weights(
@@ -74,4 +71,14 @@ def flatten(
         proximal_T=proximal_T,
         reference_T=reference_T,
         coefficients_R=coefficients_R,
+        same_version_T=same_version_T,
     )
+
+
+def _check_lengths(flat: Mapping[str, Tensor | None], row_T: Tensor, num_rows: int) -> None:
+    for name, tensor in flat.items():
+        if tensor is not None and tensor.shape != row_T.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, the {num_rows} rows have {len(row_T)} "
+                "trained tokens: give one value per trained token"
+            )

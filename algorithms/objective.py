@@ -15,6 +15,7 @@ from torch import Tensor
 
 from manta.algorithms import kl
 from manta.algorithms.losses import clipped_surrogate, cross_entropy
+from manta.algorithms.off_policy import correct
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.tokens import LossTerms, TokenBatch
 
@@ -54,14 +55,15 @@ class Objective:
 
         `stats` holds the current policy's values of `wants` for the batch's tokens, with gradients.
         A token of weight 0 contributes nothing, whatever its log-probs are, infinite ones too.
+        The policy term carries the weight of the off-policy correction (`manta.algorithms.
+        off_policy`); KL and entropy do not, as in IcePop's objective (arXiv 2510.18855).
 
         `sums`: `loss` and `policy_loss` under the loss's own weights; under `mean_T` (so they are
         means over the update's trained tokens) `kl_reference` (the settings' estimator, where the
         batch has reference log-probs), `entropy` (if wanted), and for the clipped surrogate
-        `clip_fraction_low`, `clip_fraction_high`, `ratio_mean` and `kl_behaviour`, the k3 estimate
-        of KL(behaviour || policy). `maxima`: `ratio_max`, and `logprob_gap_max`, the largest
-        |logprob - behaviour|, which at a step's first update without staleness is how far engine
-        and learner disagree.
+        `clip_fraction_low`, `clip_fraction_high`, `ratio_mean` (a masked token counts as 1),
+        `kl_behaviour`, the k3 estimate of KL(behaviour || policy), and with a correction its
+        `weight_mean`. `maxima`: `ratio_max`.
 
         Raises ValueError where the batch lacks log-probs that the settings need.
         """
@@ -92,32 +94,51 @@ class Objective:
     def _policy(self, batch: TokenBatch, logprob_T: Tensor, active_T: Tensor) -> _Policy:
         if self.settings.loss == "cross_entropy":
             return _Policy(cross_entropy(logprob_T), {}, {})
+        current_T = logprob_T.detach()
         proximal_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
         if proximal_T is None:
             raise ValueError(
                 "the clipped surrogate needs log-probs of the sampling policy, and these rows have "
                 "none (given answers?): use the cross_entropy loss, or sample from the policy"
             )
+        proximal_T = _only(active_T, proximal_T)
+        weight_T = self._off_policy_weight(batch, proximal_T, active_T)
+        # Multiplying by a weight of 0 would keep the NaN of an infinite ratio.
+        logprob_T = torch.where(weight_T != 0, logprob_T, proximal_T)
         surrogate = clipped_surrogate(
             logprob_T,
-            _only(active_T, proximal_T),
+            proximal_T,
             _only(active_T, batch.advantage_T),
             self.settings.clip_low,
             self.settings.clip_high,
         )
-        detached_T, ratio_T = logprob_T.detach(), surrogate.ratio_T.detach()
+        ratio_T = surrogate.ratio_T.detach()
         means = {
             "clip_fraction_low": surrogate.clipped_low_T.to(ratio_T.dtype),
             "clip_fraction_high": surrogate.clipped_high_T.to(ratio_T.dtype),
             "ratio_mean": ratio_T,
         }
-        maxima = {"ratio_max": _greatest(_only(active_T, ratio_T))}
+        if self.settings.off_policy.correction != "none":
+            means["weight_mean"] = weight_T
         if batch.behaviour_T is not None:
-            behaviour_T = _only(active_T, batch.behaviour_T)
             # The tokens were drawn from the behaviour policy: it is the p of KL(p || q).
-            means["kl_behaviour"] = kl.k3(behaviour_T, detached_T)
-            maxima["logprob_gap_max"] = _greatest((detached_T - behaviour_T).abs())
-        return _Policy(surrogate.loss_T, means, maxima)
+            behaviour_T = _only(active_T, batch.behaviour_T)
+            means["kl_behaviour"] = kl.k3(behaviour_T, current_T)
+        maxima = {"ratio_max": _greatest(_only(active_T, ratio_T))}
+        return _Policy(weight_T * surrogate.loss_T, means, maxima)
+
+    def _off_policy_weight(self, batch: TokenBatch, proximal_T: Tensor, active_T: Tensor) -> Tensor:
+        """The weight [T] of each token's policy loss, without gradients."""
+        if self.settings.off_policy.correction == "none":
+            return torch.ones_like(proximal_T)
+        if batch.behaviour_T is None or batch.proximal_T is None:
+            raise ValueError(
+                f"off_policy.correction is {self.settings.off_policy.correction} but the batch has "
+                "not both the engine's and the learner's log-probs: let the policy sample, and set "
+                "proximal to learner"
+            )
+        behaviour_T = _only(active_T, batch.behaviour_T)
+        return correct(self.settings.off_policy, proximal_T, behaviour_T, batch.row_T).weight_T
 
 
 def _only(active_T: Tensor, values_T: Tensor) -> Tensor:

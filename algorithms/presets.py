@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from manta.algorithms.settings import AlgorithmSettings, KlSettings
+from manta.algorithms.settings import AlgorithmSettings, KlSettings, OffPolicySettings
 
 PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
     {
@@ -53,6 +53,21 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             aggregation="token_mean",
             drop_zero_variance_groups=True,
         ),
+        # IcePop, Ring-1T report, arXiv 2510.18855, training recipe: 8 samples, no KL, tokens masked
+        # whose ratio of learner to engine leaves 0.5 to 5. The report does not give the clip (0.2
+        # is PPO's).
+        "icepop": AlgorithmSettings(
+            name="icepop",
+            samples_per_prompt=8,
+            advantage="group_relative",
+            divide_by_std=True,
+            loss="clipped_surrogate",
+            clip_low=0.2,
+            clip_high=0.2,
+            aggregation="sequence_mean",
+            proximal="learner",
+            off_policy=OffPolicySettings(correction="mask", level="token", low=0.5, high=5.0),
+        ),
         # Williams, "Simple statistical gradient-following algorithms", 1992: the mean over rows of
         # reward times the row's summed log-prob gradient, no baseline. With one on-policy update a
         # step the ratio is 1 and the clip never acts.
@@ -85,6 +100,7 @@ def check(settings: AlgorithmSettings) -> None:
         *_sampling(settings),
         *_numbers(settings),
         *_kl(settings),
+        *_off_policy(settings),
         *_cross_entropy(settings),
     ]
     if problems:
@@ -149,6 +165,42 @@ def _kl(settings: AlgorithmSettings) -> list[str]:
     return []
 
 
+def _off_policy(settings: AlgorithmSettings) -> list[str]:
+    """The ratio 1 of tokens that nothing is wrong with must stay inside the bounds."""
+    told = settings.off_policy
+    problems = []
+    takes = {
+        "off_policy.low": (told.low, told.correction == "mask", "mask"),
+        "off_policy.high": (told.high, told.correction in ("truncate", "mask"), "truncate or mask"),
+    }
+    for name, (value, is_used, by) in takes.items():
+        if value is not None and not is_used:
+            problems.append(
+                f"{name} is {value} but off_policy.correction is {told.correction}, which has no "
+                f"use for it: remove it, or set the correction to {by}"
+            )
+    if told.correction == "truncate" and told.high is None:
+        problems.append("off_policy.correction is truncate: set off_policy.high (2 is usual)")
+    if told.correction == "mask" and told.low is None and told.high is None:
+        problems.append(
+            "off_policy.correction is mask: set off_policy.low, off_policy.high or both (0.5 and 5 "
+            "in IcePop)"
+        )
+    if told.low is not None and not 0 < told.low <= 1:
+        problems.append(f"off_policy.low is {told.low}, it must be above 0 and at most 1")
+    if told.high is not None and not 1 <= told.high < math.inf:
+        problems.append(f"off_policy.high is {told.high}, it must be a number of at least 1")
+    if told.correction == "none" and told.level != "token":
+        problems.append("off_policy.level has no effect without a correction: remove it")
+    if told.correction != "none" and settings.proximal != "learner":
+        problems.append(
+            f"off_policy.correction is {told.correction} but proximal is {settings.proximal}: the "
+            "clipped ratio to the engine's log-probs holds that weight already, set proximal to "
+            "learner"
+        )
+    return problems
+
+
 def _cross_entropy(settings: AlgorithmSettings) -> list[str]:
     if settings.loss != "cross_entropy":
         return []
@@ -157,6 +209,7 @@ def _cross_entropy(settings: AlgorithmSettings) -> list[str]:
         "whiten_advantages": settings.whiten_advantages,
         "drop_zero_variance_groups": settings.drop_zero_variance_groups,
         "proximal: learner": settings.proximal == "learner",
+        "off_policy": settings.off_policy.correction != "none",
         "kl in the reward": settings.kl.coef != 0 and settings.kl.placement == "reward",
     }
     problems = [

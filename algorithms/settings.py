@@ -20,12 +20,28 @@ class KlSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OffPolicySettings:
+    """What becomes of the importance weight of the proximal policy over the behaviour policy.
+
+    `none` leaves it out, `weight` takes it as it is, `truncate` bounds it by `high` from above,
+    `mask` leaves out of the loss what lies outside `low` to `high` (either may be absent). `level`:
+    every token has its own weight, or all tokens of a row the product of theirs.
+    """
+
+    correction: Literal["none", "weight", "truncate", "mask"] = "none"
+    level: Literal["token", "sequence"] = "token"
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AlgorithmSettings:
     """A resolved algorithm. `name` is the preset that it started from.
 
     `samples_from`: `policy` (engines sample) or `given` (gold answers or written trajectories).
-    `proximal`: the log-probs in the ratio's denominator are the engine's (`behaviour`), or are
-    recomputed by the learner in one no-gradient pass before the step's first update (`learner`).
+    `proximal`: the log-probs in the ratio's denominator are the engine's (`behaviour`), or the
+    learner's own at the start of the step (`learner`); `off_policy` corrects for how the two
+    differ, and needs the latter.
     `constant_length` is the divisor of the `sequence_sum_constant` aggregation.
     """
 
@@ -43,6 +59,7 @@ class AlgorithmSettings:
     kl: KlSettings = field(default_factory=KlSettings)
     entropy_coef: float = 0.0
     proximal: Literal["behaviour", "learner"] = "behaviour"
+    off_policy: OffPolicySettings = field(default_factory=OffPolicySettings)
     whiten_advantages: bool = False
     drop_zero_variance_groups: bool = False
 

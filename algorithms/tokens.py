@@ -21,8 +21,11 @@ class TokenBatch:
         tokens: the `token_mean` weight, whatever the loss is aggregated by.
     advantage_T: float32[T].
     behaviour_T: float32[T], log-prob under the policy that sampled the token (None for given
-        answers); proximal_T: float32[T], the ratio's denominator; reference_T: float32[T].
+        answers); proximal_T: float32[T], log-prob under the learner's policy at the start of the
+        step, the ratio's denominator (None: the behaviour policy's is); reference_T: float32[T].
     coefficients_R: named float32[R] columns of the plan.
+    same_version_T: bool[T], True where the token was sampled under the very weights that the
+        learner holds at the start of the step (None: nothing is known of that).
     """
 
     row_T: Tensor
@@ -33,6 +36,7 @@ class TokenBatch:
     proximal_T: Tensor | None
     reference_T: Tensor | None
     coefficients_R: Mapping[str, Tensor]
+    same_version_T: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,8 +94,10 @@ async def run_episode(
     seed: Callable[[int], int],
     budget: int,
     limits: Limits,
+    session: str = "",
 ) -> Trajectory:
-    """One sample of `task`, turn by turn; `seed(turn)` is the seed of each turn's request.
+    """One sample of `task`, turn by turn; `seed(turn)` is the seed of each turn's request, and
+    `session` what the requests of the task's samples are known by.
 
     Every turn continues the tokens so far. The episode ends when the environment has nothing to
     say (`stop`), or when a bound is hit (`length`): the token `budget`, the context, or the number
@@ -106,7 +108,7 @@ async def run_episode(
     messages = list(_messages(task))
     for turn in range(limits.max_turns):
         room = min(budget - transcript.num_generated, limits.context - transcript.length)
-        completion = await _next(speaker, transcript.token_ids, seed(turn), room)
+        completion = await _next(speaker, transcript.token_ids, seed(turn), room, session)
         _hear_policy(transcript, task, completion, sample)
         messages.append(Message(POLICY, renderer.decode(completion.token_ids)))
         reason: FinishReason = "length"
@@ -135,8 +137,10 @@ async def run_episode(
     )
 
 
-async def _next(speaker: Speaker, prefix: Int32, seed: int, budget: int) -> Completion:
-    request = GenerateRequest(prefix, (seed,), (budget,), speaker.sampling)
+async def _next(
+    speaker: Speaker, prefix: Int32, seed: int, budget: int, session: str
+) -> Completion:
+    request = GenerateRequest(prefix, (seed,), (budget,), speaker.sampling, session=session)
     [[completion]] = await speaker.generate([request])
     return completion
 

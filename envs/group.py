@@ -183,6 +183,7 @@ async def _many_turns(
                 seed=partial(draw.seed, sample),
                 budget=budget,
                 limits=limits,
+                session=str(draw.group),
             )
         except WorldBroke as error:
             return str(error)

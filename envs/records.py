@@ -10,7 +10,7 @@ Shapes: T generated tokens, L tokens of a whole trajectory, N rows (trajectories
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -95,12 +95,16 @@ class GenerateRequest:
     """`len(seeds)` samples that continue one prefix.
 
     `budgets[i]` bounds the new tokens of sample i. A stop token ends a sample and belongs to it.
+    The last `drawn` tokens of the prefix were drawn by an earlier request with these seeds: the
+    random stream goes on behind them. Requests with one `session` share the start of their prefix.
     """
 
     prefix: Int32
     seeds: tuple[int, ...]
     budgets: tuple[int, ...]
     sampling: Sampling
+    drawn: int = 0
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +217,8 @@ class GroupSummary:
 
     `components` holds NaN where a component is absent. `num_tokens` counts trained tokens,
     `lengths` all tokens. `oldest` and `newest` bound the weight versions sampled from (None for
-    given answers).
+    given answers), `tokens_by_version` int32[n] counts each sample's trained tokens by the version
+    they were sampled under. `num_too_old` more left the loss for their age.
     """
 
     id: GroupId
@@ -227,6 +232,8 @@ class GroupSummary:
     newest: WeightVersion | None
     content_hash: str
     timings: Mapping[str, float]
+    tokens_by_version: Mapping[WeightVersion, Int32] = field(default_factory=dict)
+    num_too_old: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +243,8 @@ class StepPlan:
     Row i is sample `sample_N[i]` of group `group_N[i]` (an index into `groups`); rows that share
     `unit_N` form a unit that a loss may couple. `coefficients` are named float32[N] columns such as
     `advantage`, `weight`, `label`, `margin`, `keep`. `lengths_N` counts all tokens, `num_tokens_N`
-    the trained ones. No tensors of tokens, and no shards: every rank computes its own share.
+    the trained ones. Tokens of weights before step `oldest_version` do not train (None: all do).
+    No tensors of tokens, and no shards: every rank computes its own share.
     """
 
     step: int
@@ -247,6 +255,7 @@ class StepPlan:
     coefficients: Mapping[str, Float32]
     lengths_N: Int32
     num_tokens_N: Int32
+    oldest_version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,4 +288,22 @@ def summarise(group: ScoredGroup) -> GroupSummary:
         newest=max(versions, default=None),
         content_hash=group.content_hash(),
         timings=group.timings,
+        tokens_by_version=_tokens_by_version(group.trajectories),
     )
+
+
+def _tokens_by_version(trajectories: Sequence[Trajectory]) -> Mapping[WeightVersion, Int32]:
+    """int32[n] per version: trained tokens of each trajectory, none for given answers."""
+    counts: dict[WeightVersion, Int32] = {}
+    for i, trajectory in enumerate(trajectories):
+        for version, start, end in version_ranges(trajectory):
+            count_n = counts.setdefault(version, np.zeros(len(trajectories), np.int32))
+            count_n[i] += np.count_nonzero(trajectory.loss_mask[start:end])
+    return counts
+
+
+def version_ranges(trajectory: Trajectory) -> list[tuple[WeightVersion, int, int]]:
+    """(version, start, end) of each of the trajectory's spans; the last one ends with it."""
+    spans = trajectory.weight_versions
+    ends = [*(span.start for span in spans), len(trajectory.token_ids)][1:]
+    return [(span.version, span.start, end) for span, end in zip(spans, ends, strict=True)]

@@ -22,8 +22,14 @@ def filter_reason(settings: AlgorithmSettings, summary: GroupSummary) -> str | N
     return None
 
 
-def assemble(step: int, summaries: Sequence[GroupSummary], settings: AlgorithmSettings) -> StepPlan:
-    """The plan of `step` over `summaries`, in admission order."""
+def assemble(
+    step: int,
+    summaries: Sequence[GroupSummary],
+    settings: AlgorithmSettings,
+    oldest_version: int | None = None,
+) -> StepPlan:
+    """The plan of `step` over `summaries`, in admission order. Tokens of weights before step
+    `oldest_version` are not counted in them, and do not train."""
     sizes = [len(summary.rewards) for summary in summaries]
     group_N = np.repeat(np.arange(len(summaries), dtype=np.int32), sizes)
     rewards_N = np.concatenate([summary.rewards for summary in summaries])
@@ -37,4 +43,5 @@ def assemble(step: int, summaries: Sequence[GroupSummary], settings: AlgorithmSe
         coefficients={name: value.numpy() for name, value in stage.coefficients.items()},
         lengths_N=np.concatenate([summary.lengths for summary in summaries]),
         num_tokens_N=np.concatenate([summary.num_tokens for summary in summaries]),
+        oldest_version=oldest_version,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.survey import Prompts, Survey
 
@@ -161,17 +161,37 @@ def _updates(run_file: RunFile, stage: StageConfig, prompts: Prompts | None) -> 
 def _staleness(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     if algorithm.samples_from == "given":
         return "answers are given, so no sample can be stale"
-    staleness = run_file.rollout.max_staleness
+    if stage.trajectories is not None:
+        return "samples are given, whatever weights they are of"
+    rollout = run_file.rollout
+    staleness = run_file.max_staleness(stage)
     groups = (staleness + 1) * stage.prompts_per_step
+    if staleness == 0 and rollout.oversample > 1:
+        begun = math.ceil(stage.prompts_per_step * rollout.oversample)
+        return (
+            f"on-policy: {_times(begun, 'group')} begin, the first {stage.prompts_per_step:,} to "
+            f"finish train; those overtaken train {stage.prompts_per_step:,} at a time, in steps "
+            "of their own"
+        )
     if staleness == 0:
         return (
             f"on-policy: at most {_times(groups, 'group')} in flight, every sample from the "
             "newest weights when its step begins"
         )
-    return (
+    told = (
         f"at most {_times(groups, 'group')} in flight, so a sample may be up to "
         f"{_times(staleness, 'version')} behind the weights that learn from it"
     )
+    if algorithm.proximal == "learner" and algorithm.off_policy.correction == "none":
+        told += "; note: nothing corrects for it, see off_policy in docs/run-file.md"
+    limit = staleness if rollout.max_token_age is None else rollout.max_token_age
+    if limit >= staleness:
+        return told
+    what = {
+        "drop_and_replace": "groups with tokens that are more than {} behind are made anew",
+        "mask_tokens": "tokens that are more than {} behind leave the loss",
+    }[rollout.when_too_old]
+    return f"{told}; {what.format(_times(limit, 'version'))}"
 
 
 def _ratio(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
@@ -191,6 +211,7 @@ def _ratio(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
         )
     else:
         told = "the ratio's denominator is the engine's own log-probs, nothing is recomputed"
+    told += _correction(algorithm.off_policy)
     if algorithm.needs_reference:
         kl = algorithm.kl
         told += (
@@ -198,6 +219,21 @@ def _ratio(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
             f"{kl.placement}"
         )
     return told
+
+
+def _correction(settings: OffPolicySettings) -> str:
+    """What weighs a token by the learner's probability of it over the engine's."""
+    if settings.correction == "none":
+        return ""
+    whose = "each token" if settings.level == "token" else "each row"
+    told = f"; {whose} weighs as much as its probability under learner over engine"
+    if settings.correction == "weight":
+        return told
+    if settings.correction == "truncate":
+        return f"{told}, at most {settings.high:g}"
+    bounds = (("below", settings.low), ("above", settings.high))
+    outside = " or ".join(f"{side} {bound:g}" for side, bound in bounds if bound is not None)
+    return f"{told}, and 0 {outside}"
 
 
 def _data(run_file: RunFile, stage: StageConfig, prompts: Prompts | None) -> list[str]:

@@ -107,6 +107,8 @@ def _learner_stages(run_file: RunFile) -> dict[str, LearnerStage]:
             write_trajectories=run_file.track.write_trajectories
             and stage.algorithm.samples_from == "policy"
             and stage.trajectories is None,
+            own_samples=stage.algorithm.samples_from == "policy"
+            and (stage.trajectories is None or stage.written_by is not None),
         )
         for stage in run_file.stages
         if stage.kind == "train" and stage.algorithm is not None

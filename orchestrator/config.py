@@ -75,7 +75,7 @@ class StageConfig:
 
     Kinds: `train`; `generate` (sample and write trajectories, train nothing); `evaluate`.
     `env`, `reward` and `evaluate` of a stage default to those at the top of the run file,
-    `learning_rate`, `warmup_steps` and `decay` to the learner's.
+    `learning_rate`, `warmup_steps` and `decay` to the learner's, `max_staleness` to the rollout's.
     """
 
     name: str
@@ -92,6 +92,17 @@ class StageConfig:
     learning_rate: float | None = None
     warmup_steps: int | None = None
     decay: Literal["constant", "linear"] | None = None
+    max_staleness: int | None = None
+
+    @property
+    def samples_to_train(self) -> bool:
+        """Does it train on what the policy samples meanwhile?"""
+        return (
+            self.kind == "train"
+            and self.algorithm is not None
+            and self.algorithm.samples_from == "policy"
+            and self.trajectories is None
+        )
 
     @property
     def written_by(self) -> str | None:
@@ -134,6 +145,18 @@ class PublishConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MismatchGuardConfig:
+    """Bounds of the estimated KL divergence between engine and learner, in nats per token, over
+    tokens for which both had the same weights. Past `warn_kl` the run says so; past `limit_kl` it
+    does `action`: `stop` ends it; `pause_publish` keeps the step's weights from the engines, and
+    all workers alive, until Ctrl-C or the deadline ends it; `warn` goes on."""
+
+    warn_kl: float = 1e-3
+    limit_kl: float = 0.05
+    action: Literal["stop", "pause_publish", "warn"] = "stop"
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointConfig:
     every_steps: int = 20
     keep: int = 3
@@ -165,6 +188,7 @@ class RunFile:
     environment: WorkersConfig = field(default_factory=WorkersConfig)
     reward_workers: RewardWorkersConfig = field(default_factory=RewardWorkersConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
+    mismatch_guard: MismatchGuardConfig = field(default_factory=MismatchGuardConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 
@@ -176,6 +200,11 @@ class RunFile:
             learner.warmup_steps if stage.warmup_steps is None else stage.warmup_steps,
             learner.decay if stage.decay is None else stage.decay,
         )
+
+    def max_staleness(self, stage: StageConfig) -> int:
+        """How many steps the weights that sample may be behind in `stage`."""
+        own = stage.max_staleness
+        return self.rollout.max_staleness if own is None else own
 
     @property
     def needs_rollout(self) -> bool:

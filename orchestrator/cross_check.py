@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from manta.actors.backends.settings import BACKEND_NAMES
 from manta.algorithms import presets
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.registry import build
@@ -20,6 +21,7 @@ from manta.envs.rewards.formula import Formula
 from manta.orchestrator import survey
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
 from manta.orchestrator.installed_vllm import installed_vllm
+from manta.orchestrator.staleness_check import staleness_problems
 from manta.orchestrator.strict import nearest
 from manta.orchestrator.survey import Survey
 from manta.orchestrator.vllm_check import vllm_problems
@@ -37,6 +39,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *_model(run_file),
         *_numbers(run_file),
         *_sampling(run_file),
+        *staleness_problems(run_file),
         *_stage_names(run_file),
     ]
     for index, stage in enumerate(run_file.stages):
@@ -55,11 +58,6 @@ def _run(run_file: RunFile) -> Iterator[str]:
         yield (
             f"run.name: '{run.name}' must be letters, digits, '.', '_' and '-', starting with a "
             "letter or digit: it names the run's folder"
-        )
-    if run.deterministic and run_file.rollout.max_staleness != 0:
-        yield (
-            f"rollout.max_staleness: is {run_file.rollout.max_staleness}, but run.deterministic "
-            "needs 0: with more, the weights that sample depend on timing"
         )
 
 
@@ -133,8 +131,8 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "rollout.threads": (rollout.threads, 0),
         "rollout.devices": (rollout.devices, 0),
         "rollout.max_rows": (rollout.max_rows, 1),
+        "rollout.queue_rows": (rollout.rows_ahead, 1),
         "rollout.max_new_tokens": (rollout.max_new_tokens, 1),
-        "rollout.max_staleness": (rollout.max_staleness, 0),
         "rollout.simulated.length_sigma": (rollout.simulated.length_sigma, 0),
         "learner.workers": (learner.workers, 1),
         "learner.threads": (learner.threads, 0),
@@ -162,12 +160,23 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "learner.adam_epsilon": learner.adam_epsilon,
         "reward_workers.deadline_seconds": run_file.reward_workers.deadline_seconds,
         "publish.probe_tolerance": run_file.publish.probe_tolerance,
+        "rollout.progress_seconds": rollout.progress_seconds,
+        "mismatch_guard.warn_kl": run_file.mismatch_guard.warn_kl,
         "rollout.simulated.tokens_per_second": rollout.simulated.tokens_per_second,
         "rollout.simulated.length_median": rollout.simulated.length_median,
     }
     for key, amount in above_zero.items():
         if amount is not None and amount <= 0:
             yield f"{key}: is {amount:g}, must be above 0"
+    guard = run_file.mismatch_guard
+    if guard.limit_kl < guard.warn_kl:
+        yield (
+            f"mismatch_guard.limit_kl: is {guard.limit_kl:g}, must be at least warn_kl "
+            f"({guard.warn_kl:g}): a run is warned before it is stopped"
+        )
+    if learner.backend not in BACKEND_NAMES and ":" not in learner.backend:
+        hint = nearest(learner.backend, BACKEND_NAMES)
+        yield f"learner.backend: there is no '{learner.backend}'{hint}"
     for index, beta in enumerate(learner.betas):
         if not 0 <= beta < 1:
             yield f"learner.betas[{index}]: is {beta:g}, must be at least 0 and below 1"

@@ -28,8 +28,8 @@ _FAINT = "bright_black"
 class DisplayState:
     """One moment. `step` counts the run's steps, `stage_step` the stage's; None is not (yet) known.
 
-    `engine_rows` are the samples that engines decode right now. `waiting_since` is a
-    `time.monotonic()` reading.
+    `engine_rows` are the samples that engines have right now; `calls_waiting` have no engine yet,
+    the recent ones up to `longest_wait` seconds. `waiting_since` is a `time.monotonic()` reading.
     """
 
     stage: str
@@ -46,6 +46,8 @@ class DisplayState:
     groups_in_flight: int = 0
     groups_ready: int = 0
     engine_rows: int = 0
+    calls_waiting: int = 0
+    longest_wait: float = 0.0
     waiting_for: str | None = None
     waiting_since: float = 0.0
 
@@ -125,7 +127,11 @@ class Display:
         yield "\ngroups ", _FAINT
         yield f"{state.groups_in_flight} in flight, {state.groups_ready} ready   ", ""
         yield "engine rows ", _FAINT
-        yield f"{state.engine_rows}\n", ""
+        yield f"{state.engine_rows}", ""
+        if state.calls_waiting:
+            wait = duration(state.longest_wait)
+            yield f", {state.calls_waiting} calls wait (longest {wait})", "yellow"
+        yield "\n", ""
         if state.waiting_for is not None:
             waited = max(0.0, time.monotonic() - state.waiting_since)
             yield f"waiting for {state.waiting_for}, {duration(waited)}", "yellow"

@@ -83,32 +83,35 @@ class Feed(Generic[Ready]):
     def retry(self, group: GroupId) -> Admission:
         """A broken group is admitted again as its next attempt, in the slot that it has."""
         assert self._queue[group] is None, f"group {group} failed after it finished"
-        again = group._replace(attempt=group.attempt + 1)
-        if self._keeps_place:
-            self._queue = OrderedDict(
-                (again, None) if g == group else (g, r) for g, r in self._queue.items()
-            )
-        else:
-            del self._queue[group]
-            self._queue[again] = None
-        return Admission(again, self._order.index(again.epoch, again.position))
+        return self._try_again(group, self._keeps_place)
 
     def drop(self, group: GroupId) -> None:
         """A group that failed too often leaves for good; its slot is free at once."""
         assert self._queue[group] is None, f"group {group} failed after it finished"
         del self._queue[group]
 
+    def has(self, group: GroupId) -> bool:
+        """Is this attempt admitted, and not consumed?"""
+        return group in self._queue
+
     def take(self, step: int) -> tuple[GroupId, Ready] | None:
         """Consumes the oldest group for `step` if it is ready; its slot stays taken."""
-        if not self._queue:
-            return None
-        group, ready = next(iter(self._queue.items()))
-        if ready is None:
-            return None
-        del self._queue[group]
-        self._consumed[group] = step
-        self._holding.add(group)
-        return group, ready
+        group = next(iter(self._queue), None)
+        return None if group is None else self._consume(group, step)
+
+    def ready(self) -> list[tuple[GroupId, Ready]]:
+        """The finished groups that nothing consumed yet, in order."""
+        return [(group, ready) for group, ready in self._queue.items() if ready is not None]
+
+    def renew(self, group: GroupId) -> Admission:
+        """A finished group is not to train after all: its next attempt takes its place, so that
+        the steps to come wait for it and it cannot be put off for ever."""
+        assert self._queue[group] is not None, f"group {group} is not finished"
+        return self._try_again(group, keeps_place=True)
+
+    def close(self) -> list[GroupId]:
+        """A step is full. The groups that leave because they come too late for it: none here."""
+        return []
 
     def free(self, groups: Sequence[GroupId]) -> None:
         """The slots of consumed groups become free: filtered, or trained with weights live. The
@@ -119,6 +122,26 @@ class Feed(Generic[Ready]):
     def settle(self, step: int) -> None:
         """Everything consumed for steps up to `step` is in the ledger."""
         self._consumed = {group: at for group, at in self._consumed.items() if at > step}
+
+    def _try_again(self, group: GroupId, keeps_place: bool) -> Admission:
+        again = group._replace(attempt=group.attempt + 1)
+        if keeps_place:
+            self._queue = OrderedDict(
+                (again, None) if g == group else (g, r) for g, r in self._queue.items()
+            )
+        else:
+            del self._queue[group]
+            self._queue[again] = None
+        return Admission(again, self._order.index(again.epoch, again.position))
+
+    def _consume(self, group: GroupId, step: int) -> tuple[GroupId, Ready] | None:
+        ready = self._queue[group]
+        if ready is None:
+            return None
+        del self._queue[group]
+        self._consumed[group] = step
+        self._holding.add(group)
+        return group, ready
 
     def _next(self) -> GroupId:
         if self._position >= self._order.length:

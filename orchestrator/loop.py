@@ -7,6 +7,7 @@
 | `StageLoop._collect` | finished groups, in order | the oldest group | `Supply._make` |
 | `StageLoop._score` | the step's groups | batch-scope rewards, if any | a reward worker |
 | `StageLoop._learn` | the step's plan | all learner ranks | their reports in the mailbox |
+| `LoopHooks.inspect` | the report | nothing; Ctrl-C where publishing is paused | a person |
 | `Publisher.publish` | the report | every engine | pause, load, probe, resume |
 | `LearnerGroup.ended` | nothing | the group's end | a rank's failure |
 
@@ -28,6 +29,7 @@ from typing import TypeAlias
 from manta.actors.mailbox import StepReport, StepWork
 from manta.actors.step_scores import FinalScores
 from manta.algorithms.settings import AlgorithmSettings
+from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy
 from manta.orchestrator.assemble import assemble, filter_reason
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.ledger import Entry, Ledger, Outcome
@@ -44,13 +46,15 @@ ScoreStep: TypeAlias = Callable[[StepGroups], Awaitable[Sequence[FinalScores]]]
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """What the loop of one stage needs to know. `deadline_seconds` bounds every wait."""
+    """What the loop of one stage needs to know. `deadline_seconds` bounds every wait; `ages` says
+    what is too old to train."""
 
     stage: str
     algorithm: AlgorithmSettings
     prompts_per_step: int
     steps: int
     deadline_seconds: float
+    ages: AgePolicy = NO_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +62,16 @@ class LoopHooks:
     """What happens around a step, decided elsewhere. All take the run's global step.
 
     `is_published`: whether the step's weights go to the engines, by `publish`. `save_to`: the
-    learner's folder if the step is to be checkpointed. `after`: evaluation and checkpoint.
+    learner's folder if the step is to be checkpointed. `inspect` looks at what the learner reports
+    before anything is done with its weights, and raises where the run must not go on. `after`:
+    evaluation and checkpoint.
     `score_step`: the final scores of a step's groups, None without batch-scope components.
     """
 
     learning_rate: Callable[[int], float]
     is_published: Callable[[int], bool]
     save_to: Callable[[int], str | None]
+    inspect: Callable[[StepReport], Awaitable[None]]
     publish: Callable[[StepReport], Awaitable[Published]]
     after: Callable[[int], Awaitable[None]]
     score_step: ScoreStep | None = None
@@ -100,6 +107,7 @@ class StageLoop:
                 return
             groups = await self._score(step, groups)
             report = await self._learn(step, groups)
+            await self._hooks.inspect(report)
             published = await self._publish(report) if self._hooks.is_published(step) else None
             await self._settle(step, groups)
             self._progress.advance()
@@ -113,7 +121,7 @@ class StageLoop:
         return self._supply.state(step)
 
     async def _collect(self, step: int) -> StepGroups:
-        """The step's groups, strictly in admission order; filtered ones make room at once."""
+        """The step's groups, in the feed's order; filtered ones make room at once."""
         groups: list[StepGroup] = []
         with self._recorder.phase("generate"):
             while len(groups) < self._settings.prompts_per_step:
@@ -129,7 +137,9 @@ class StageLoop:
                     await self._supply.free([group])
                 else:
                     groups.append(taken)
-        return StepGroups(tuple(groups))
+        self._supply.close()
+        oldest = self._settings.ages.oldest_that_trains(step)
+        return StepGroups(tuple(groups)).without_older(oldest)
 
     async def _score(self, step: int, groups: StepGroups) -> StepGroups:
         """`groups` with their final rewards."""
@@ -146,7 +156,8 @@ class StageLoop:
     async def _learn(self, step: int, groups: StepGroups) -> StepReport:
         """Hands the step to the learner ranks; rank 0's report."""
         with self._recorder.phase("assemble"):
-            plan = assemble(step, groups.summaries, self._settings.algorithm)
+            oldest = self._settings.ages.oldest_that_trains(step)
+            plan = assemble(step, groups.summaries, self._settings.algorithm, oldest)
         work = StepWork(
             stage=self._settings.stage,
             plan=plan,

@@ -22,6 +22,7 @@ key width K = key heads x head size, feed-forward width M, H heads, S layers, V 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,7 +234,8 @@ def _retained(run_file: RunFile, stage: StageConfig, survey: Survey) -> int:
         stage.algorithm.samples_per_prompt, tokens, has_reference=stage.algorithm.needs_reference
     )
     held = stage.prompts_per_step * run_file.checkpoint.every_steps
-    in_flight = stage.prompts_per_step * (run_file.rollout.max_staleness + 1)
+    ahead = (run_file.max_staleness(stage) + 1) * max(1.0, run_file.rollout.oversample)
+    in_flight = math.ceil(stage.prompts_per_step * ahead)
     return group * (held + in_flight)
 
 

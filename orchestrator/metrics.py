@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,14 @@ SAMPLES: Final = "samples"
 TOKENS: Final = "tokens/completion"
 STALENESS: Final = "staleness/mean"
 MAX_STALENESS: Final = "staleness/max"
+TOKEN_STALENESS: Final = "staleness/token_mean"
+IDLE_SHARE: Final = "rollout/idle_share"
 KL: Final = "learner/kl_reference"
-LOGPROB_GAP: Final = "learner/logprob_gap_max"
-"""Names that pictures, displays and summaries look for; the last two are what the learner calls
-them. `LOGPROB_GAP` is the largest |engine - learner| of a step's tokens, under equal weights."""
+LOGPROB_GAP: Final = "mismatch/same_version/gap_max"
+MISMATCH_KL: Final = "mismatch/same_version/kl"
+"""Names that pictures, displays and summaries look for; the last three are what the learner calls
+them. `LOGPROB_GAP` is the largest |engine - learner| of a step's tokens that were sampled under the
+weights that the learner held; what was sampled under older ones is below `mismatch/stale`."""
 
 _TOTALS = ("mean", "std")
 
@@ -125,12 +130,14 @@ def step_metrics(
     """The metrics of the step that trained on `summaries` and took `seconds`.
 
     `step` counts the optimizer steps before this one, so that weights `step` old are on-policy:
-    staleness of a group is `step - oldest.step`. `update` is what the learner reported (a name
-    without a slash goes below `learner/`), `phases` seconds by phase. Groups of given answers have
-    no staleness, groups of one sample no variance, and groups that no component looked at and
-    samples that none could score (NaN) no reward; a mean over nothing is left out.
+    staleness of a group is `step - oldest.step`, that of a token `step - version.step`. `update` is
+    what the learner reported (a name without a slash goes below `learner/`), `phases` seconds by
+    phase. Groups of given answers have no staleness, groups of one sample no variance, and groups
+    that no component looked at and samples that none could score (NaN) no reward; a mean over
+    nothing is left out.
     """
-    metrics = _rewards(summaries) | _lengths(summaries) | _groups(step, summaries)
+    metrics = _rewards(summaries) | _lengths(summaries) | _groups(summaries)
+    metrics |= _staleness(step, summaries)
     metrics |= {n if "/" in n else f"learner/{n}": value for n, value in update.items()}
     metrics |= {f"time/{name}": value for name, value in phases.items()}
     metrics["time/step"] = seconds
@@ -176,16 +183,34 @@ def _lengths(summaries: Sequence[GroupSummary]) -> dict[str, float]:
     return metrics
 
 
-def _groups(step: int, summaries: Sequence[GroupSummary]) -> dict[str, float]:
+def _staleness(step: int, summaries: Sequence[GroupSummary]) -> dict[str, float]:
+    """Two views: of groups, by the oldest version that any of their tokens was sampled under, and
+    of the tokens that train, each by its own."""
+    ages = [step - s.oldest.step for s in summaries if s.oldest is not None]
+    if not ages:
+        return {}
+    metrics = {STALENESS: sum(ages) / len(ages), MAX_STALENESS: float(max(ages))}
+    tokens: Counter[int] = Counter()
+    for summary in summaries:
+        for version, count_n in summary.tokens_by_version.items():
+            tokens[step - version.step] += int(count_n.sum())
+    total = tokens.total()
+    too_old = sum(s.num_too_old for s in summaries)
+    if too_old:
+        metrics["staleness/too_old_share"] = too_old / (total + too_old)
+    if total:
+        metrics[TOKEN_STALENESS] = sum(age * count for age, count in tokens.items()) / total
+        for age, count in sorted(tokens.items()):
+            metrics[f"staleness/token_share/{age}"] = count / total
+    return metrics
+
+
+def _groups(summaries: Sequence[GroupSummary]) -> dict[str, float]:
     metrics = {"groups": float(len(summaries))}
     scored = [s.rewards[~np.isnan(s.rewards)] for s in summaries]
     flat = [bool((rewards == rewards[0]).all()) for rewards in scored if len(rewards) > 1]
     if flat:
         metrics["groups/zero_variance_share"] = sum(flat) / len(flat)
-    staleness = [step - s.oldest.step for s in summaries if s.oldest is not None]
-    if staleness:
-        metrics[STALENESS] = sum(staleness) / len(staleness)
-        metrics[MAX_STALENESS] = float(max(staleness))
     for name in sorted({name for s in summaries for name in s.timings}):
         values = [s.timings[name] for s in summaries if name in s.timings]
         metrics[f"time/group/{name}"] = sum(values) / len(values)

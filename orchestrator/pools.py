@@ -14,6 +14,8 @@ from typing import TypeVar, cast
 import ray
 from ray.actor import ActorHandle
 
+from manta.actors.dispatch import DispatchSettings
+from manta.actors.engines.occupancy import RowSeconds
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.environment import EnvironmentWorker
 from manta.actors.lanes import Admission, BlockSummary, Lane
@@ -23,6 +25,7 @@ from manta.actors.reference import ReferenceWorker
 from manta.actors.reward import RewardWorker
 from manta.actors.rollout import RolloutWorker
 from manta.actors.router import Router
+from manta.actors.router_figures import RouterFigures
 from manta.actors.step_scores import FinalScores
 from manta.actors.weight_store import WeightStore
 from manta.actors.weights import Receipt, Weights
@@ -55,7 +58,13 @@ class RolloutPool:
     def __init__(
         self, model: ModelSource, settings: EngineSettings, cpus: float, deterministic: bool
     ) -> None:
-        self.router: ActorHandle[Router] = start(Router, 0)
+        self.dispatch = DispatchSettings(
+            settings.rows_ahead, settings.progress_seconds, restarts=deterministic
+        )
+        most_rows = settings.max_rows + settings.rows_ahead
+        self.router: ActorHandle[Router] = start(
+            Router, 0, settings.max_rows, most_rows, settings.adaptive_rows
+        )
         self._engines = {
             f"policy-{i}": start(
                 RolloutWorker,
@@ -69,13 +78,18 @@ class RolloutPool:
             )
             for i in range(settings.workers)
         }
+        for name, handle in self._engines.items():
+            self.router.join.remote(name, handle)
 
     @property
     def names(self) -> list[str]:
         return list(self._engines)
 
-    async def pause(self, name: str) -> None:
-        await self._engines[name].pause.remote()
+    async def pause(self, name: str) -> RowSeconds:
+        """No more requests for the engine; it keeps those that it has, and decodes nothing. How
+        busy its rows were since it was paused last."""
+        await self.router.tell.remote(name, "pause")
+        return await self._engines[name].pause.remote()
 
     async def load(self, name: str, weights: ray.ObjectRef[Weights]) -> Receipt:
         return await self._engines[name].load.remote(weights)
@@ -87,8 +101,8 @@ class RolloutPool:
         await self._engines[name].resume.remote()
 
     async def serve(self, name: str) -> None:
-        """Takes a verified engine into service."""
-        await self.router.register.remote(name, self._engines[name])
+        """Requests for a verified engine, again or for the first time."""
+        await self.router.tell.remote(name, "serve")
 
     async def serve_all(self) -> None:
         """For runs without a learner: engines serve the weights that they built."""
@@ -97,8 +111,17 @@ class RolloutPool:
     async def retire(self, name: str) -> None:
         """Takes an engine out of service and ends it, so that requests that it keeps fail, and are
         made again elsewhere, instead of waiting for a resume that never comes."""
-        await self.router.retire.remote(name)
+        await self.router.tell.remote(name, "lose")
         ray.kill(self._engines.pop(name))
+
+    async def drain(self, name: str) -> None:
+        """Ends an engine once it has finished what it has."""
+        await self.router.drain.remote(name)
+        ray.kill(self._engines.pop(name))
+
+    async def forget(self, holder: str) -> None:
+        """The environment worker `holder` died: nothing of its calls is waited for."""
+        await self.router.forget.remote(holder)
 
     async def close(self) -> None:
         """Ends what engines started beside their workers; one that is gone, or does not answer, is
@@ -108,8 +131,8 @@ class RolloutPool:
             ended = asyncio.gather(*calls, return_exceptions=True)
             await asyncio.wait_for(ended, CLOSE_SECONDS)
 
-    async def loads(self) -> Mapping[str, int]:
-        return await self.router.loads.remote()
+    async def figures(self) -> RouterFigures:
+        return await self.router.figures.remote()
 
 
 class RewardPool:
@@ -185,14 +208,17 @@ class EnvironmentPool:
             i: start(
                 EnvironmentWorker,
                 cpus,
+                _holder(i),
                 tokenizer,
                 rollout.router,
+                rollout.dispatch,
                 rewards.handles,
                 references.handles if references else [],
             )
             for i in range(workers)
         }
         self._outstanding = [0] * workers
+        self._rollout = rollout
 
     @property
     def num_workers(self) -> int:
@@ -211,16 +237,21 @@ class EnvironmentPool:
     ) -> tuple[ray.ObjectRef[Block], BlockSummary]:
         """The block's reference, owned by the driver, and its summary.
 
-        Raises ActorDiedError where the worker died under way; it gets no more blocks then.
+        Raises ActorDiedError where the worker died under way; it gets no more blocks then. A block
+        that is not waited for any more is given up, down to its rows in the engines.
         """
         i = self._idlest()
         self._outstanding[i] += 1
+        refs: tuple[ray.ObjectRef[Block], ray.ObjectRef[BlockSummary]]
+        refs = self._workers[i].run_block.remote(lane, admissions)
         try:
-            refs: tuple[ray.ObjectRef[Block], ray.ObjectRef[BlockSummary]]
-            refs = self._workers[i].run_block.remote(lane, admissions)
             return refs[0], await refs[1]
+        except asyncio.CancelledError:
+            ray.cancel(refs[1], recursive=False)
+            raise
         except ray.exceptions.ActorDiedError:
             self._workers.pop(i, None)
+            await self._rollout.forget(_holder(i))
             raise
         finally:
             self._outstanding[i] -= 1
@@ -241,6 +272,11 @@ class EnvironmentPool:
                 "in the Ray session directory (out of memory?), then start the run again"
             )
         return min(self._workers, key=lambda i: self._outstanding[i])
+
+
+def _holder(worker: int) -> str:
+    """What the router knows an environment worker by."""
+    return f"environment-{worker}"
 
 
 class MailboxClient:

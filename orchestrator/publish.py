@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 
+from manta.actors.engines.occupancy import NOT_COUNTED, RowSeconds
 from manta.actors.mailbox import StepReport
 from manta.actors.weights import Receipt, Weights
 from manta.envs.records import Float32, Int32, WeightVersion
@@ -30,11 +31,13 @@ class NoEngineLeft(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """`probe_gap`: largest |engine - learner| over the probe's log-probs and all engines."""
+    """`probe_gap`: largest |engine - learner| over the probe's log-probs and all engines. `rows`:
+    how busy their rows were since the publish before."""
 
     version: WeightVersion
     probe_gap: float
     retired: tuple[str, ...]
+    rows: RowSeconds = NOT_COUNTED
 
 
 def probe_rows(vocab_size: int, context: int) -> tuple[Int32, ...]:
@@ -56,7 +59,9 @@ class Publisher:
     ) -> None:
         self._rollout, self._client, self._probe = rollout, client, probe
         self._tolerance, self._waits, self._deadline = tolerance, waits, deadline_seconds
-        self._served: set[str] = set()
+        self.gaps: dict[str, float] = {}
+        """The probe gap of every engine that passed the last publish."""
+        self._rows = NOT_COUNTED
 
     async def publish(self, report: StepReport) -> Published:
         """Brings the learner's weights of `report` to every engine and proves it.
@@ -65,19 +70,20 @@ class Publisher:
         """
         weights = self._client.weights(report.update.version)
         names = self._rollout.names
+        self._rows = NOT_COUNTED
         gaps = await self._waits.wait(
             f"engines {', '.join(names)} to take weights {report.update.version}",
             side_by_side([self._deliver(name, weights, report) for name in names]),
             self._deadline,
         )
         retired = tuple(n for n, gap in zip(names, gaps, strict=True) if gap is None)
-        good = [gap for gap in gaps if gap is not None]
-        if not good:
+        self.gaps = {n: gap for n, gap in zip(names, gaps, strict=True) if gap is not None}
+        if not self.gaps:
             raise NoEngineLeft(
                 f"no engine proved that it serves weights {report.update.version} "
                 f"(probe tolerance {self._tolerance:g}): {', '.join(retired) or 'there is none'}"
             )
-        return Published(report.update.version, max(good), retired)
+        return Published(report.update.version, max(self.gaps.values()), retired, self._rows)
 
     async def _deliver(
         self, name: str, weights: ray.ObjectRef[Weights], report: StepReport
@@ -88,16 +94,15 @@ class Publisher:
                 gap = await self._offer(name, weights, report)
                 if gap <= self._tolerance:
                     await self._rollout.resume(name)
-                    if name not in self._served:
-                        await self._rollout.serve(name)
-                        self._served.add(name)
+                    await self._rollout.serve(name)
                     return gap
         await self._rollout.retire(name)
         return None
 
     async def _offer(self, name: str, weights: ray.ObjectRef[Weights], report: StepReport) -> float:
         """Loads `weights` into the paused engine; its probe gap, infinite for a wrong receipt."""
-        await self._rollout.pause(name)
+        rows = await self._rollout.pause(name)
+        self._rows += rows
         receipt = await self._rollout.load(name, weights)
         if receipt != Receipt(report.update.version, report.update.weights_hash):
             return float("inf")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from manta.actors.mailbox import StepReport
+from manta.actors.router_figures import RouterFigures
 from manta.envs.records import GroupSummary, Json
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.display import Display, DisplayState
@@ -21,6 +22,7 @@ from manta.orchestrator.evaluate import Evaluation
 from manta.orchestrator.feed import Feed
 from manta.orchestrator.metrics import (
     ACCURACY,
+    IDLE_SHARE,
     KL,
     REWARD,
     STALENESS,
@@ -73,6 +75,7 @@ class Recorder:
         self._steps_done = 0
         self._step_started = time.perf_counter()
         self._latest: dict[str, float] = {}
+        self._routing: RouterFigures | None = None
         self._stage = ("start-up", 0)
         self._feed: Feed[Finished] | None = None
         self._progress = Progress("start-up")
@@ -107,6 +110,8 @@ class Recorder:
         update = dict(report.update.metrics) if report else {}
         if published is not None:
             update["publish/probe_gap"] = published.probe_gap
+            if published.rows.total > 0:
+                update[IDLE_SHARE] = 1 - published.rows.busy / published.rows.total
         phases = self._clock.take_step()
         if report is not None:
             phases |= {f"learner/{name}": value for name, value in report.timings.items()}
@@ -114,6 +119,8 @@ class Recorder:
         metrics = step_metrics(
             progress.step - 1, summaries, update, phases, now - self._step_started
         )
+        if self._routing is not None:
+            metrics |= self._routing.metrics()
         self._step_started = now
         self._steps_done += 1
         self._log(progress, metrics)
@@ -133,14 +140,21 @@ class Recorder:
         text = f"{progress.stage} step {progress.stage_step}: held-out accuracy "
         self.event_text(f"{text}{evaluation.accuracy:.1%}")
 
-    def event(self, name: str, fields: Mapping[str, Json]) -> None:
-        """Something happened that a reader of the run should see."""
+    def event(self, name: str, fields: Mapping[str, Json], text: str = "") -> None:
+        """Something happened that a reader of the run should see, as `text` if there is one."""
         self._metrics.event(name, fields)
+        if text:
+            self.event_text(text)
+            return
         details = ", ".join(f"{key} {value}" for key, value in fields.items())
         self.event_text(f"{name}: {details}" if details else name)
 
     def event_text(self, text: str) -> None:
         self._display.event(text)
+
+    def routing(self, figures: RouterFigures) -> None:
+        """What the router said last: part of every step's metrics, and of the display."""
+        self._routing = figures
 
     def metrics_position(self) -> int:
         return self._metrics.position()
@@ -210,6 +224,9 @@ class Recorder:
                 samples_per_second=latest.get("speed/samples_per_second"),
                 groups_in_flight=self._feed.num_in_flight if self._feed else 0,
                 groups_ready=self._feed.num_ready if self._feed else 0,
+                engine_rows=self._routing.rows if self._routing else 0,
+                calls_waiting=self._routing.waiting if self._routing else 0,
+                longest_wait=self._routing.wait_max if self._routing else 0.0,
                 waiting_for=waiting[0].name if waiting else None,
                 waiting_since=waiting[0].since if waiting else 0.0,
             )

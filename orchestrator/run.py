@@ -24,6 +24,7 @@ from manta.orchestrator.lives import Lives
 from manta.orchestrator.placement import check_resources, connect
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.recorder import Recorder
+from manta.orchestrator.routing_watch import RoutingWatch
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.run_file import resolved
@@ -94,14 +95,25 @@ class _Driver:
             order = self._order()
             crew = build(self._run_file, self._directory.root, order, self._waits)
         try:
-            return await self._stages(self._context(crew, recorder, ledger), order)
+            return await self._watched(self._context(crew, recorder, ledger), order)
         finally:
             await crew.rollout.close()
 
-    async def _stages(self, run: RunContext, order: StartOrder) -> State:
+    async def _watched(self, run: RunContext, order: StartOrder) -> State:
+        """Waits for the workers, and goes through the stages with an eye on the router."""
         with run.recorder.phase("start_up"):
             self._watch_signals(run.should_stop, run.recorder)
             await self._start(run, order)
+        watch = RoutingWatch(run.crew.rollout, run.recorder.routing, run.recorder.event)
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(watch.run())
+            state = await self._stages(run)
+            watching.cancel()
+        await watch.look()
+        return state
+
+    async def _stages(self, run: RunContext) -> State:
+        """Goes through what is left of the stages."""
         left, feed = self._resume(run)
         for stage in left:
             if feed is None:

@@ -38,8 +38,9 @@ INHERITED: Mapping[str, type] = {
 """Blocks that may stand at the top of a run file; a stage without its own takes the whole block."""
 
 _MAY_CHANGE = re.compile(
-    r"run\.(max_hours|deadline_minutes|dir)|(track|checkpoint)\..*"
+    r"run\.(max_hours|deadline_minutes|dir)|(track|checkpoint|mismatch_guard)\..*"
     r"|(rollout|learner|reference|environment|reward_workers)\.(workers|threads)"
+    r"|rollout\.(queue_rows|adaptive_rows|progress_seconds)"
 )
 _MAY_GROW = re.compile(r"stages\[\d+\]\.steps")
 
@@ -89,8 +90,9 @@ def resolved(run_file: RunFile) -> dict[str, Json]:
 def fingerprint(run_file: RunFile) -> str:
     """SHA-256 over everything that may not change when a run is resumed.
 
-    May change: `run.max_hours`, `run.deadline_minutes`, `run.dir`, `track`, `checkpoint`, `steps`
-    of a stage (it may only grow, see `differences`), worker counts and threads.
+    May change: `run.max_hours`, `run.deadline_minutes`, `run.dir`, `track`, `checkpoint`,
+    `mismatch_guard`, `steps` of a stage (it may only grow, see `differences`), worker counts and
+    threads.
     """
     fixed = {
         path: value

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from manta.actors.mailbox import Place
 from manta.actors.step_scores import FinalScores, with_final
 from manta.envs.records import GroupId, GroupSummary
+from manta.orchestrator.age_policy import without_older
 from manta.orchestrator.supply import BlockRef, Finished
 
 
@@ -41,6 +42,18 @@ class StepGroups:
         """Where each group is in `blocks`."""
         index = {block: i for i, block in enumerate(self.blocks)}
         return tuple((index[g.finished.block], g.finished.place) for g in self.members)
+
+    def without_older(self, oldest: int | None) -> StepGroups:
+        """The same groups without the tokens of weights before step `oldest`."""
+        return StepGroups(
+            tuple(
+                replace(
+                    g,
+                    finished=replace(g.finished, summary=without_older(g.finished.summary, oldest)),
+                )
+                for g in self.members
+            )
+        )
 
     def scored(self, final: Sequence[FinalScores]) -> StepGroups:
         """The same groups under their final scores."""

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from manta.orchestrator.metrics import (
     ACCURACY,
+    IDLE_SHARE,
     LOGPROB_GAP,
     MAX_STALENESS,
     SAMPLES,
@@ -54,7 +55,10 @@ class Summary:
     the run is about (the reinforcement-learning one), `accuracy_after` the last. `seconds` are wall
     seconds while a driver ran; `seconds_by_phase` and the driver's processor time are those of the
     last life.
-    `max_logprob_gap` is the largest |engine - learner| over tokens trained under equal weights.
+    `idle_share` is the part of the engines' row-seconds in steps that trained on samples in which
+    no sample was decoded.
+    `max_logprob_gap` is the largest |engine - learner| over tokens for which both had the same
+    weights; None where there were none.
     """
 
     state: State
@@ -73,6 +77,7 @@ class Summary:
     max_logprob_gap: float | None
     driver_cpu_ms_per_step: float | None
     ledger: Mapping[str, int]
+    idle_share: float | None = None
 
     def figures(self) -> dict[str, float | str]:
         """The scalars by flat name, as a tracker wants them; what is absent is left out."""
@@ -134,7 +139,19 @@ def summarise_run(
         max_logprob_gap=max(_values(lines, LOGPROB_GAP), default=None),
         driver_cpu_ms_per_step=1e3 * driver.cpu_seconds / driver.steps if driver.steps else None,
         ledger=driver.ledger,
+        idle_share=_idle_share(lines),
     )
+
+
+def _idle_share(lines: Sequence[MetricsLine]) -> float | None:
+    """The mean over steps, each by its seconds."""
+    seen = [
+        (line.values[IDLE_SHARE], line.values.get("time/step", 0.0))
+        for line in lines
+        if IDLE_SHARE in line.values and STALENESS in line.values
+    ]
+    seconds = sum(time for _, time in seen)
+    return sum(share * time for share, time in seen) / seconds if seconds else None
 
 
 def write_summary(directory: RunDirectory, summary: Summary) -> None:
@@ -186,6 +203,8 @@ def _notes(summary: Summary) -> list[tuple[str, str]]:
     if summary.staleness_mean is not None and summary.staleness_max is not None:
         mean, largest = summary.staleness_mean, summary.staleness_max
         notes.append(("staleness", f"mean {mean:.2f}, max {largest:.0f} steps"))
+    if summary.idle_share is not None:
+        notes.append(("engine rows idle", f"{summary.idle_share:.0%} of the time"))
     if summary.max_logprob_gap is not None:
         notes.append(("largest log-prob gap, engine to learner", f"{summary.max_logprob_gap:.2g}"))
     if summary.driver_cpu_ms_per_step is not None:

@@ -17,6 +17,8 @@ import ray
 from manta.actors.lanes import Admission, Broken
 from manta.envs.packing import Block
 from manta.envs.records import GroupId, GroupSummary
+from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy
+from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.pools import EnvironmentPool
 
@@ -26,6 +28,8 @@ MAX_ATTEMPTS = 3
 """In one life of the driver: attempts that a stopped run cut short are no fault of the group."""
 MAX_DROPPED_IN_A_ROW = 32
 """Groups lost for good with none made in between: then it is not the groups."""
+
+OVERTAKEN = "overtaken: the step was full before this group was taken"
 
 
 class NothingIsMade(RuntimeError):
@@ -45,10 +49,23 @@ class Supply:
     """Runs blocks of `groups_per_call` admissions of `lane` on `pool`."""
 
     def __init__(
-        self, feed: Feed[Finished], pool: EnvironmentPool, lane: str, groups_per_call: int
+        self,
+        feed: Feed[Finished],
+        pool: EnvironmentPool,
+        lane: str,
+        groups_per_call: int,
+        ages: AgePolicy = NO_LIMIT,
+        lengths: ExpectedLengths | None = None,
     ) -> None:
+        """`ages` says what is too old to train. With `lengths`, groups that are admitted together
+        start longest first."""
+        self._ages = ages
+        self._renewed: list[Admission] = []
         self.feed = feed
         self._pool, self._lane, self._groups_per_call = pool, lane, groups_per_call
+        self._lengths = lengths
+        self._calls: dict[tuple[int, int], asyncio.Task[None]] = {}
+        """By place in the order: the call that makes the group there."""
         self._changed = asyncio.Condition()
         self._dropped: list[tuple[GroupId, str]] = []
         self._failures: Counter[tuple[int, int]] = Counter()
@@ -59,18 +76,25 @@ class Supply:
         NothingIsMade where one group after the other breaks."""
         async with asyncio.TaskGroup() as calls:
             while True:
-                admissions = self.feed.admit()
+                admissions = [*self._renewed, *self.feed.admit()]
+                self._renewed = []
+                if self._lengths is not None:
+                    admissions = self._lengths.longest_first(admissions)
                 for start in range(0, len(admissions), self._groups_per_call):
                     block = admissions[start : start + self._groups_per_call]
-                    calls.create_task(self._make(block))
+                    call = calls.create_task(self._make(block))
+                    self._calls.update((admission.id[:2], call) for admission in block)
                 async with self._changed:
                     await self._changed.wait()
 
     async def take(self, step: int) -> tuple[GroupId, Finished]:
-        """The next group in admission order, consumed for `step`; waits until it is finished."""
+        """The next group in the feed's order, consumed for `step`; waits until it is finished.
+        What is finished and too old for `step` is made anew meanwhile."""
         async with self._changed:
+            self._renew(step)
             while (taken := self.feed.take(step)) is None:
                 await self._changed.wait()
+                self._renew(step)
         return taken
 
     async def free(self, groups: Sequence[GroupId]) -> None:
@@ -78,8 +102,17 @@ class Supply:
         self.feed.free(groups)
         await self._notify()
 
+    def close(self) -> None:
+        """A step is full: groups that the feed lets go are dropped, and engines stop decoding them
+        once nobody wants the call that they are part of."""
+        overtaken = self.feed.close()
+        self._dropped += [(group, OVERTAKEN) for group in overtaken]
+        ended = {self._calls.pop(group[:2]) for group in overtaken if group[:2] in self._calls}
+        for call in ended - set(self._calls.values()):
+            call.cancel()
+
     def dropped(self) -> list[tuple[GroupId, str]]:
-        """Attempts that broke since the last call, each with its reason."""
+        """Attempts that broke or came too late since the last call, each with its reason."""
         dropped, self._dropped = self._dropped, []
         return dropped
 
@@ -90,6 +123,7 @@ class Supply:
         return self.feed.state(step)
 
     async def _make(self, admissions: Sequence[Admission]) -> None:
+        index = {admission.id[:2]: admission.index for admission in admissions}
         again: list[Admission] = list(admissions)
         while again:
             try:
@@ -103,25 +137,45 @@ class Supply:
                 for outcome in summary.groups:
                     if isinstance(outcome, Broken):
                         broken.append(outcome)
-                    else:
-                        self.feed.finish(outcome.id, Finished(block, place, outcome))
-                        place += 1
-                        self._dropped_in_a_row = 0
-                        del self._failures[outcome.id[:2]]
+                        continue
+                    if self.feed.has(outcome.id):
+                        self._finish(outcome.id, Finished(block, place, outcome))
+                        if self._lengths is not None:
+                            lengths = outcome.num_tokens.tolist()
+                            self._lengths.note(index[outcome.id[:2]], lengths)
+                    place += 1
                 again = self._retry(broken)
             await self._notify()
+
+    def _renew(self, step: int) -> None:
+        for group, finished in self.feed.ready():
+            reason = self._ages.why_dropped(step, finished.summary)
+            if reason is not None:
+                self._dropped.append((group, reason))
+                self._renewed.append(self.feed.renew(group))
+        if self._renewed:
+            self._changed.notify_all()
+
+    def _finish(self, group: GroupId, finished: Finished) -> None:
+        self.feed.finish(group, finished)
+        self._calls.pop(group[:2], None)
+        self._dropped_in_a_row = 0
+        del self._failures[group[:2]]
 
     def _retry(self, broken: Sequence[Broken]) -> list[Admission]:
         """Re-admits each broken group, or drops it for good after `MAX_ATTEMPTS` attempts."""
         again = []
         for outcome in broken:
             place = outcome.id[:2]
+            if not self.feed.has(outcome.id):
+                continue
             self._dropped.append((outcome.id, outcome.reason))
             self._failures[place] += 1
             if self._failures[place] < MAX_ATTEMPTS:
                 again.append(self.feed.retry(outcome.id))
                 continue
             self.feed.drop(outcome.id)
+            self._calls.pop(place, None)
             del self._failures[place]
             self._dropped_in_a_row += 1
             if self._dropped_in_a_row == MAX_DROPPED_IN_A_ROW:

@@ -7,6 +7,7 @@ is `manta.orchestrator.loop`.
 from __future__ import annotations
 
 import asyncio
+import math
 
 import ray
 
@@ -16,12 +17,16 @@ from manta.actors.step_scores import FinalScores
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import WeightVersion
 from manta.envs.sources.order import EpochOrder
+from manta.orchestrator.age_policy import AgePolicy
 from manta.orchestrator.config import StageConfig
 from manta.orchestrator.examiner import Examiner
+from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.lanes import train_lane
 from manta.orchestrator.loop import LoopHooks, LoopSettings, ScoreStep, StageLoop
+from manta.orchestrator.mismatch import MismatchWatch
 from manta.orchestrator.publish import Published
+from manta.orchestrator.racing_feed import RacingFeed
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.step_groups import StepGroups
 from manta.orchestrator.supply import Finished, Supply
@@ -52,11 +57,16 @@ class TrainStage:
         if run.progress.stage_step == 0:
             await self._examiner.examine()
         order = EpochOrder(num_tasks, run.run_file.run.seed)
-        feed: Feed[Finished] = Feed(order, self._slots(), run.run_file.run.deterministic)
+        feed = self._feed(order)
         if feed_state is not None:
             feed.restore(feed_state)
         self._supply = Supply(
-            feed, run.crew.environment, lane.name, run.run_file.environment.groups_per_call
+            feed,
+            run.crew.environment,
+            lane.name,
+            run.run_file.environment.groups_per_call,
+            self._ages(),
+            ExpectedLengths() if run.run_file.rollout.dispatch == "longest_first" else None,
         )
         self._loop = StageLoop(
             self._loop_settings(),
@@ -81,10 +91,25 @@ class TrainStage:
         if run.progress.stage_step < stage.steps:
             await self._save_and_stop()
 
-    def _slots(self) -> int:
-        is_sampled = self._algorithm.samples_from == "policy" and self._stage.trajectories is None
-        ahead = self._run.run_file.rollout.max_staleness if is_sampled else GIVEN_PREFETCH
-        return (ahead + 1) * self._stage.prompts_per_step
+    def _feed(self, order: EpochOrder) -> Feed[Finished]:
+        run_file, stage = self._run.run_file, self._stage
+        prompts = stage.prompts_per_step
+        if not stage.samples_to_train:
+            return Feed(order, (GIVEN_PREFETCH + 1) * prompts, run_file.run.deterministic)
+        if run_file.rollout.oversample > 1:
+            return RacingFeed(order, prompts, math.ceil(prompts * run_file.rollout.oversample))
+        slots = (run_file.max_staleness(stage) + 1) * prompts
+        return Feed(order, slots, run_file.run.deterministic)
+
+    def _ages(self) -> AgePolicy:
+        run_file, stage = self._run.run_file, self._stage
+        if not stage.samples_to_train:
+            return AgePolicy()
+        rollout = run_file.rollout
+        limit = rollout.max_token_age
+        if limit is None:
+            limit = run_file.max_staleness(stage)
+        return AgePolicy(limit, rollout.when_too_old)
 
     def _loop_settings(self) -> LoopSettings:
         return LoopSettings(
@@ -93,6 +118,7 @@ class TrainStage:
             self._stage.prompts_per_step,
             self._stage.steps,
             self._run.deadline_seconds,
+            self._ages(),
         )
 
     def _hooks(self, score_step: ScoreStep | None) -> LoopHooks:
@@ -103,9 +129,22 @@ class TrainStage:
             save_to=lambda step: (
                 str(self._run.checkpoints.begin(step)) if self._is_saved(step) else None
             ),
+            inspect=self._watch(),
             publish=self._publish,
             after=self._after,
             score_step=score_step,
+        )
+
+    def _watch(self) -> MismatchWatch:
+        run = self._run
+        return MismatchWatch(
+            run.run_file.mismatch_guard,
+            run.run_file.rollout.engine,
+            run.crew.publisher,
+            run.recorder,
+            run.waits,
+            run.should_stop,
+            run.deadline_seconds,
         )
 
     def _is_last(self, step: int) -> bool:
@@ -119,8 +158,7 @@ class TrainStage:
         return self._is_last(step) or self._examiner.is_due(step - self._first)
 
     def _is_published(self, step: int) -> bool:
-        is_sampled = self._algorithm.samples_from == "policy" and self._stage.trajectories is None
-        return is_sampled or self._is_examined(step)
+        return self._stage.samples_to_train or self._is_examined(step)
 
     async def _publish(self, report: StepReport) -> Published:
         published = await self._run.crew.publisher.publish(report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ async def vllm_over(
 ) -> AsyncIterator[Callable[[bool], VllmEngine]]:
     """Makes engines (do they keep keys and values?) over the one vLLM of the session, which serves
     `MODEL`: one at a time, since a test starts at the initial weights."""
+    from manta.actors.engines.occupancy import Occupancy
     from manta.actors.engines.settings import EngineSettings
     from manta.actors.engines.vllm_engine import VllmEngine
     from manta.actors.engines.vllm_folder import served_model
@@ -35,10 +37,17 @@ async def vllm_over(
 
     folder: Path = tmp_path_factory.mktemp("model")
     served = served_model(MODEL, VOCAB, 0, folder)
-    settings = EngineSettings(engine="vllm", threads=1, devices=devices(), max_rows=8)
+    settings = EngineSettings(engine="vllm", threads=1, devices=devices(), max_rows=3)
     held = [start(settings, MODEL, served)]
-    yield lambda keeps_kv: VllmEngine(held[0], served, CONTEXT, WeightVersion(0, 0), keeps_kv)
-    await VllmEngine(held.pop(), served, CONTEXT, WeightVersion(0, 0), False).end_processes()
+
+    def engine(keeps_kv: bool) -> VllmEngine:
+        own = replace(settings, kv_on_publish="keep" if keeps_kv else "recompute")
+        version = WeightVersion(0, 0)
+        return VllmEngine(held[0], served, own, CONTEXT, version, Occupancy(own.max_rows))
+
+    yield engine
+    await engine(False).end_processes()
+    held.clear()
     gc.collect()  # while the interpreter is whole: vLLM's destructor needs it
 
 

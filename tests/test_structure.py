@@ -22,6 +22,7 @@ MAY_USE_RAY = {
     "actors/mailbox.py",
     "actors/rank.py",
     "actors/router.py",
+    "actors/router_client.py",
     "orchestrator/learner_group.py",
     "orchestrator/placement.py",
     "orchestrator/pools.py",

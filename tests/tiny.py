@@ -23,9 +23,13 @@ from manta.envs.records import (
     StepPlan,
     Task,
     Trajectory,
+    VersionSpan,
+    WeightVersion,
 )
 
 VOCABULARY = 19
+OLD, HELD = WeightVersion(3, 0), WeightVersion(4, 0)
+"""Versions that the tokens of trajectories were sampled under; the learner holds the latter."""
 
 torch.set_num_threads(1)  # more threads slow such small products down
 
@@ -62,7 +66,10 @@ def tiny_model(seed: int = 0, tied: bool = True, **options: str) -> nn.Module:
 def trajectory(
     generator: np.random.Generator, sample: int, with_holes: bool, shortest: int = 6
 ) -> Trajectory:
-    """Random tokens; with holes, the trained ones are two turns with untrained tokens between."""
+    """Random tokens; with holes, the trained ones are two turns with untrained tokens between.
+
+    Every third one was begun under older weights than it ended with.
+    """
     length = int(generator.integers(shortest, 24))
     loss_mask = np.arange(length) >= int(generator.integers(1, shortest))
     if with_holes:
@@ -74,7 +81,9 @@ def trajectory(
         token_ids=generator.integers(0, VOCABULARY, length).astype(np.int32),
         loss_mask=loss_mask,
         logprobs=np.where(loss_mask, generator.normal(-3.0, 0.1, length), 0).astype(np.float32),
-        weight_versions=(),
+        weight_versions=(VersionSpan(0, HELD),)
+        if sample % 3
+        else (VersionSpan(0, OLD), VersionSpan(length // 2, HELD)),
         turns=(),
         finish_reason="stop",
         artifact="",
@@ -128,7 +137,7 @@ def plan_of(groups: Sequence[ScoredGroup], keep: Sequence[float] | None = None) 
 
 def rows_by_index(plan: StepPlan, groups: Sequence[ScoredGroup]) -> dict[int, Row]:
     by_id = {group.id: group for group in groups}
-    return {row.index: row for row in rows_of(plan, by_id, range(len(plan.group_N)))}
+    return {row.index: row for row in rows_of(plan, by_id, range(len(plan.group_N)), HELD)}
 
 
 def tiny_rows(sizes: Sequence[int] = (4, 3), seed: int = 0) -> list[Row]:

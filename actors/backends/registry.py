@@ -1,6 +1,10 @@
-"""The learner backends by the name that the run file uses."""
+"""The learner backends by the name that the run file uses, and plug-ins (`module:attribute`)."""
 
 from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TypeAlias, cast
 
 import torch.distributed as dist
 from torch import nn
@@ -9,15 +13,33 @@ from manta.actors.backends.plain import PlainBackend
 from manta.actors.backends.protocol import Backend
 from manta.actors.backends.settings import LearnerSettings
 
-BACKENDS = {"plain": PlainBackend}
+BackendBuilder: TypeAlias = Callable[
+    [nn.Module, LearnerSettings, dist.ProcessGroup | None], Backend
+]
+
+BACKENDS: Mapping[str, BackendBuilder] = {"plain": PlainBackend}
 
 
 def build_backend(settings: LearnerSettings, model: nn.Module) -> Backend:
     """The backend that `settings` names, over all ranks of the default process group if there is
-    one. It takes `model` over: only the backend may change its parameters from now on."""
-    if settings.backend not in BACKENDS:
-        raise ValueError(
-            f"learner.backend is {settings.backend!r}; known backends: {', '.join(BACKENDS)}"
-        )
+    one. It takes `model` over: only the backend may change its parameters from now on.
+
+    Raises ValueError for a name that is not found.
+    """
     group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
-    return BACKENDS[settings.backend](model, settings, group)
+    return _builder(settings.backend)(model, settings, group)
+
+
+def _builder(name: str) -> BackendBuilder:
+    if name in BACKENDS:
+        return BACKENDS[name]
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(
+            f"learner.backend is {name!r}; known backends: {', '.join(BACKENDS)} (or name one "
+            "module:attribute)"
+        )
+    found = getattr(importlib.import_module(module_name), attribute, None)
+    if not callable(found):
+        raise ValueError(f"learner.backend: module {module_name} has no class {attribute!r}")
+    return cast(BackendBuilder, found)

@@ -5,18 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+BACKEND_NAMES = ("plain",)
+
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:
     """`learner:` in a run file: the learner named `policy`.
 
+    `backend` is one of `BACKEND_NAMES` or a plug-in's `module:attribute`, called like a class of
+    `manta.actors.backends`: with the model, these settings and the process group or None.
     `tokens_per_micro_batch` bounds rows x longest row of a micro-batch (padding counted);
     `learning_rate`, `warmup_steps` (a linear ramp) and `decay` hold for stages that say nothing
     else; `threads` are torch threads of each rank (0: all cores that
     it may use, shared among the node's ranks).
     """
 
-    backend: Literal["plain"] = "plain"
+    backend: str = "plain"
     workers: int = 1
     threads: int = 0
     tokens_per_micro_batch: int = 8192

@@ -100,6 +100,21 @@ class DecodeBatch:
         order = self._drop(rows)
         self._logits_BV = self._logits_BV[order] if order else None
 
+    def so_far(self, pendings: set[Pending]) -> dict[Pending, dict[int, Completion]]:
+        """The samples of `pendings` that are under way, by request and sample."""
+        found: dict[Pending, dict[int, Completion]] = {pending: {} for pending in pendings}
+        for row, live in enumerate(self._samples):
+            if live.pending in pendings:
+                tokens, logprobs = self._table.so_far(row)
+                spans = tuple(span for span in live.spans if span.start < len(tokens))
+                found[live.pending][live.sample] = Completion(
+                    tokens.cpu().numpy().astype(np.int32),
+                    logprobs.cpu().numpy().astype(np.float32),
+                    spans,
+                    "abort",
+                )
+        return found
+
     def renew(self, version: WeightVersion, keeps_kv: bool) -> None:
         """Logits of every row under the weights that the model has now, called `version`; unless
         `keeps_kv`, of keys and values that are computed anew."""

@@ -22,8 +22,10 @@ from manta.actors.cores import available_cores
 from manta.actors.engines.causal_forward import PREFILL_CELLS, CausalForward
 from manta.actors.engines.decode_batch import DecodeBatch
 from manta.actors.engines.limits import check_request, check_row
+from manta.actors.engines.occupancy import Occupancy
 from manta.actors.engines.padding import padded_batches
 from manta.actors.engines.pending import Pending, Prefix
+from manta.actors.engines.progress import Progress
 from manta.actors.models.causal import model_state
 from manta.actors.weight_tensors import unpack
 from manta.actors.weights import Receipt, Weights, content_hash
@@ -54,8 +56,10 @@ class EmbeddedEngine:
         threads: int,
         deterministic: bool,
         version: WeightVersion,
+        occupancy: Occupancy | None = None,
         keeps_kv: bool = False,
     ) -> None:
+        self._occupancy = occupancy or Occupancy(max_rows)
         self.version = version
         self._keeps_kv = keeps_kv
         self._context = context
@@ -71,11 +75,15 @@ class EmbeddedEngine:
         self._is_closed = False
         self._thread = ThreadPoolExecutor(1, "decode", torch.set_num_threads, (threads,))
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
+    async def generate(
+        self, requests: Sequence[GenerateRequest], progress: Progress | None = None
+    ) -> list[list[Completion]]:
         """All samples of every request, in order; a cancelled call frees its rows."""
         for request in requests:
             check_request(request, self._context)
         pendings = [Pending(request) for request in requests]
+        if progress is not None:
+            progress.bind(lambda: self._do(self._so_far, pendings))
         try:
             await self._do(self._enqueue, pendings)
             return list(await asyncio.gather(*(asyncio.wrap_future(p.future) for p in pendings)))
@@ -138,6 +146,11 @@ class EmbeddedEngine:
         with torch.inference_mode():
             self._waiting = deque(p for p in self._waiting if p not in pendings)
             self._batch.abandon(pendings)
+        self._occupancy.set(self._batch.num_rows)
+
+    def _so_far(self, pendings: list[Pending]) -> list[list[Completion]]:
+        live = self._batch.so_far(set(pendings))
+        return [pending.so_far(live[pending]) for pending in pendings]
 
     def _go_on(self) -> None:
         """Puts a step in the queue where there is work and none is queued yet."""
@@ -158,6 +171,7 @@ class EmbeddedEngine:
         pendings = {*self._waiting, *self._batch.pendings()}
         self._waiting.clear()
         self._batch.clear()
+        self._occupancy.set(0)
         for pending in pendings:
             pending.future.set_exception(error)
 
@@ -169,8 +183,10 @@ class EmbeddedEngine:
             self._batch.renew(self.version, self._keeps_kv)
             self._is_stale = False
         self._start_waiting()
+        self._occupancy.set(self._batch.num_rows)
         if self._batch.num_rows:
             self._batch.step()
+            self._occupancy.set(self._batch.num_rows)
 
     def _start_waiting(self) -> None:
         """Starts as many waiting samples as there are free rows, oldest request first."""

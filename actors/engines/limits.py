@@ -17,6 +17,11 @@ def check_request(request: GenerateRequest, context: int) -> None:
         )
     if min(request.budgets) < 1:
         raise ValueError(f"a request has a budget of {min(request.budgets)} tokens: give 1 or more")
+    if not 0 <= request.drawn <= length:
+        raise ValueError(
+            f"a request says that {request.drawn} of its prefix's {length} tokens were drawn: give "
+            "0 to all of them"
+        )
     longest = max(request.budgets)
     if length + longest > context:
         raise ValueError(

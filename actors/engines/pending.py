@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +48,13 @@ class Pending:
         self.num_started += count
         return [
             (
-                NewRow(self.tokens, request.seeds[i], request.budgets[i], request.sampling),
+                NewRow(
+                    self.tokens,
+                    request.seeds[i],
+                    request.budgets[i],
+                    request.sampling,
+                    request.drawn,
+                ),
                 LiveSample(self, i, []),
             )
             for i in range(begin, begin + count)
@@ -57,6 +65,12 @@ class Pending:
         self._completions[sample] = completion
         if len(self._completions) == len(self.request.seeds):
             self.future.set_result([self._completions[i] for i in range(len(self._completions))])
+
+    def so_far(self, live: Mapping[int, Completion]) -> list[Completion]:
+        """Every sample as it stands: what is done, what is `live`, and nothing of the others."""
+        nothing = Completion(np.zeros(0, np.int32), np.zeros(0, np.float32), (), "abort")
+        known = {**live, **self._completions}
+        return [known.get(i, nothing) for i in range(len(self.request.seeds))]
 
 
 @dataclass(slots=True)

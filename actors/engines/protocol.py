@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from manta.actors.engines.progress import Progress
 from manta.actors.weights import Receipt, Weights
 from manta.envs.failures import WorldBroke
 from manta.envs.records import Completion, Float32, GenerateRequest, Int32
@@ -20,9 +21,14 @@ class EngineDied(WorldBroke):
 class Engine(Protocol):
     """Generates, scores fixed tokens, and takes new weights between two decoding steps."""
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
+    async def generate(
+        self, requests: Sequence[GenerateRequest], progress: Progress | None = None
+    ) -> list[list[Completion]]:
         """All samples of every request, in order. Safe to call concurrently.
 
+        A cancelled call frees its rows at once. `progress` is bound, so that what is sampled so far
+        can be read, also while paused. A request with `drawn` tokens goes on as the one that drew
+        them would have: same seeds and weights, same tokens, up to the rounding of log-probs.
         Raises ValueError where a prefix plus its budget exceeds the model's context.
         """
         ...

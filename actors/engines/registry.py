@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from manta.actors.engines.occupancy import Occupancy
 from manta.actors.engines.protocol import Engine
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import ModelSpec
@@ -15,7 +16,8 @@ from manta.envs.records import WeightVersion
 @dataclass(frozen=True, slots=True)
 class EngineParts:
     """What an engine is built from. `seed` and `vocab_size` are those of the learner's model, so
-    that both begin with the same weights; these are then called `version`."""
+    that both begin with the same weights; these are then called `version`. The engine tells
+    `occupancy` how many rows it holds."""
 
     settings: EngineSettings
     model: ModelSpec
@@ -23,6 +25,7 @@ class EngineParts:
     seed: int
     deterministic: bool
     version: WeightVersion
+    occupancy: Occupancy
 
 
 # Each builder imports its engine itself: a simulated worker should not load transformers.
@@ -39,6 +42,7 @@ def _embedded(parts: EngineParts) -> Engine:
         parts.settings.threads,
         parts.deterministic,
         parts.version,
+        parts.occupancy,
         parts.settings.kv_on_publish == "keep",
     )
 
@@ -46,7 +50,14 @@ def _embedded(parts: EngineParts) -> Engine:
 def _vllm(parts: EngineParts) -> Engine:
     from manta.actors.engines.vllm_engine import start_engine
 
-    return start_engine(parts.settings, parts.model, parts.vocab_size, parts.seed, parts.version)
+    return start_engine(
+        parts.settings,
+        parts.model,
+        parts.vocab_size,
+        parts.seed,
+        parts.version,
+        parts.occupancy,
+    )
 
 
 def _simulated(parts: EngineParts) -> Engine:
@@ -58,6 +69,7 @@ def _simulated(parts: EngineParts) -> Engine:
         parts.model.context,
         parts.settings.max_rows,
         parts.version,
+        parts.occupancy,
     )
 
 
@@ -75,6 +87,7 @@ def build_engine(
     seed: int,
     deterministic: bool,
     version: WeightVersion,
+    occupancy: Occupancy | None = None,
 ) -> Engine:
     """The engine that `settings.engine` names, serving the model's initial weights as `version`.
 
@@ -85,4 +98,7 @@ def build_engine(
         near = difflib.get_close_matches(settings.engine, ENGINES, n=1)
         hint = f": did you mean {near[0]!r}?" if near else f": choose one of {sorted(ENGINES)}"
         raise ValueError(f"rollout.engine is {settings.engine!r}, which is no engine{hint}")
-    return builder(EngineParts(settings, model, vocab_size, seed, deterministic, version))
+    occupancy = occupancy or Occupancy(settings.max_rows)
+    return builder(
+        EngineParts(settings, model, vocab_size, seed, deterministic, version, occupancy)
+    )

@@ -20,19 +20,21 @@ from manta.envs.records import Sampling
 _WINDOW = 32
 _FIRST_CAPACITY = 64
 # Columns of the integer table.
-_LENGTH, _START, _LIMIT, _SEED, _TOP_K = range(5)
+_LENGTH, _START, _LIMIT, _SEED, _TOP_K, _DRAWN = range(6)
 # Columns of the float table.
 _TEMPERATURE, _TOP_P = range(2)
 
 
 @dataclass(frozen=True, slots=True)
 class NewRow:
-    """A row about to start: its prefix (int64[L]), seed, budget and settings."""
+    """A row about to start: its prefix (int64[L]), seed, budget and settings; its seed has drawn
+    the last `drawn` tokens of the prefix."""
 
     prefix: Tensor
     seed: int
     budget: int
     sampling: Sampling
+    drawn: int = 0
 
 
 class RowTable:
@@ -50,7 +52,7 @@ class RowTable:
         self._context = context
         self._device = device
         self._rows = torch.arange(max_rows, device=device)
-        self._integers = torch.zeros(max_rows, 5, dtype=torch.int64, device=device)
+        self._integers = torch.zeros(max_rows, 6, dtype=torch.int64, device=device)
         self._floats = torch.zeros(max_rows, 2, device=device)
         self._stops = torch.full((max_rows, 0), -1, dtype=torch.int64, device=device)
         self._tokens = torch.zeros(max_rows, 0, dtype=torch.int64, device=device)
@@ -90,7 +92,7 @@ class RowTable:
         samplings = [row.sampling for row in new]
         integers = torch.tensor(
             [
-                [length, length, length + row.budget, 0, _top_k(row.sampling)]
+                [length, length, length + row.budget, 0, _top_k(row.sampling), row.drawn]
                 for length, row in zip(lengths, new, strict=True)
             ]
         )
@@ -131,14 +133,18 @@ class RowTable:
             is_done_B |= self._is_stop_B(tokens_B)
         return is_done_B
 
+    def so_far(self, row: int) -> tuple[Tensor, Tensor]:
+        """A row's sampled tokens int64[T] and log-probs float32[T]; T may be 0."""
+        length, start = self._integers[row, : _START + 1].tolist()
+        return self._tokens[row, start:length], self._logprobs[row, start:length]
+
     def sampled(self, row: int) -> tuple[Tensor, Tensor, Literal["stop", "length"]]:
         """A row's tokens int64[T], log-probs float32[T] so far, and why it would end here."""
-        length, start = self._integers[row, : _START + 1].tolist()
-        tokens = self._tokens[row, start:length]
+        tokens, logprobs = self.so_far(row)
         reason: Literal["stop", "length"] = "length"
         if tokens[-1].item() in self._samplings[row].stop_token_ids:
             reason = "stop"
-        return tokens, self._logprobs[row, start:length], reason
+        return tokens, logprobs, reason
 
     def num_sampled(self) -> list[int]:
         """Sampled tokens of each live row."""
@@ -182,7 +188,7 @@ class RowTable:
     def _draw(self, begin: int, end: int) -> None:
         """The window's uniform numbers of rows `begin:end`, aligned with the current step."""
         integers = self._integers[begin:end]
-        index_N = integers[:, _LENGTH] - integers[:, _START]
+        index_N = integers[:, _LENGTH] - integers[:, _START] + integers[:, _DRAWN]
         offset_W = torch.arange(_WINDOW, device=self._device) - self._step % _WINDOW
         self._uniforms[begin:end] = uniform(
             integers[:, _SEED, None], index_N[:, None] + offset_W[None]

@@ -19,17 +19,21 @@ import torch
 
 from manta.actors.engines.draws import seed_tensor, uniform
 from manta.actors.engines.limits import check_request
+from manta.actors.engines.occupancy import Occupancy
+from manta.actors.engines.progress import Progress
 from manta.actors.engines.settings import SimulatedSettings
 from manta.actors.engines.token_clock import TokenClock
 from manta.actors.weights import Receipt, Weights, content_hash
 from manta.envs.records import (
     Completion,
+    FinishReason,
     Float32,
     GenerateRequest,
     Int32,
     VersionSpan,
     WeightVersion,
 )
+from manta.envs.side_by_side import side_by_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,27 @@ class _Served:
     since: float
     version: WeightVersion
     salt: int
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """Sample `sample` of `request`: it begins at running second `begin` and gets `length` tokens,
+    the last of which is a stop token if `is_stopped`."""
+
+    request: GenerateRequest
+    sample: int
+    begin: float | None = None
+    length: int = 0
+    is_stopped: bool = False
+    is_done: bool = False
+
+    @property
+    def seed(self) -> int:
+        return self.request.seeds[self.sample]
+
+    @property
+    def budget(self) -> int:
+        return self.request.budgets[self.sample]
 
 
 class SimulatedEngine:
@@ -57,7 +82,9 @@ class SimulatedEngine:
         context: int,
         max_rows: int,
         version: WeightVersion,
+        occupancy: Occupancy | None = None,
     ) -> None:
+        self._occupancy = occupancy or Occupancy(max_rows)
         self._settings = settings
         self._vocab_size = vocab_size
         self._context = context
@@ -69,16 +96,20 @@ class SimulatedEngine:
     def version(self) -> WeightVersion:
         return self._served[-1].version
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
+    async def generate(
+        self, requests: Sequence[GenerateRequest], progress: Progress | None = None
+    ) -> list[list[Completion]]:
         for request in requests:
             check_request(request, self._context)
-        rows = [
-            self._row(request, sample)
-            for request in requests
-            for sample in range(len(request.seeds))
-        ]
-        done = iter(await asyncio.gather(*rows))
-        return [[next(done) for _ in request.seeds] for request in requests]
+        rows = [[_Row(r, sample) for sample in range(len(r.seeds))] for r in requests]
+
+        async def so_far() -> list[list[Completion]]:
+            return [[self._so_far(row) for row in of_request] for of_request in rows]
+
+        if progress is not None:
+            progress.bind(so_far)
+        await side_by_side([self._run(row) for of_request in rows for row in of_request])
+        return await so_far()
 
     async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
         scored = [_logprobs(row, self._served[-1].salt) for row in rows]
@@ -103,31 +134,39 @@ class SimulatedEngine:
             self._served.append(_Served(self._clock.now(), weights.version, salt))
         return receipt
 
-    async def _row(self, request: GenerateRequest, sample: int) -> Completion:
-        seed, budget = request.seeds[sample], request.budgets[sample]
-        length = self._length(seed)
+    async def _run(self, row: _Row) -> None:
+        """Lets the clock give `row` its tokens, once it is its turn."""
+        length = max(1, sampled_length(self._settings, row.seed) - row.request.drawn)
+        row.is_stopped = length <= row.budget
+        row.length = min(length, row.budget)
         async with self._rows:
-            begin = self._clock.now()
-            seconds = min(length, budget) / self._settings.tokens_per_second
-            await self._clock.sleep_until(begin + seconds)
-        is_stopped = length <= budget
-        stops = request.sampling.stop_token_ids if is_stopped else ()
-        tokens = self._tokens(seed, min(length, budget), request.sampling.stop_token_ids)
-        if stops:
+            row.begin = self._clock.now()
+            seconds = row.length / self._settings.tokens_per_second
+            self._occupancy.add(1)
+            try:
+                await self._clock.sleep_until(row.begin + seconds)
+            finally:
+                self._occupancy.add(-1)
+        row.is_done = True
+
+    def _so_far(self, row: _Row) -> Completion:
+        """`row` as it stands; its last token comes when it is done."""
+        if row.begin is None:
+            return Completion(np.zeros(0, np.int32), np.zeros(0, np.float32), (), "abort")
+        passed = math.floor((self._clock.now() - row.begin) * self._settings.tokens_per_second)
+        count = row.length if row.is_done else min(passed, row.length - 1)
+        stops = row.request.sampling.stop_token_ids
+        tokens = self._tokens(row.seed, row.request.drawn, count, stops)
+        if row.is_done and row.is_stopped and stops:
             tokens[-1] = stops[0]
-        spans, logprobs = self._under_way(tokens, begin)
-        return Completion(tokens, logprobs, spans, "stop" if is_stopped else "length")
+        spans, logprobs = self._under_way(tokens, row.begin)
+        reason: FinishReason = "stop" if row.is_stopped else "length"
+        return Completion(tokens, logprobs, spans, reason if row.is_done else "abort")
 
-    def _length(self, seed: int) -> int:
-        draw = float(uniform(seed_tensor((seed,)), torch.tensor([-1])))
-        normal = NormalDist().inv_cdf(max(draw, 2.0**-53))
-        log_length = math.log(self._settings.length_median) + self._settings.length_sigma * normal
-        return max(1, round(math.exp(min(log_length, 40.0))))
-
-    def _tokens(self, seed: int, length: int, stops: tuple[int, ...]) -> Int32:
-        """int32[T], none of them a stop token."""
+    def _tokens(self, seed: int, first: int, length: int, stops: tuple[int, ...]) -> Int32:
+        """int32[T], none of them a stop token: number `first` and on of the seed's stream."""
         excluded = sorted({stop for stop in stops if stop < self._vocab_size})
-        draws = uniform(seed_tensor((seed,)), torch.arange(length)).numpy()
+        draws = uniform(seed_tensor((seed,)), torch.arange(first, first + length)).numpy()
         tokens: Int32 = (draws * (self._vocab_size - len(excluded))).astype(np.int32)
         for stop in excluded:
             tokens += tokens >= stop
@@ -149,6 +188,14 @@ class SimulatedEngine:
             spans.append(VersionSpan(start, served.version))
             logprobs[start:] = _logprobs(tokens[start:], served.salt)
         return tuple(spans), logprobs
+
+
+def sampled_length(settings: SimulatedSettings, seed: int) -> int:
+    """Tokens of the sample `seed` before its budget cuts it, at least 1."""
+    draw = float(uniform(seed_tensor((seed,)), torch.tensor([-1])))
+    normal = NormalDist().inv_cdf(max(draw, 2.0**-53))
+    log_length = math.log(settings.length_median) + settings.length_sigma * normal
+    return max(1, round(math.exp(min(log_length, 40.0))))
 
 
 def _logprobs(tokens: Int32, salt: int) -> Float32:

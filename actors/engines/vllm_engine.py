@@ -12,10 +12,10 @@ vLLM's prefix cache. After a load everything runs under a new salt and is comput
 (`recompute`); with `keep`, a sample stays with the salt that it began with, so the keys and values
 of whole blocks that are still in the cache serve on. Nothing else ever meets old ones.
 
-Determinism: a sample's random numbers follow from its seed alone, on every machine, and are drawn
-one row at a time. Its log-probs may differ in the last bits with what else is in the batch, so
-equal seeds give equal tokens but where a draw falls between them; across a publish they depend on
-when it came.
+Determinism: a token's random number follows from its sample's seed and its place in it, wherever
+the sample was cut; on a CPU it is the embedded engine's. Log-probs may differ in the last bits with
+what else is in the batch, so equal seeds and weights give equal tokens but where a draw falls
+between them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -35,6 +35,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from manta.actors.engines.limits import check_request, check_row
+from manta.actors.engines.occupancy import Occupancy
+from manta.actors.engines.progress import Progress
 from manta.actors.engines.protocol import EngineDied
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.engines.vllm_folder import ServedModel, served_model
@@ -58,7 +60,12 @@ _NUMBERS = itertools.count()
 
 
 def start_engine(
-    settings: EngineSettings, spec: ModelSpec, vocab_size: int, seed: int, version: WeightVersion
+    settings: EngineSettings,
+    spec: ModelSpec,
+    vocab_size: int,
+    seed: int,
+    version: WeightVersion,
+    occupancy: Occupancy,
 ) -> VllmEngine:
     """vLLM on the model of `spec`, whose initial weights are called `version`.
 
@@ -67,11 +74,12 @@ def start_engine(
     with tempfile.TemporaryDirectory(prefix="manta-vllm-") as folder:
         served = served_model(spec, vocab_size, seed, Path(folder))
         llm = start(settings, spec, served)
-    return VllmEngine(llm, served, spec.context, version, settings.kv_on_publish == "keep")
+    return VllmEngine(llm, served, settings, spec.context, version, occupancy)
 
 
 class VllmEngine:
-    """Serves what `llm` has loaded, `served`, within `context` tokens. Belongs to one event loop.
+    """Serves what `llm`, started with `settings`, has loaded: `served`, within `context` tokens.
+    Belongs to one event loop.
 
     Every call raises EngineDied once vLLM's processes are gone.
     """
@@ -80,27 +88,42 @@ class VllmEngine:
         self,
         llm: AsyncLLM,
         served: ServedModel,
+        settings: EngineSettings,
         context: int,
         version: WeightVersion,
-        keeps_kv: bool,
+        occupancy: Occupancy,
     ) -> None:
         self.version = version
+        self._occupancy = occupancy
+        self._max_rows = settings.max_rows
+        self._keeps_kv = settings.kv_on_publish == "keep"
+        self._is_prepared = settings.devices > 0
         self._llm = llm
         self._served = served
         self._context = context
-        self._keeps_kv = keeps_kv
         self._salt = _new_name()
         self._gate = asyncio.Event()
         self._gate.set()
         self._under_way: set[str] = set()
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
+    async def generate(
+        self, requests: Sequence[GenerateRequest], progress: Progress | None = None
+    ) -> list[list[Completion]]:
         """All samples of every request, in order; a cancelled call ends its vLLM requests."""
         for request in requests:
             check_request(request, self._context)
-        samples = [VllmSample(r, index) for r in requests for index in range(len(r.seeds))]
-        done = iter(await side_by_side([self._run(sample) for sample in samples]))
-        return [[next(done) for _ in request.seeds] for request in requests]
+        groups = [[VllmSample(r, index) for index in range(len(r.seeds))] for r in requests]
+
+        async def so_far() -> list[list[Completion]]:
+            return [[sample.completion() for sample in group] for group in groups]
+
+        if progress is not None:
+            progress.bind(so_far)
+        if not self._is_prepared:
+            await self._ask("manta_draw_by_counter")
+            self._is_prepared = True
+        await side_by_side([self._run(sample) for group in groups for sample in group])
+        return await so_far()
 
     async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
         """float32[L] per row at temperature 1, by vLLM's own scoring of prompts.
@@ -148,7 +171,7 @@ class VllmEngine:
         self._llm.shutdown(timeout=0)
         processes.kill()
 
-    async def _run(self, sample: VllmSample) -> Completion:
+    async def _run(self, sample: VllmSample) -> None:
         salt = None
         while not sample.is_done:
             await self._gate.wait()
@@ -156,29 +179,33 @@ class VllmEngine:
                 salt = self._salt
             version, name = self.version, _new_name()
             self._under_way.add(name)
+            self._note_rows()
             try:
-                output = await self._put(name, sample.prompt(salt), sample.parameters())
+                async for output in self._put(name, sample.prompt(salt), sample.parameters()):
+                    sample.take(output.outputs[0], version)
             finally:
                 self._under_way.discard(name)
-            sample.take(output.outputs[0], version)
-        return sample.completion()
+                self._note_rows()
+
+    def _note_rows(self) -> None:
+        self._occupancy.set(min(len(self._under_way), self._max_rows))
 
     async def _score(self, row: Int32) -> Float32:
         name = _new_name()
         # A salt of its own: bytes that are found to be wrong must leave nothing behind.
         prompt = tokens_prompt(row.tolist(), name)
-        return scores_of(await self._put(name, prompt, scoring_parameters()), row)
+        [output] = [each async for each in self._put(name, prompt, scoring_parameters())]
+        return scores_of(output, row)
 
     async def _put(
         self, name: str, prompt: TokensPrompt, parameters: SamplingParams
-    ) -> RequestOutput:
-        """The end of a request: all that it brought."""
+    ) -> AsyncIterator[RequestOutput]:
+        """What a request brings, until it ends or is ended."""
         try:
             async for output in self._llm.generate(prompt, parameters, name):
-                last = output
+                yield output
         except EngineDeadError as error:
             raise EngineDied("vLLM's engine process has died") from error
-        return last
 
     async def _ask(self, method: str) -> None:
         try:

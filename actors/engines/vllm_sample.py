@@ -6,15 +6,13 @@ it is cut nor which weights are served.
 
 from __future__ import annotations
 
-import hashlib
-from typing import TypeAlias
-
 import numpy as np
 from vllm import SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
+from manta.actors.engines.vllm_weights import DRAWN
 from manta.envs.records import (
     Completion,
     FinishReason,
@@ -25,21 +23,20 @@ from manta.envs.records import (
     WeightVersion,
 )
 
-Prompt: TypeAlias = dict[str, object]
+STREAM_INTERVAL = 16
+"""Tokens of a sample that vLLM hands over at once: every token costs the rollout worker a turn of
+its event loop otherwise. What was not handed over when a worker dies is lost with it."""
 
 
 class VllmSample:
-    """Sample `index` of `request`.
-
-    Every request to vLLM gets a seed of its own, from the sample's seed and how many tokens it has:
-    vLLM starts a stream of random numbers with each.
-    """
+    """Sample `index` of `request`."""
 
     def __init__(self, request: GenerateRequest, index: int) -> None:
         self._prefix: list[int] = request.prefix.tolist()
         self._seed = request.seeds[index]
         self._budget = request.budgets[index]
         self._sampling = request.sampling
+        self._drawn = request.drawn
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
         self._spans: list[VersionSpan] = []
@@ -59,7 +56,8 @@ class VllmSample:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            seed=_stream(self._seed, len(self._tokens)),
+            seed=self._seed % 2**63,
+            extra_args={DRAWN: self._drawn + len(self._tokens)},
             stop_token_ids=list(sampling.stop_token_ids),
             # The stop tokens are those of the request and no others, as in every engine.
             ignore_eos=True,
@@ -67,11 +65,12 @@ class VllmSample:
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA,
+            stream_interval=STREAM_INTERVAL,
         )
 
     def take(self, output: CompletionOutput, version: WeightVersion) -> None:
-        """Adds the tokens of a request that ran under `version` from its first token to its last.
+        """Adds new tokens of a request that runs under `version` from its first to its last.
 
         Raises FloatingPointError where the model's log-probs were not finite.
         """
@@ -90,7 +89,10 @@ class VllmSample:
         self._logprobs += logprobs
 
     def completion(self) -> Completion:
-        reason: FinishReason = "stop" if self._is_stopped else "length"
+        """What is there; `abort` is the finish reason of a sample that is not done."""
+        reason: FinishReason = "length" if self.is_done else "abort"
+        if self._is_stopped:
+            reason = "stop"
         return Completion(
             np.array(self._tokens, np.int32),
             np.array(self._logprobs, np.float32),
@@ -124,9 +126,3 @@ def scores_of(output: RequestOutput, row: Int32) -> Float32:
     scores = np.zeros(len(row), np.float32)
     scores[1:] = output.prompt_logprobs.logprobs
     return scores
-
-
-def _stream(seed: int, num_tokens: int) -> int:
-    """A seed in 0..2**63-1."""
-    digest = hashlib.sha256(f"{seed}/{num_tokens}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") & (2**63 - 1)

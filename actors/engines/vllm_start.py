@@ -20,7 +20,7 @@ from manta.actors.engines.vllm_folder import ServedModel
 from manta.actors.models.spec import ModelSpec
 from manta.envs.records import Json
 
-EXTENSION = "manta.actors.engines.vllm_worker.WeightsInWorker"
+EXTENSION = "manta.actors.engines.vllm_worker.WorkerExtension"
 _FEWEST_BATCHED_TOKENS = 8192
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 SHARED_MEMORY = Path("/dev/shm")
 
+DRAWN = "drawn"
+"""Among a request's extra arguments: tokens that its sample had before."""
+
 Index: TypeAlias = Sequence[tuple[str, str, Sequence[int], int, int]]
 """Name, dtype, shape, start and end of each tensor: a `TensorSpec` as it is sent to a worker."""
 

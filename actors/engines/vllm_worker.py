@@ -1,8 +1,8 @@
-"""Weights inside vLLM's worker processes: hashed there, then loaded.
+"""What Manta does inside vLLM's worker processes: hash weights, load them, draw tokens.
 
 vLLM mixes this class into its worker (`worker_extension_cls`), so every process that holds a part
-of the model has these methods. They are handed a file by the engine, which wrote it for them alone;
-numbers are viewed in it, nothing is unpickled.
+of the model has these methods. Weights come in a file that the engine wrote for them alone; numbers
+are viewed in it, nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -16,24 +16,50 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
-from manta.actors.engines.vllm_weights import Index
+from manta.actors.engines.draws import seed_tensor, uniform
+from manta.actors.engines.sampler import draw
+from manta.actors.engines.vllm_weights import DRAWN, Index
 from manta.actors.weights import TensorSpec, content_hash
 
 if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_input_batch import CachedRequestState
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 
-class WeightsInWorker:
+class WorkerExtension:
     """Methods are called by name, so they start with `manta_`: vLLM refuses one that it has too.
-    `reload_weights` and `model_runner` are the worker's own."""
+    What stands here without a value is the worker's own."""
 
     reload_weights: Callable[..., None]
     model_runner: GPUModelRunner
+    use_v2_model_runner: bool
 
     def manta_processes(self) -> tuple[int, int]:
         """This one and its parent, the engine core."""
         return os.getpid(), os.getppid()
+
+    def manta_draw_by_counter(self) -> None:
+        """From now on a token follows from its sample's seed and place, as in the embedded engine,
+        and not from how often a generator was asked. On a CPU only: there vLLM steps one batch
+        after the other, so that a row's tokens are all known when its next one is drawn. Its second
+        model runner, the one for GPUs with Triton, draws by seed and place itself."""
+        if self.use_v2_model_runner:
+            return
+        runner = self.model_runner
+
+        def forward(
+            logits_BV: Tensor, generators: object, top_k_B: Tensor | None, top_p_B: Tensor | None
+        ) -> tuple[Tensor, Tensor]:
+            kept_BV = apply_top_k_top_p(logits_BV, top_k_B, top_p_B)
+            logprobs_BV = kept_BV.log_softmax(dim=-1, dtype=torch.float32)
+            rows = [runner.requests[name] for name in runner.input_batch.req_ids]
+            seeds_B = seed_tensor(tuple(row.sampling_params.seed or 0 for row in rows))
+            places_B = torch.tensor([_num_drawn(row) for row in rows])
+            return draw(logprobs_BV, uniform(seeds_B, places_B)), logprobs_BV
+
+        runner.sampler.topk_topp_sampler.forward = forward
 
     def manta_hash(self, path: str, index: Index) -> str:
         """SHA-256 over the bytes in the file, as this process reads them."""
@@ -47,6 +73,12 @@ class WeightsInWorker:
             # computes with a packed copy of their old values.
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)
+
+
+def _num_drawn(row: CachedRequestState) -> int:
+    """Tokens of the row's sample that its seed has drawn."""
+    before = (row.sampling_params.extra_args or {}).get(DRAWN, 0)
+    return int(before) + len(row.output_token_ids)
 
 
 def _specs(index: Index) -> tuple[TensorSpec, ...]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from manta.actors.engines.embedded import EmbeddedEngine
+from manta.actors.engines.progress import Progress
 from manta.actors.engines.protocol import Engine
 from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings, SimulatedSettings
@@ -250,6 +252,7 @@ async def test_a_load_while_running_is_an_error(make: Make) -> None:
         (request([1], []), "0 seeds"),
         (request([1], [1], 3, Sampling(temperature=-1.0)), "temperature -1.0"),
         (request([1], [1], 3, Sampling(top_p=0.0)), "top_p 0.0"),
+        (replace(request([1], [1], 3), drawn=2), "2 of its prefix's 1 tokens were drawn"),
     ],
 )
 async def test_a_request_that_cannot_be_sampled_is_refused(
@@ -279,6 +282,71 @@ async def test_a_cancelled_call_frees_its_rows(make: Make) -> None:
     [[completion]] = await engine.generate([request([1], [9], 1)])
     assert len(completion.token_ids) == 1
     assert time.monotonic() - begin < 3.0
+
+
+async def test_what_is_sampled_so_far_can_be_read_and_is_what_will_be(make: Make) -> None:
+    engine = make(max_rows=3, speed=1000.0)
+    progress = Progress()
+    assert await progress.read() == []
+    wanted = [request([1, 2], [1, 2], 400), request([3], [3, 4], 400)]
+    call = asyncio.ensure_future(engine.generate(wanted, progress))
+    await engine.generate([request([1], [0], 1)])  # so that one of the four has to wait its turn
+    await engine.pause()
+    first = await progress.read()
+    assert [len(c.token_ids) for group in await progress.read() for c in group] == [
+        len(c.token_ids) for group in first for c in group
+    ]
+    await engine.load(weights(1, SECOND))
+    await engine.resume()
+    while True:
+        second = await progress.read()
+        grown = [len(c.token_ids) - len(first[i][j].token_ids) for i, j, c in _started(second)]
+        if len(grown) == 3 and min(grown) > 5:
+            break
+        await asyncio.sleep(0.01)
+    last = await call
+    for seen in (first, second):
+        assert [len(group) for group in seen] == [2, 2]
+        for i, j, completion in _started(seen):
+            final, count = last[i][j], len(completion.token_ids)
+            assert completion.finish_reason == "abort"
+            assert 0 < count < len(final.token_ids)
+            assert np.array_equal(completion.token_ids, final.token_ids[:count])
+            assert np.array_equal(completion.logprobs, final.logprobs[:count])
+            assert completion.weight_versions == tuple(
+                span for span in final.weight_versions if span.start < count
+            )
+    assert [len(c.token_ids) for c in first[1]][1] == 0
+
+
+def _started(seen: list[list[Completion]]) -> list[tuple[int, int, Completion]]:
+    return [
+        (i, j, c) for i, group in enumerate(seen) for j, c in enumerate(group) if c.logprobs.size
+    ]
+
+
+@pytest.mark.parametrize("cut", [1, 17, 40])
+async def test_a_sample_goes_on_where_another_engine_left_it(make: Make, cut: int) -> None:
+    wanted = request([5, 6], [7], 60)
+    [[whole]] = await make(speed=20000.0).generate([wanted])
+    rest = GenerateRequest(
+        np.concatenate([wanted.prefix, whole.token_ids[:cut]]), (7,), (60 - cut,), Sampling(), cut
+    )
+    [[completion]] = await make(speed=20000.0).generate([rest])
+    assert np.array_equal(completion.token_ids, whole.token_ids[cut:])
+    np.testing.assert_allclose(completion.logprobs, whole.logprobs[cut:], atol=1e-5)
+
+
+async def test_lengths_do_not_depend_on_where_a_sample_was_cut(make: Make) -> None:
+    sampling = Sampling(stop_token_ids=(3, 11))
+    [samples] = await make(median=20.0).generate([request([1], list(range(12)), 64, sampling)])
+    for seed, whole in enumerate(samples):
+        cut = len(whole.token_ids) // 2
+        prefix = np.concatenate([np.array([1], np.int32), whole.token_ids[:cut]])
+        rest = GenerateRequest(prefix, (seed,), (64 - cut,), sampling, cut)
+        [[completion]] = await make(median=20.0).generate([rest])
+        assert np.array_equal(completion.token_ids, whole.token_ids[cut:])
+        assert completion.finish_reason == whole.finish_reason
 
 
 async def test_an_unknown_engine_is_named_with_its_nearest_match() -> None:

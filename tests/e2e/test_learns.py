@@ -36,3 +36,7 @@ def test_reward_rises(tmp_path: Path, cluster: runs.Environment, staleness: int)
     rewards = [line["reward/correct"] for line in lines if "reward/correct" in line]
     assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.1
     assert max(line.get("staleness/max", 0) for line in lines) <= staleness
+    # Engine and learner agree under equal weights; what is stale differs by what was learnt.
+    assert runs.summary(tmp_path / "tiny")["max_logprob_gap"] < 1e-4  # type: ignore[operator]
+    drift = [line["mismatch/stale/gap_max"] for line in lines if "mismatch/stale/tokens" in line]
+    assert (len(drift) > 80 and min(drift) > 1e-4) if staleness else drift == []

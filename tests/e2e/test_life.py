@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from manta.orchestrator.ledger import read_ledger
+from manta.orchestrator.supply import OVERTAKEN
 from tests.e2e import runs
 
 pytestmark = pytest.mark.e2e
@@ -36,12 +38,13 @@ def test_a_run_leaves_its_account(finished: Path) -> None:
 
 def test_engine_and_learner_agree_at_every_step(finished: Path) -> None:
     gaps = [
-        line["learner/logprob_gap_max"]
+        line["mismatch/same_version/gap_max"]
         for line in runs.metrics(finished)
-        if "learner/logprob_gap_max" in line
+        if "mismatch/same_version/gap_max" in line
     ]
     assert len(gaps) == 8
     assert max(gaps) < 1e-4
+    assert not any("mismatch/stale/tokens" in line for line in runs.metrics(finished))
 
 
 def test_a_finished_run_is_not_started_again(finished: Path) -> None:
@@ -92,11 +95,19 @@ def test_the_same_seed_gives_the_same_run_even_when_killed(finished: Path, tmp_p
         ]
 
 
+CORRECTED = (
+    "stages.rl.updates_per_step=2",
+    "stages.rl.algorithm.proximal=learner",
+    "stages.rl.algorithm.off_policy={correction: mask, level: sequence, low: 0.1, high: 10}",
+)
+
+
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_ctrl_c_saves_and_the_same_command_goes_on(
     tmp_path: Path, cluster: runs.Environment, staleness: int
 ) -> None:
-    overrides = (f"rollout.max_staleness={staleness}", "checkpoint.every_steps=1000")
+    overrides = [f"rollout.max_staleness={staleness}", "checkpoint.every_steps=1000"]
+    overrides += CORRECTED if staleness else ()
     process = runs.start(runs.TINY, tmp_path, *overrides, env=cluster)
     run_dir = tmp_path / "tiny"
     runs.wait_for_step(run_dir, 6)
@@ -108,6 +119,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     result = runs.manta("train", runs.TINY, tmp_path, *overrides, env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr
     runs.check_history(run_dir, STEPS)
+    masked = [line for line in runs.metrics(run_dir) if "mismatch/stale/masked_share" in line]
+    assert bool(masked) == (staleness > 0)
 
 
 def test_no_process_survives_its_driver(tmp_path: Path) -> None:
@@ -117,3 +130,31 @@ def test_no_process_survives_its_driver(tmp_path: Path) -> None:
     process.communicate()
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     assert str(tmp_path) not in listing.stdout
+
+
+def test_overtaken_groups_leave_the_engines_and_train_later(
+    tmp_path: Path, cluster: runs.Environment
+) -> None:
+    """Synchronous steps that take what finishes first; long answers are put off once."""
+    overrides = (
+        "rollout.oversample=2", "rollout.when_too_old=drop_and_replace", "rollout.max_rows=8",
+        "rollout.engine=simulated", "rollout.simulated.length_median=2",
+        "rollout.simulated.tokens_per_second=40", "publish.probe_tolerance=1000",
+        "environment.groups_per_call=1", "evaluate=null", "rollout.dispatch=longest_first",
+    )  # fmt: skip
+    result = runs.manta("train", runs.TINY, tmp_path, *overrides, env=cluster)
+    assert result.returncode == 0, result.stdout + result.stderr
+    run_dir = tmp_path / "tiny"
+    runs.check_history(run_dir, STEPS)
+    entries = [e for e in read_ledger(run_dir / "ledger.jsonl") if e.stage == "rl"]
+    overtaken = [e for e in entries if e.reason == OVERTAKEN]
+    places = [e.group[:2] for e in overtaken]
+    assert places and len(places) == len(set(places)), "a group was overtaken twice"
+    assert {e.outcome for e in entries} == {"trained", "dropped"}
+    assert all(e.reason == OVERTAKEN for e in entries if e.outcome == "dropped")
+    again = {e.group[:2] for e in entries if e.outcome == "trained" and e.group.attempt == 1}
+    assert again and again <= set(places)
+    lines = [line for line in runs.metrics(run_dir) if line["stage"] == "rl"]
+    assert {line["staleness/max"] for line in lines} == {0.0}
+    assert all(0.0 < line["rollout/idle_share"] < 1.0 for line in lines[1:])
+    assert runs.summary(run_dir)["idle_share"] is not None

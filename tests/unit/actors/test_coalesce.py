@@ -50,3 +50,43 @@ async def test_a_caller_that_gives_up_does_not_take_the_others_along() -> None:
     assert await second == 2
     with pytest.raises(asyncio.CancelledError):
         await first
+
+
+async def test_a_call_that_everyone_gave_up_is_cancelled() -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def slow(items: list[int]) -> list[int]:
+        if items == [3]:
+            return items
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return items
+
+    coalescer = Coalescer(slow)
+    callers = [asyncio.create_task(coalescer(i)) for i in (1, 2)]
+    await started.wait()
+    callers[0].cancel()
+    await asyncio.sleep(0)
+    assert not ended.is_set()
+    callers[1].cancel()
+    await asyncio.wait_for(ended.wait(), 5)
+    assert await coalescer(3) == 3
+
+
+async def test_a_call_given_up_before_it_was_made_is_not_made() -> None:
+    calls: list[list[int]] = []
+
+    async def note(items: list[int]) -> list[int]:
+        calls.append(items)
+        return items
+
+    coalescer = Coalescer(note)
+    early = asyncio.create_task(coalescer(1))
+    await asyncio.sleep(0)
+    early.cancel()
+    await asyncio.gather(early, return_exceptions=True)
+    assert await coalescer(2) == 2
+    assert calls == [[2]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +20,9 @@ from manta.actors.learning import Learner
 from manta.actors.models.policy import evaluate
 from manta.actors.rows import rows_of
 from manta.actors.weight_tensors import unpack
-from manta.algorithms.settings import AlgorithmSettings, KlSettings
+from manta.algorithms.settings import AlgorithmSettings, KlSettings, OffPolicySettings
 from manta.envs.records import WeightVersion
-from tiny import groups_of, join_group, plan_of, rows_by_index, run_ranks, tiny_model
+from tiny import HELD, groups_of, join_group, plan_of, rows_by_index, run_ranks, tiny_model
 
 GRPO = AlgorithmSettings("grpo", kl=KlSettings(0.01), samples_per_prompt=4)
 ALGORITHMS = {
@@ -33,6 +34,12 @@ ALGORITHMS = {
         whiten_advantages=True,
         aggregation="sequence_mean",
         kl=KlSettings(0.1, "k1", "reward"),
+    ),
+    "truncated rows": replace(
+        GRPO, proximal="learner", off_policy=OffPolicySettings("truncate", "sequence", None, 2.0)
+    ),
+    "masked tokens": replace(
+        GRPO, proximal="learner", off_policy=OffPolicySettings("mask", "token", 0.5, 5.0)
     ),
     "sft": AlgorithmSettings("sft", samples_from="given", loss="cross_entropy"),
 }
@@ -79,7 +86,7 @@ def rank_main(rank: int, world_size: int, folder: Path) -> None:
             all_reduce=sum_over(group),
         )
         by_id = {group.id: group for group in groups}
-        rows = {row.index: row for row in rows_of(plan, by_id, learner.rows_needed(plan, 2))}
+        rows = {row.index: row for row in rows_of(plan, by_id, learner.rows_needed(plan, 2), HELD)}
         results[name] = (learner.step(plan, rows, 2, 2, 1.0), flat(backend))
     torch.save(results, folder / f"{world_size}-{rank}.pt")
     dist.destroy_process_group()
@@ -136,9 +143,46 @@ def test_updates_and_epochs_are_counted_and_move_on() -> None:
         learner, _ = learner_of(GRPO)
         reports[epochs, updates] = learner.step(plan, rows, epochs, updates, 1.0)
         assert reports[epochs, updates]["updates"] == epochs * updates
-    # Later updates see a policy that moved; the gap to the engine is read before that.
-    assert reports[2, 3]["logprob_gap_max"] == reports[1, 3]["logprob_gap_max"]
+    # Later updates see a policy that moved; the mismatch to the engine is read before that.
+    assert mismatch_of(reports[2, 3]) == mismatch_of(reports[1, 3]) != {}
     assert reports[2, 3]["ratio_max"] > reports[1, 1]["ratio_max"]
+
+
+def mismatch_of(report: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in report.items() if name.startswith("mismatch/")}
+
+
+@pytest.mark.parametrize("name", ["masked tokens", "truncated rows", "grpo"])
+def test_mismatch_is_that_of_kept_tokens_before_the_first_update(name: str) -> None:
+    """Over all of the step's tokens where log-probs are recomputed, else over the first update's,
+    apart for tokens that were sampled under the weights that the learner holds."""
+    groups = groups_of(SIZES)
+    plan = plan_of(groups, KEEP)
+    rows = rows_by_index(plan, groups)
+    is_whole = name != "grpo"
+    counted = [r for r in rows.values() if r.coefficients["keep"] and (is_whole or r.index < 4)]
+    logprob_T = evaluate(tiny_model(), counted, ("logprob",), 0.9)["logprob"].detach().numpy()
+    columns = [(r.behaviour_logprobs[r.loss_mask], r.same_version[r.loss_mask]) for r in counted]
+    behaviour_T, same_T = (np.concatenate(column) for column in zip(*columns, strict=True))
+    learner, _ = learner_of(ALGORITHMS[name], 70)
+    report = learner.step(plan, rows, 2, 2, 1.0)
+    for kind, chosen in (("same_version", same_T), ("stale", ~same_T)):
+        gap_T = np.abs(logprob_T - behaviour_T)[chosen]
+        assert report[f"mismatch/{kind}/tokens"] == chosen.sum() > 0
+        assert report[f"mismatch/{kind}/gap_mean"] == pytest.approx(gap_T.mean(), rel=1e-4)
+        assert report[f"mismatch/{kind}/gap_max"] == pytest.approx(gap_T.max(), rel=1e-4)
+    assert ("mismatch/stale/masked_share" in report) == (name == "masked tokens")
+    assert ("mismatch/stale/truncated_share" in report) == (name == "truncated rows")
+
+
+def test_tokens_of_unknown_versions_count_as_stale() -> None:
+    groups = groups_of(SIZES)
+    plan = plan_of(groups)
+    by_id = {group.id: group for group in groups}
+    rows = {row.index: row for row in rows_of(plan, by_id, range(12))}
+    report = learner_of(GRPO)[0].step(plan, rows, 1, 1, 1.0)
+    assert report["mismatch/stale/tokens"] == report["tokens"]
+    assert not any(name.startswith("mismatch/same_version") for name in report)
 
 
 def test_epochs_lower_the_loss() -> None:

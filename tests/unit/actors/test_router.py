@@ -1,89 +1,138 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
-from manta.actors.router import Lease, Leases, Router
+import pytest
 
+from manta.actors.leases import Ask, Ticket
+from manta.actors.router import Router
 
-def leases_of(*engines: str) -> Leases:
-    leases = Leases()
-    for engine in engines:
-        leases.register(engine)
-    return leases
-
-
-def acquired(leases: Leases, tokens: int) -> Lease:
-    lease = leases.acquire(tokens)
-    assert lease is not None
-    return lease
+NUMBERS = itertools.count()
 
 
-def test_the_least_loaded_engine_is_taken() -> None:
-    leases = leases_of("b", "a")
-    taken = [acquired(leases, tokens) for tokens in (100, 10, 50, 50, 1)]
-    assert [lease.engine for lease in taken] == ["a", "b", "b", "b", "a"]
-    assert leases.loads() == {"a": 101, "b": 110}
-    for lease in taken:
-        leases.release(lease)
-    assert leases.loads() == {"a": 0, "b": 0}
+def ask(rows: int = 1, holder: str = "w") -> Ask:
+    return Ask(Ticket(holder, next(NUMBERS)), (0,), rows, 3)
 
 
-def test_without_an_engine_there_is_no_lease() -> None:
-    leases = leases_of("a")
-    leases.retire("a")
-    leases.retire("never")
-    assert leases.acquire(1) is None
-    assert leases.loads() == {}
+class Abandoned:
+    """A rollout worker's handle: notes the tickets that it is told to drop."""
+
+    def __init__(self) -> None:
+        self.tickets: list[Ticket] = []
+
+    @property
+    def abandon(self) -> Abandoned:
+        return self
+
+    def remote(self, tickets: list[Ticket]) -> None:
+        self.tickets += tickets
 
 
-def test_a_lease_from_an_earlier_life_counts_for_nothing() -> None:
-    leases = leases_of("a")
-    old = acquired(leases, 100)
-    leases.retire("a")
-    leases.release(old)
-    leases.register("a")
-    new = acquired(leases, 7)
-    assert (old.generation, new.generation) == (0, 1)
-    leases.release(old)
-    assert leases.loads() == {"a": 7}
-    leases.release(new)
-    assert leases.loads() == {"a": 0}
+async def serving(*engines: str) -> tuple[Router, dict[str, Abandoned]]:
+    router = Router(max_rows=3, most_rows=4)
+    handles = {name: Abandoned() for name in engines}
+    for name, handle in handles.items():
+        await router.join(name, handle)  # type: ignore[arg-type]
+        await router.tell(name, "serve")
+    return router, handles
 
 
-def test_an_engine_that_died_under_a_lease_leaves_but_not_its_successor() -> None:
-    leases = leases_of("a", "b")
-    first, other = acquired(leases, 5), acquired(leases, 5)
-    leases.lose(first)
-    assert leases.loads() == {"b": 5}
-    leases.register("a")
-    leases.lose(first)
-    leases.release(first)
-    leases.release(other)
-    assert leases.loads() == {"a": 0, "b": 0}
-
-
-async def test_requests_wait_until_an_engine_is_in_service() -> None:
-    router = Router()
-    waiting = [asyncio.create_task(router.acquire(3)) for _ in range(3)]
-    await asyncio.sleep(0)
-    await router.register("a", "handle of a")  # type: ignore[arg-type]
-    for lease, handle in await asyncio.gather(*waiting):
-        assert (lease.engine, handle) == ("a", "handle of a")
-    assert await router.loads() == {"a": 9}
-
-
-async def test_requests_wait_again_once_the_last_engine_is_gone() -> None:
-    router = Router()
-    await router.register("a", "handle of a")  # type: ignore[arg-type]
-    lease, _ = await router.acquire(1)
-    await router.lose(lease)
-    waiting = asyncio.create_task(router.acquire(1))
+async def turns() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+async def test_calls_wait_until_an_engine_has_proved_its_weights() -> None:
+    router = Router(3, 4)
+    waiting = [asyncio.create_task(router.acquire(ask())) for _ in range(3)]
+    handle = Abandoned()
+    await router.join("a", handle)  # type: ignore[arg-type]
+    await turns()
+    assert not any(task.done() for task in waiting)
+    await router.tell("a", "serve")
+    for lease, found in await asyncio.gather(*waiting):
+        assert (lease.engine, found) == ("a", handle)
+    assert (await router.figures()).engines["a"].rows == 3
+
+
+async def test_calls_wait_again_once_the_last_engine_is_gone() -> None:
+    router, _ = await serving("a")
+    wanted = ask()
+    await router.acquire(wanted)
+    await router.lose(wanted.ticket)
+    waiting = asyncio.create_task(router.acquire(ask()))
+    await turns()
     assert not waiting.done()
-    await router.register("a", "new handle")  # type: ignore[arg-type]
-    again, handle = await waiting
-    assert (again.generation, handle) == (1, "new handle")
-    await router.release(again)
-    await router.retire("a")
-    assert await router.loads() == {}
+    new = Abandoned()
+    await router.join("a", new)  # type: ignore[arg-type]
+    await router.tell("a", "serve")
+    lease, handle = await waiting
+    assert (lease.life.generation, handle) == (1, new)
+
+
+async def test_room_wakes_who_waits() -> None:
+    router, _ = await serving("a")
+    first, second = ask(rows=3), ask(rows=3)
+    await router.acquire(first)
+    waiting = asyncio.create_task(router.acquire(second))
+    await turns()
+    assert not waiting.done()
+    await router.release(first.ticket, 7)
+    assert (await waiting)[0].ticket == second.ticket
+
+
+@pytest.mark.parametrize("how", ["cancelled", "released"])
+async def test_a_call_that_is_given_up_holds_back_nobody(how: str) -> None:
+    router, _ = await serving("a")
+    large, given_up, last = ask(rows=4), ask(rows=4), ask(rows=4)
+    await router.acquire(large)
+    waiting = [asyncio.create_task(router.acquire(a)) for a in (given_up, last)]
+    await turns()
+    if how == "cancelled":
+        waiting[0].cancel()
+    else:
+        await router.release(given_up.ticket)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting[0]
+    await router.release(large.ticket)
+    assert (await waiting[1])[0].ticket == last.ticket
+    await router.release(last.ticket)
+    assert (await router.figures()).rows == 0
+
+
+async def test_a_call_that_is_given_up_as_it_is_granted_leaves_its_room() -> None:
+    router, _ = await serving("a")
+    large, given_up, last = ask(rows=4), ask(rows=4), ask(rows=4)
+    await router.acquire(large)
+    waiting = [asyncio.create_task(router.acquire(a)) for a in (given_up, last)]
+    await turns()
+    waiting[0].cancel()
+    await router.release(large.ticket)
+    assert (await asyncio.wait_for(waiting[1], 5))[0].ticket == last.ticket
+    assert (await router.figures()).rows == 4
+
+
+async def test_a_dead_worker_s_rows_are_dropped_in_the_engines() -> None:
+    router, handles = await serving("a", "b")
+    dead = [ask(holder="dead") for _ in range(2)]
+    for wanted in dead:
+        await router.acquire(wanted)
+    await router.acquire(ask(holder="alive"))
+    await router.forget("dead")
+    assert [handles["a"].tickets, handles["b"].tickets] == [[dead[0].ticket], [dead[1].ticket]]
+    assert (await router.figures()).rows == 1
+
+
+async def test_draining_ends_with_the_last_call() -> None:
+    router, _ = await serving("a", "b")
+    first, second = ask(), ask()
+    await router.acquire(first)
+    await router.acquire(second)
+    draining = asyncio.create_task(router.drain("a"))
+    await turns()
+    assert not draining.done()
+    assert (await router.acquire(ask()))[0].engine == "b"
+    await router.release(first.ticket)
+    await asyncio.wait_for(draining, 5)
+    await asyncio.wait_for(router.drain("a"), 5)

@@ -36,7 +36,9 @@ def test_no_rows() -> None:
     assert batch.row_T.tolist() == batch.weight_T.tolist() == batch.advantage_T.tolist() == []
 
 
-@pytest.mark.parametrize("name", ["behaviour_T", "proximal_T", "reference_T", "advantage_T"])
+@pytest.mark.parametrize(
+    "name", ["behaviour_T", "proximal_T", "reference_T", "advantage_T", "same_version_T"]
+)
 def test_a_tensor_of_another_length_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} has shape \(4,\), the 3 rows have 3 trained"):
         flatten(PRESETS["grpo"], COUNTS_R, COLUMNS, UPDATE, **{name: torch.zeros(4)})

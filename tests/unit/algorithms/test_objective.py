@@ -4,20 +4,18 @@ import dataclasses
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from manta.algorithms.aggregate import Denominators, denominators, row_weight
 from manta.algorithms.flatten import flatten
 from manta.algorithms.group_stage import group_stage
 from manta.algorithms.objective import Objective
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, KlSettings
-from manta.algorithms.tokens import LossTerms
+from manta.algorithms.settings import AlgorithmSettings, KlSettings, OffPolicySettings
+from tests.unit.algorithms.ragged import WORDS, Rows, loss_and_gradient, ragged_and_split
 
 FULL = AlgorithmSettings(
     name="full",
@@ -29,88 +27,29 @@ FULL = AlgorithmSettings(
     constant_length=17,
 )
 AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum_constant")
-WORDS = 7
+CORRECTIONS = [
+    OffPolicySettings(),
+    *(
+        OffPolicySettings(*told)
+        for level in ("token", "sequence")
+        for told in (("weight", level), ("truncate", level, None, 1.3), ("mask", level, 0.7, 1.4))
+    ),
+]
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Ragged rows with a policy that is a table of logits: [T, 7], float64."""
-
-    counts_R: Tensor
-    columns: dict[str, Tensor]
-    tokens_T: Tensor
-    logits_TV: Tensor
-    behaviour_T: Tensor
-    proximal_T: Tensor
-    reference_T: Tensor
-
-    @staticmethod
-    def random(counts: list[int], seed: int) -> "Rows":
-        generator = np.random.default_rng(seed)
-        num_rows, num_tokens = len(counts), sum(counts)
-        tokens = torch.from_numpy(generator.integers(0, WORDS, num_tokens))
-        logits = torch.from_numpy(generator.normal(size=(num_tokens, WORDS)))
-        logprob = logits.log_softmax(-1)[torch.arange(num_tokens), tokens]
-        near = torch.from_numpy(generator.normal(size=(3, num_tokens)) * 0.4)
-        return Rows(
-            counts_R=torch.tensor(counts, dtype=torch.int64),
-            columns={
-                "advantage": torch.from_numpy(generator.normal(size=num_rows)),
-                "weight": torch.from_numpy(generator.choice([0.5, 1.0, 2.0], num_rows)),
-                "keep": torch.from_numpy(generator.choice([0.0, 1.0, 1.0], num_rows)),
-            },
-            tokens_T=tokens,
-            logits_TV=logits,
-            behaviour_T=logprob + near[0],
-            proximal_T=logprob + near[1],
-            reference_T=logprob + near[2],
-        )
-
-    @property
-    def update(self) -> Denominators:
-        return denominators(self.counts_R, row_weight(self.columns))
-
-    def take(self, rows: list[int]) -> "Rows":
-        """The rows of these indices, in that order."""
-        starts = [0, *np.cumsum(self.counts_R.tolist()).tolist()]
-        token_list = [t for r in rows for t in range(starts[r], starts[r + 1])]
-        picked_R = torch.tensor(rows, dtype=torch.int64)
-        picked_T = torch.tensor(token_list, dtype=torch.int64)
-        return Rows(
-            self.counts_R[picked_R],
-            {name: column[picked_R] for name, column in self.columns.items()},
-            *(
-                getattr(self, name)[picked_T]
-                for name in ("tokens_T", "logits_TV", "behaviour_T", "proximal_T", "reference_T")
-            ),
-        )
-
-    def terms(self, algorithm: AlgorithmSettings, update: Denominators) -> LossTerms:
-        batch = flatten(
-            algorithm,
-            self.counts_R,
-            self.columns,
-            update,
-            behaviour_T=self.behaviour_T,
-            proximal_T=self.proximal_T if algorithm.proximal == "learner" else None,
-            reference_T=self.reference_T,
-        )
-        return Objective(algorithm, report_entropy=True).loss(batch, self.statistics())
-
-    def statistics(self) -> dict[str, Tensor]:
-        log_TV = self.logits_TV.log_softmax(-1)
-        return {
-            "logprob": log_TV[torch.arange(len(self.tokens_T)), self.tokens_T],
-            "entropy": -(log_TV.exp() * log_TV).sum(-1),
-        }
+def corrected(algorithm: AlgorithmSettings, off_policy: OffPolicySettings) -> AlgorithmSettings:
+    proximal = algorithm.proximal if off_policy.correction == "none" else "learner"
+    return dataclasses.replace(algorithm, off_policy=off_policy, proximal=proximal)
 
 
-def loss_and_gradient(
-    rows: Rows, algorithm: AlgorithmSettings, update: Denominators
-) -> tuple[LossTerms, Tensor]:
-    logits = rows.logits_TV.clone().requires_grad_()
-    terms = dataclasses.replace(rows, logits_TV=logits).terms(algorithm, update)
-    return terms, torch.autograd.grad(terms.loss, logits)[0]
+def weight_by_loop(told: OffPolicySettings, differences: list[float]) -> float:
+    """The weight from the log-ratios whose product counts, after the sources' formulas."""
+    ratio = math.exp(math.fsum(differences))
+    if told.correction == "truncate":
+        return min(ratio, told.high)
+    if told.correction == "mask":
+        return ratio if told.low <= ratio <= told.high else 0.0
+    return ratio if told.correction == "weight" else 1.0
 
 
 def by_loop(rows: Rows, algorithm: AlgorithmSettings) -> dict[str, float]:
@@ -121,17 +60,22 @@ def by_loop(rows: Rows, algorithm: AlgorithmSettings) -> dict[str, float]:
     counts = rows.counts_R.numpy()
     total_tokens, total_rows = (weights * counts).sum(), weights[counts > 0].sum()
     out: dict[str, float] = dict.fromkeys(REPORTED, 0.0)
+    told = algorithm.off_policy
+    difference = (rows.proximal_T - rows.behaviour_T).tolist()
     t = -1
     for row, count in enumerate(counts):
+        whole_row = difference[t + 1 : t + 1 + count]
         advantage = float(rows.columns["advantage"][row])
         for _ in range(count):
             t += 1
             if weights[row] == 0:
                 continue
             logprob, reference = statistics["logprob"][t], float(rows.reference_T[t])
-            ratio = math.exp(logprob - float(old[t]))
+            whose = whole_row if told.level == "sequence" else [difference[t]]
+            weight = weight_by_loop(told, whose)
+            ratio = math.exp(logprob - float(old[t])) if weight else 1.0
             bounded = min(max(ratio, 1 - algorithm.clip_low), 1 + algorithm.clip_high)
-            policy = max(-ratio * advantage, -bounded * advantage)
+            policy = weight * max(-ratio * advantage, -bounded * advantage)
             log_r = reference - logprob
             kl = {"k2": log_r**2 / 2, "k3": math.exp(log_r) - 1 - log_r}[algorithm.kl.estimator]
             whole = policy + algorithm.kl.coef * kl
@@ -151,17 +95,19 @@ def by_loop(rows: Rows, algorithm: AlgorithmSettings) -> dict[str, float]:
                 "clip_fraction_high": advantage > 0 and ratio > 1 + algorithm.clip_high,
                 "ratio_mean": ratio,
                 "kl_behaviour": math.exp(gap) - 1 - gap,
+                "weight_mean": weight,
             }.items():
                 out[name] += weights[row] / total_tokens * value
             out["ratio_max"] = max(out["ratio_max"], ratio)
-            out["logprob_gap_max"] = max(out["logprob_gap_max"], abs(gap))
+    if told.correction == "none":
+        del out["weight_mean"]
     return out
 
 
-MAXIMA = ("ratio_max", "logprob_gap_max")
+MAXIMA = ("ratio_max",)
 REPORTED = (
     *("loss", "policy_loss", "kl_reference", "entropy", "ratio_mean", "kl_behaviour"),
-    *("clip_fraction_low", "clip_fraction_high", *MAXIMA),
+    *("clip_fraction_low", "clip_fraction_high", "weight_mean", *MAXIMA),
 )
 
 
@@ -186,9 +132,26 @@ def test_loss_and_figures_match_a_loop(aggregation: str, estimator: str, proxima
     assert figures["clip_fraction_low"] > 0 and figures["clip_fraction_high"] > 0
 
 
+@pytest.mark.parametrize("off_policy", CORRECTIONS, ids=str)
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_gradient_matches_finite_differences(aggregation: str) -> None:
-    algorithm = dataclasses.replace(FULL, aggregation=aggregation)
+def test_off_policy_losses_match_a_loop(aggregation: str, off_policy: OffPolicySettings) -> None:
+    algorithm = corrected(dataclasses.replace(FULL, aggregation=aggregation), off_policy)
+    weights = set()
+    for seed in range(7, 12):
+        rows = Rows.random([5, 0, 3, 8, 1, 13, 2, 2], seed=seed)
+        terms = rows.terms(algorithm, rows.update)
+        figures = {name: value.item() for name, value in (terms.sums | terms.maxima).items()}
+        assert figures == pytest.approx(by_loop(rows, algorithm), rel=1e-11, abs=1e-13)
+        weights.add(figures.get("weight_mean", 1.0))
+    assert (weights == {1.0}) == (off_policy.correction == "none")
+
+
+@pytest.mark.parametrize("off_policy", CORRECTIONS, ids=str)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_gradient_matches_finite_differences(
+    aggregation: str, off_policy: OffPolicySettings
+) -> None:
+    algorithm = corrected(dataclasses.replace(FULL, aggregation=aggregation), off_policy)
     rows = Rows.random([3, 4, 0, 2], seed=1)
     assert torch.autograd.gradcheck(
         lambda x: dataclasses.replace(rows, logits_TV=x).terms(algorithm, rows.update).loss,
@@ -196,23 +159,21 @@ def test_gradient_matches_finite_differences(aggregation: str) -> None:
     )
 
 
-@st.composite
-def ragged_and_split(draw: st.DrawFn) -> tuple[list[int], list[list[int]]]:
-    """Trained tokens per row, and the rows dealt to micro-batches in any order."""
-    counts = draw(st.lists(st.integers(0, 9), min_size=1, max_size=9))
-    order = draw(st.permutations(range(len(counts))))
-    cuts = sorted(draw(st.lists(st.integers(0, len(counts)), max_size=4)))
-    bounds = [0, *cuts, len(counts)]
-    return counts, [order[a:b] for a, b in itertools.pairwise(bounds)]
-
-
-@settings(max_examples=60, deadline=None)
-@given(ragged_and_split(), st.sampled_from(AGGREGATIONS), st.integers(0, 2**16))
+@settings(max_examples=80, deadline=None)
+@given(
+    ragged_and_split(),
+    st.sampled_from(AGGREGATIONS),
+    st.sampled_from(CORRECTIONS),
+    st.integers(0, 2**16),
+)
 def test_any_split_into_micro_batches_gives_the_same_update(
-    shape: tuple[list[int], list[list[int]]], aggregation: str, seed: int
+    shape: tuple[list[int], list[list[int]]],
+    aggregation: str,
+    off_policy: OffPolicySettings,
+    seed: int,
 ) -> None:
     counts, parts = shape
-    algorithm = dataclasses.replace(FULL, aggregation=aggregation)
+    algorithm = corrected(dataclasses.replace(FULL, aggregation=aggregation), off_policy)
     rows = Rows.random(counts, seed)
     whole, gradient = loss_and_gradient(rows, algorithm, rows.update)
     done = [loss_and_gradient(rows.take(part), algorithm, rows.update) for part in parts]
@@ -263,7 +224,6 @@ def test_maxima_are_those_of_kept_tokens() -> None:
     rows = dataclasses.replace(rows, behaviour_T=logprob_T + math.log(2))
     maxima = rows.terms(FULL, rows.update).maxima
     assert maxima["ratio_max"].item() == pytest.approx(0.5)
-    assert maxima["logprob_gap_max"].item() == pytest.approx(math.log(2))
 
 
 def test_on_policy_the_gradient_is_that_of_reinforce() -> None:
@@ -278,7 +238,7 @@ def test_on_policy_the_gradient_is_that_of_reinforce() -> None:
     (expected,) = torch.autograd.grad(-(advantage_T * logprob_T).sum() / 3, logits)
     torch.testing.assert_close(gradient, expected, rtol=1e-13, atol=1e-15)
     assert terms.sums["ratio_mean"].item() == pytest.approx(1.0, abs=1e-12)
-    assert terms.maxima["logprob_gap_max"].item() == 0.0
+    assert terms.maxima["ratio_max"].item() == pytest.approx(1.0, abs=1e-12)
 
 
 def test_kl_in_the_reward_is_reported_but_not_in_the_loss() -> None:

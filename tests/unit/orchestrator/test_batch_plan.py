@@ -48,6 +48,11 @@ def test_the_plan_of_a_stage_with_given_answers(tmp_path: Path) -> None:
 WORDS = [
     ("rollout.max_staleness=2", "at most 24 groups in flight, so a sample may be up to 2 versions "
      "behind the weights that learn from it"),
+    ("rollout.max_staleness=2 rollout.max_token_age=1 rollout.when_too_old=mask_tokens",
+     "weights that learn from it; tokens that are more than 1 version behind leave the loss"),
+    ("rollout.oversample=1.3 rollout.when_too_old=drop_and_replace",
+     "on-policy: 11 groups begin, the first 8 to finish train; those overtaken train 8 at a time, "
+     "in steps of their own"),
     ("stages.rl.updates_per_step=4",
      "about 1 micro-batch an update of at most 128 tokens on 1 learner rank"),
     ("stages.rl.updates_per_step=4 stages.rl.epochs_per_step=2",
@@ -62,6 +67,15 @@ WORDS = [
      "stages.rl.algorithm.kl={coef: 1, placement: reward, estimator: k1}",
      "recomputed by the learner in one pass without gradients before the step's first update; KL "
      "to the weights at the start of the stage, 1 x k1 in the reward"),
+    ("stages.rl.algorithm.proximal=learner rollout.max_staleness=1", "behind the weights that "
+     "learn from it; note: nothing corrects for it, see off_policy in docs/run-file.md"),
+    ("stages.rl.algorithm.proximal=learner "
+     "stages.rl.algorithm.off_policy={correction: truncate, high: 2}", "need no pass of their own; "
+     "each token weighs as much as its probability under learner over engine, at most 2"),
+    ("stages.rl.algorithm=icepop", "learner over engine, and 0 below 0.5 or above 5"),
+    ("stages.rl.algorithm.proximal=learner "
+     "stages.rl.algorithm.off_policy={correction: weight, level: sequence}",
+     "each row weighs as much as its probability under learner over engine"),
     ("stages.rl.algorithm.kl.coef=0.04", "nothing is recomputed; KL to the weights at the start of "
      "the stage, 0.04 x k3 in the loss"),
     ("learner.warmup_steps=1 stages.rl.learning_rate=1e-3",

@@ -40,6 +40,8 @@ REFUSED = [
     ("rollout.max_new_tokens=24", "rollout.max_new_tokens: is 24, must be below model.context "
      "(24), which also holds the prompt"),
     ("rollout.max_rows=0", "rollout.max_rows: is 0, must be at least 1"),
+    ("rollout.queue_rows=0", "rollout.queue_rows: is 0, must be at least 1"),
+    ("rollout.progress_seconds=0", "rollout.progress_seconds: is 0, must be above 0"),
     ("rollout.workers=0", "rollout.workers: is 0, must be at least 1"),
     ("rollout.threads=-1", "rollout.threads: is -1, must be at least 0"),
     ("rollout.top_p=0.9", "rollout.top_p: is 0.9, must be 1 while training: the engine's "
@@ -54,6 +56,9 @@ REFUSED = [
      "samples of a prompt are all equal"),
     ("learner.learning_rate=0", "learner.learning_rate: is 0, must be above 0"),
     ("learner.betas=[0.9, 1]", "learner.betas[1]: is 1, must be at least 0 and below 1"),
+    ("mismatch_guard.warn_kl=0", "mismatch_guard.warn_kl: is 0, must be above 0"),
+    ("mismatch_guard.limit_kl=1e-4", "mismatch_guard.limit_kl: is 0.0001, must be at least warn_kl "
+     "(0.001): a run is warned before it is stopped"),
     ("checkpoint.every_steps=0", "checkpoint.every_steps: is 0, must be at least 1"),
     ("reward_workers.deadline_seconds=0",
      "reward_workers.deadline_seconds: is 0, must be above 0"),
@@ -84,6 +89,10 @@ REFUSED = [
      "stages[1].algorithm: a generate stage needs one, its samples_per_prompt says how many"),
     ("stages.rl.kind=evaluate stages.rl.evaluate=null",
      "stages[1].evaluate: an evaluate stage needs this block, here or at the top"),
+    ("stages.rl.algorithm.off_policy={correction: truncate, high: 2}", "stages[1].algorithm: "
+     "algorithm 'grpo': off_policy.correction is truncate but proximal is behaviour"),
+    ("stages.rl.algorithm.proximal=learner stages.rl.algorithm.off_policy.correction=mask",
+     "stages[1].algorithm: algorithm 'grpo': off_policy.correction is mask: set off_policy.low"),
     ("stages.rl.algorithm.samples_per_prompt=1", "stages[1].algorithm: algorithm 'grpo': a group "
      "of one has no group-relative advantage"),
     ("reward.formula=corect", "stages[0].reward.formula: formula 'corect': no component is named "
@@ -99,6 +108,7 @@ REFUSED = [
      "stages[0].reward.components: there are none, name at least one"),
     ("evaluate.metric=corect",
      "stages[0].evaluate.metric: there is no component 'corect'; did you mean 'correct'?"),
+    ("learner.backend=plane", "learner.backend: there is no 'plane'; did you mean 'plain'?"),
     ("evaluate.prompts=0", "stages[0].evaluate.prompts: is 0, must be at least 1"),
     ("evaluate.temperature=-1", "stages[0].evaluate.temperature: is -1, must be at least 0"),
     ("env=arithmetik", "stages[0].env: no env is named 'arithmetik': did you mean 'arithmetic'?"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -67,6 +68,12 @@ def test_the_live_view_says_where_the_run_is_and_what_it_waits_for() -> None:
     assert lines[3] == "groups 12 in flight, 3 ready   engine rows 64"
     assert lines[4].startswith("waiting for groups of step 13, ")
     assert lines[5:] == [f"[1 min 44 s] event {number}" for number in (2, 3, 4, 5)]
+
+
+def test_calls_without_an_engine_are_shown() -> None:
+    display = Display(70, Console(file=io.StringIO(), force_terminal=True))
+    display.update(replace(state(10, 100.0), calls_waiting=7, longest_wait=2.5))
+    assert "engine rows 64, 7 calls wait (longest 2.5 s)\n" in display.render().plain
 
 
 def test_the_pace_of_one_stage_is_not_the_next_ones() -> None:

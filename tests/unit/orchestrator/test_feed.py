@@ -207,6 +207,21 @@ def test_what_was_consumed_for_a_step_that_never_came_is_outstanding_first() -> 
     assert [admission.id for admission in again.admit()] == expected
 
 
+def test_a_renewed_group_is_made_again_in_its_place() -> None:
+    feed = feed_of(9, 3)
+    first, second, third = (admission.id for admission in feed.admit())
+    for group in (first, second):
+        feed.finish(group, str(group))
+    assert [group for group, _ in feed.ready()] == [first, second]
+    again = feed.renew(first)
+    assert again.id == GroupId(0, 0, 1) and again.index == 0
+    assert feed.take(1) is None, "the step waits for it"
+    assert feed.admit() == [], "in the slot that it has"
+    feed.finish(again.id, "again")
+    assert feed.take(1) == (again.id, "again")
+    assert feed.has(third) and not feed.has(again.id)
+
+
 def test_finishing_twice_is_a_bug() -> None:
     feed = feed_of(9, 1)
     [admission] = feed.admit()

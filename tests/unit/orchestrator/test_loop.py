@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +16,13 @@ from manta.actors.mailbox import StepReport, StepWork
 from manta.actors.step_scores import FinalScores
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import AlgorithmSettings
-from manta.envs.records import GroupId, GroupSummary, Update, WeightVersion
+from manta.envs.records import GroupId, GroupSummary, Json, Update, WeightVersion
 from manta.envs.sources.order import EpochOrder
+from manta.orchestrator.config import MismatchGuardConfig
 from manta.orchestrator.feed import Feed
 from manta.orchestrator.ledger import Entry, Ledger, read_ledger
 from manta.orchestrator.loop import LoopHooks, LoopSettings, StageLoop
+from manta.orchestrator.mismatch import MismatchTooLarge, MismatchWatch
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.publish import Published
 from manta.orchestrator.step_groups import StepGroups
@@ -53,13 +55,19 @@ class Recorder:
         self._events.append(f"recorded {progress.step}")
         self.steps.append(summaries)
 
+    def event(self, name: str, fields: Mapping[str, Json], text: str = "") -> None:
+        self._events.append(f"{name} {fields['step']}")
+
 
 class LearnerClient:
-    """A learner group of one rank that answers at once, unless it has to `hang` at a step."""
+    """A learner group of one rank that answers at once, unless it has to `hang` at a step;
+    `metrics` by step are what it reports."""
 
-    def __init__(self, events: list[str], hang: int | None) -> None:
+    def __init__(
+        self, events: list[str], hang: int | None, metrics: Mapping[int, Mapping[str, float]]
+    ) -> None:
         self.works: list[StepWork] = []
-        self._events, self._hang = events, hang
+        self._events, self._hang, self._metrics = events, hang, metrics
 
     async def put(self, work: StepWork) -> None:
         self._events.append(f"put {work.plan.step}")
@@ -69,7 +77,8 @@ class LearnerClient:
         if step == self._hang:
             await asyncio.Event().wait()
         self._events.append(f"learnt {step}")
-        return {0: StepReport(Update(WeightVersion(step, 0), {}, "hash"), (), {})}
+        update = Update(WeightVersion(step, 0), self._metrics.get(step, {}), "hash")
+        return {0: StepReport(update, (), {})}
 
 
 @dataclass
@@ -83,17 +92,19 @@ class Stage:
     steps: int = 3
     unpublished: Sequence[int] = ()
     hang: int | None = None
+    metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     deadline: float = 10.0
     score_step: Callable[[StepGroups], object] | None = None
     events: list[str] = field(default_factory=list)
     version: int = 0
+    gaps: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.pool = ScriptedPool(self._made)
         slots = (self.staleness + 1) * PROMPTS
         feed: Feed[Finished] = Feed(EpochOrder(1000, 0, shuffle=False), slots, False)
         self.supply = Supply(feed, self.pool, "rl", 1)  # type: ignore[arg-type]
-        self.client = LearnerClient(self.events, self.hang)
+        self.client = LearnerClient(self.events, self.hang, self.metrics)
         self.recorder = Recorder(self.events)
         self.progress = Progress("rl", step=10)
         self.ledger = Ledger(self.folder / "ledger.jsonl")
@@ -101,6 +112,15 @@ class Stage:
             learning_rate=lambda step: step / 100,
             is_published=lambda step: step not in self.unpublished,
             save_to=lambda step: "folder" if step == 12 else None,
+            inspect=MismatchWatch(
+                MismatchGuardConfig(),
+                "embedded",
+                self,  # type: ignore[arg-type]
+                self.recorder,  # type: ignore[arg-type]
+                Waits(),
+                asyncio.Event(),
+                self.deadline,
+            ),
             publish=self._publish,
             after=self._after,
             score_step=self.score_step,  # type: ignore[arg-type]
@@ -292,6 +312,25 @@ async def test_a_state_for_a_checkpoint_has_what_broke_in_the_ledger(tmp_path: P
     assert accounted == {(0, i) for i in range(state.position)}
     attempts = [e.group.attempt for e in stage.entries if e.group.position == 3]
     assert attempts == [0, 1, 2]
+
+
+def mismatch(kl: float) -> dict[str, float]:
+    return {"mismatch/same_version/kl": kl, "mismatch/same_version/gap_max": 1.0}
+
+
+async def test_a_mismatch_is_told_and_past_the_limit_ends_the_run_before_its_weights_are_served(
+    tmp_path: Path,
+) -> None:
+    metrics = {11: mismatch(1e-9), 12: mismatch(0.01), 13: mismatch(0.3)}
+    stage = Stage(tmp_path, varied, steps=4, metrics=metrics)
+    with pytest.raises(MismatchTooLarge, match=r"step 13: .* KL 0\.3 per token"):
+        await stage.run()
+    told = "mismatch between engine and learner"
+    assert around(stage.events)[5:] == [
+        *("put 12", "learnt 12", f"{told} 12", "published 12", "recorded 12", "after 12"),
+        *("put 13", "learnt 13", f"{told} 13"),
+    ]
+    assert {e.step for e in stage.entries} == {11, 12}, "what the last step learnt is not settled"
 
 
 async def test_a_learner_that_does_not_answer_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,24 @@ def test_step_metrics_by_hand() -> None:
     assert (metrics["learner/loss"], metrics["probe/gap"]) == (0.5, 0.1)
     assert (metrics["time/learn"], metrics["time/step"]) == (1.5, 2.0)
     assert metrics["time/group/score"] == 0.5
+
+
+def test_staleness_by_group_and_by_token() -> None:
+    def aged(*counts: tuple[int, list[int]]) -> GroupSummary:
+        by_version = {WeightVersion(v, 0): np.array(n, np.int32) for v, n in counts}
+        oldest = min(v for v, _ in counts)
+        made = summary([0, 1], [10, 10], {}, oldest)
+        return replace(made, tokens_by_version=by_version)
+
+    metrics = step_metrics(7, [aged((5, [10, 2]), (7, [0, 8])), aged((7, [10, 10]))], {}, {}, 1.0)
+    assert (metrics["staleness/mean"], metrics["staleness/max"]) == (1.0, 2.0)
+    assert metrics["staleness/token_mean"] == pytest.approx(2 * 12 / 40)
+    assert metrics["staleness/token_share/2"] == pytest.approx(12 / 40)
+    assert metrics["staleness/token_share/0"] == pytest.approx(28 / 40)
+    assert "staleness/token_share/1" not in metrics
+    assert "staleness/too_old_share" not in metrics
+    masked = replace(aged((7, [0, 8])), num_too_old=12)
+    assert step_metrics(7, [masked], {}, {}, 1.0)["staleness/too_old_share"] == 12 / 20
 
 
 def test_what_nothing_could_score_is_no_reward() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import ray
 
+from manta.actors.engines.occupancy import RowSeconds
 from manta.actors.mailbox import StepReport
 from manta.actors.weights import Receipt
 from manta.envs.records import Float32, Int32, Update, WeightVersion
@@ -36,8 +37,9 @@ class ScriptedRollout:
     def of(self, name: str) -> list[str]:
         return [event.split()[1] for event in self.events if event.startswith(f"{name} ")]
 
-    async def pause(self, name: str) -> None:
+    async def pause(self, name: str) -> RowSeconds:
         self.events.append(f"{name} pause")
+        return RowSeconds(1.0, 4.0)
 
     async def load(self, name: str, weights: str) -> Receipt:
         assert weights == f"weights {VERSION}"
@@ -88,7 +90,7 @@ async def test_engines_that_prove_it_serve() -> None:
     for name in ("a", "b"):
         assert rollout.of(name) == ["pause", "load", "resume", "serve"]
     await publisher.publish(REPORT)
-    assert rollout.of("a")[4:] == ["pause", "load", "resume"]
+    assert rollout.of("a")[4:] == ["pause", "load", "resume", "serve"]
 
 
 @pytest.mark.parametrize("fault", ["hash", "version", 0.1, float("nan"), float("inf")])
@@ -97,6 +99,7 @@ async def test_a_mismatch_sends_again_and_a_second_one_retires_by_name(fault: st
     published = await publisher.publish(REPORT)
     assert published.retired == ("twice",)
     assert published.probe_gap == 0.0
+    assert publisher.gaps == {"good": 0.0, "once": 0.0}
     assert rollout.of("once") == ["pause", "load", "pause", "load", "resume", "serve"]
     assert rollout.of("twice") == ["pause", "load", "pause", "load", "retire"]
     assert (await publisher.publish(REPORT)).retired == ()

@@ -223,6 +223,7 @@ RESUME = [
     ("run.deadline_minutes=5", []),
     ("track={wandb: {project: p}}", []),
     ("checkpoint.every_steps=1", []),
+    ("mismatch_guard.limit_kl=1", []),
     ("rollout.workers=4", []),
     ("learner.workers=2", []),
     ("learner.threads=2", []),

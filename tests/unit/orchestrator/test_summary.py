@@ -36,6 +36,7 @@ def evaluation(stage: str, number: int, seconds: float, accuracy: float) -> Metr
     return MetricsLine(stage, number, seconds, {"eval/accuracy": accuracy})
 
 
+GAP = "mismatch/same_version/gap_max"
 LINES = [
     evaluation("warm-start", 0, 2.0, 0.01),
     step("warm-start", 1, 5.0),
@@ -44,8 +45,8 @@ LINES = [
     step("rl", 3, 20.0, **{"staleness/mean": 0.0, "staleness/max": 0.0}),
     evaluation("rl", 3, 21.0, 0.5),
     step("rl", 4, 30.0, **{"staleness/mean": 1.5, "staleness/max": 2.0}),
-    step("rl", 5, 40.0, **{"learner/logprob_gap_max": 1e-6}),
-    step("rl", 6, 48.0, **{"learner/logprob_gap_max": math.nan}),
+    step("rl", 5, 40.0, **{GAP: 1e-6, "mismatch/stale/gap_max": 0.7}),
+    step("rl", 6, 48.0, **{GAP: math.nan}),
     evaluation("rl", 6, 50.0, 0.75),
 ]
 
@@ -64,6 +65,11 @@ def test_a_run_by_hand(tmp_path: Path) -> None:
     assert (summary.staleness_mean, summary.staleness_max) == (0.75, 2.0)
     assert summary.max_logprob_gap == 1e-6
     assert summary.driver_cpu_ms_per_step == pytest.approx(40.0)
+
+
+def test_stale_tokens_are_no_gap_of_the_engine(tmp_path: Path) -> None:
+    lines = [step("rl", 1, 4.0, **{"mismatch/stale/gap_max": 0.7})]
+    assert summarise_run(RunDirectory(tmp_path), lines, DRIVER, "finished").max_logprob_gap is None
 
 
 def test_an_evaluation_ahead_of_a_stages_steps_is_its_before(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from manta.actors.engines.embedded import EmbeddedEngine
 from manta.actors.engines.protocol import Engine
 from manta.actors.engines.sampler import truncate
 from manta.actors.engines.vllm_weights import first_other
@@ -25,7 +26,7 @@ from manta.envs.records import (
     VersionSpan,
     WeightVersion,
 )
-from tests.vllm_here import CONTEXT, MODEL, NEEDS_VLLM, VOCAB
+from tests.vllm_here import CONTEXT, MODEL, NEEDS_VLLM, VOCAB, devices
 
 pytestmark = [NEEDS_VLLM, pytest.mark.asyncio(loop_scope="session")]
 
@@ -122,7 +123,7 @@ async def test_scores_are_those_of_transformers_up_to_a_whole_context(vllm: Engi
 async def in_flight(engine: Engine, prefix: list[int], sampling: Sampling) -> list[Completion]:
     """Samples of 500 tokens that begin under version 0 and meet 1 and 2 on the way."""
     await publish(engine, 0)
-    wanted = request(prefix, [1, 2, 3], 500, sampling)
+    wanted = request(prefix, [1, 2], 500, sampling)  # of three rows
     under_way = asyncio.ensure_future(engine.generate([wanted]))
     for number in (1, 2):
         await engine.generate([request([number], [0], 80)])
@@ -174,6 +175,22 @@ async def test_kept_keys_and_values_serve_on_and_meet_no_new_sample(keeping_vllm
     [[fresh]] = await keeping_vllm.generate([request(prefix, [9], 20)])
     np.testing.assert_allclose(fresh.logprobs, expected(2, prefix, fresh), atol=CLOSE)
     assert fresh.weight_versions == (VersionSpan(0, VERSIONS[2]),)
+
+
+async def test_a_seed_means_what_it_means_to_the_embedded_engine(vllm: Engine) -> None:
+    """Where vLLM runs on a CPU: on a GPU its own sampler draws."""
+    if devices():
+        pytest.skip("vLLM is for GPUs here")
+    await publish(vllm, 1)
+    embedded = EmbeddedEngine(noisy(1), CONTEXT, 8, 1, False, VERSIONS[1])
+    for sampling in (Sampling(), Sampling(temperature=0.7, top_k=6), Sampling(top_p=0.9)):
+        wanted = [request([1, 2, 3], [1, 2**40, 3], 40, sampling)]
+        for one, other in zip(
+            (await vllm.generate(wanted))[0], (await embedded.generate(wanted))[0], strict=True
+        ):
+            assert np.array_equal(one.token_ids, other.token_ids)
+            np.testing.assert_allclose(one.logprobs, other.logprobs, atol=CLOSE)
+    embedded.close()
 
 
 async def test_weights_of_another_model_are_refused_by_name(vllm: Engine) -> None:

@@ -1,0 +1,194 @@
+"""Engines and environment workers that die or are not wanted any more, with real Ray actors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray.util.state import list_actors
+
+from manta.actors.engines.settings import EngineSettings, SimulatedSettings
+from manta.actors.lanes import Admission, Lane
+from manta.actors.models.spec import ModelSpec
+from manta.actors.router_figures import RouterFigures
+from manta.actors.weights import Weights, content_hash
+from manta.envs.records import GroupId, VersionSpan, WeightVersion
+from manta.orchestrator.pools import EnvironmentPool, ModelSource, RewardPool, RolloutPool
+from tests.e2e import runs
+
+pytestmark = pytest.mark.e2e
+TOKENIZER = "char:0123456789+="
+BUDGET, SPEED, SAMPLES = 600, 150.0, 4
+FIRST, SECOND = WeightVersion(0, 0), WeightVersion(1, 0)
+
+
+def engine_processes(cluster: runs.Environment) -> list[int]:
+    """Process ids of the rollout workers that live on this cluster, oldest first."""
+    found = list_actors(
+        address=cluster["RAY_API_SERVER_ADDRESS"],
+        filters=[("class_name", "=", "RolloutWorker"), ("state", "=", "ALIVE")],
+    )
+    return [actor.pid for actor in sorted(found, key=lambda actor: actor.actor_id) if actor.pid]
+
+
+class Pools:
+    """Two simulated engines, of different weights, and two environment workers."""
+
+    def __init__(self) -> None:
+        settings = EngineSettings(
+            engine="simulated",
+            workers=2,
+            max_rows=2 * SAMPLES,
+            progress_seconds=0.25,
+            simulated=SimulatedSettings(SPEED, length_median=1e9, length_sigma=0.0),
+        )
+        model = ModelSource(ModelSpec(context=1024), vocab_size=19, seed=0)
+        self.rollout = RolloutPool(model, settings, 0.1, deterministic=False)
+        self.environment = EnvironmentPool(
+            2, 0.1, TOKENIZER, self.rollout, RewardPool(1, 0.1), None
+        )
+
+    async def open(self) -> None:
+        lane = Lane(
+            name="rl", env="arithmetic", env_options={"digits": 1, "eval_size": 20}, split="train",
+            samples_from="policy", samples_per_prompt=SAMPLES, seed=3, context=1024,
+            max_new_tokens=BUDGET, ignore_eos=True,
+        )  # fmt: skip
+        await self.environment.open(lane, {})
+        data = np.zeros(8, np.uint8)
+        weights = Weights(SECOND, (), data, content_hash((), data))
+        await self.rollout.pause("policy-1")
+        await self.rollout.load("policy-1", ray.put(weights))
+        await self.rollout.resume("policy-1")
+        await self.rollout.serve("policy-1")
+
+    async def until(self, holds: Callable[[RouterFigures], bool]) -> RouterFigures:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if holds(figures := await self.rollout.figures()):
+                return figures
+            await asyncio.sleep(0.05)
+        raise TimeoutError(f"the router did not get there: {figures}")
+
+    def kill(self, name: str) -> None:
+        ray.kill(self.rollout._engines[name])
+
+
+@pytest.fixture(scope="module")
+def pools(cluster: runs.Environment) -> Iterator[Pools]:
+    before = dict(os.environ)
+    os.environ.update(cluster)
+    os.environ["PYTHONPATH"] = str(runs.ROOT)
+    ray.init(log_to_driver=False)
+    try:
+        made = Pools()
+        asyncio.run(made.open())
+        yield made
+    finally:
+        ray.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def admissions(*positions: int) -> list[Admission]:
+    return [Admission(GroupId(0, position, 0), position) for position in positions]
+
+
+def test_what_nobody_waits_for_leaves_the_engines(pools: Pools) -> None:
+    """A cancelled block, then a dead environment worker: their rows make room at once."""
+
+    async def run() -> None:
+        await pools.rollout.serve("policy-0")
+        blocks = [
+            asyncio.ensure_future(pools.environment.run_block("rl", admissions(i, i + 1)))
+            for i in (0, 2, 4)
+        ]
+        await pools.until(lambda f: f.rows == 4 * SAMPLES and f.waiting == 0)
+        blocks[0].cancel()
+        blocks[1].cancel()
+        figures = await pools.until(lambda f: f.rows <= 2 * SAMPLES)
+        assert figures.waiting == 0
+        await asyncio.gather(*blocks[:2], return_exceptions=True)
+        worker = next(i for i, n in enumerate(pools.environment._outstanding) if n)
+        ray.kill(pools.environment._workers[worker])
+        with pytest.raises(ray.exceptions.ActorDiedError):
+            await blocks[2]
+        await pools.until(lambda f: f.rows == 0)
+        begin = time.monotonic()
+        _, summary = await pools.environment.run_block("rl", admissions(6))
+        assert len(summary.groups) == 1
+        assert time.monotonic() - begin < 1.5 * BUDGET / SPEED, "the rows were still taken"
+
+    asyncio.run(run())
+
+
+def test_a_group_goes_on_elsewhere_from_the_tokens_that_were_made(pools: Pools) -> None:
+    async def run() -> None:
+        await pools.rollout.serve("policy-0")
+        _, whole = await _block(pools.environment.run_block("rl", admissions(9)))
+        assert {span.version for t in whole for span in t.weight_versions} == {FIRST}
+
+        before = await pools.rollout.figures()
+        making = asyncio.ensure_future(pools.environment.run_block("rl", admissions(9)))
+        await pools.until(lambda f: f.engines["policy-0"].rows == SAMPLES)
+        await asyncio.sleep(1.5)
+        pools.kill("policy-0")
+        _, patched = await _block(making)
+        after = await pools.rollout.figures()
+        assert [life.engine for life in after.lost] == ["policy-0"]
+        assert after.retries - before.retries == 1
+        kept = []
+        for one, other in zip(patched, whole, strict=True):
+            # Same seeds, and tokens that do not depend on the weights: nothing is missing, nothing
+            # is there twice, and the random stream went on where it was.
+            assert np.array_equal(one.token_ids, other.token_ids)
+            first, second = one.weight_versions
+            assert (first.version, second.version) == (FIRST, SECOND)
+            assert first == VersionSpan(len(one.token_ids) - BUDGET, FIRST)
+            kept.append(second.start - first.start)
+            assert one.logprobs is not None and other.logprobs is not None
+            cut = second.start
+            assert np.array_equal(one.logprobs[:cut], other.logprobs[:cut])
+            assert not np.array_equal(one.logprobs[cut:], other.logprobs[cut:])
+        assert sum(kept) == after.kept_tokens - before.kept_tokens
+        assert min(kept) > 0.5 * SPEED
+
+    asyncio.run(run())
+
+
+async def _block(
+    making: Awaitable[tuple[ray.ObjectRef, object]],
+) -> tuple[object, list]:
+    block, summary = await making
+    return summary, list((await block).groups[0].trajectories)
+
+
+def test_a_run_goes_on_when_an_engine_is_killed(tmp_path: Path, cluster: runs.Environment) -> None:
+    overrides = (
+        "rollout.workers=2",
+        "rollout.threads=0",
+        "rollout.max_staleness=1",
+        "stages.rl.algorithm.kl.coef=0",
+        "stages.rl.steps=20",
+    )
+    before = set(engine_processes(cluster))
+    process = runs.start(runs.TINY, tmp_path, *overrides, env=cluster)
+    run_dir = tmp_path / "tiny"
+    runs.wait_for_step(run_dir, 8)
+    os.kill((set(engine_processes(cluster)) - before).pop(), signal.SIGKILL)
+    output, _ = process.communicate(timeout=runs.SECONDS)
+    assert process.returncode == 0, output
+    runs.check_history(run_dir, 24)
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    gone = [e["fields"]["engine"] for e in events if e["name"] in ("engine lost", "engine retired")]
+    assert set(gone) in ({"policy-0"}, {"policy-1"})
+    last = runs.metrics(run_dir)[-2:]
+    assert any("router/waiting" in line for line in last)
