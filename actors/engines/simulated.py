@@ -83,12 +83,13 @@ class SimulatedEngine:
         max_rows: int,
         version: WeightVersion,
         occupancy: Occupancy | None = None,
+        clock: TokenClock | None = None,
     ) -> None:
         self._occupancy = occupancy or Occupancy(max_rows)
         self._settings = settings
         self._vocab_size = vocab_size
         self._context = context
-        self._clock = TokenClock()
+        self._clock = clock or TokenClock()
         self._rows = asyncio.Semaphore(max_rows)
         self._served = [_Served(0.0, version, 0)]
 

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 
 class TokenClock:
-    """Starts running at 0. While halted, time stands still and sleepers sleep on."""
+    """Starts running at 0. While halted, time stands still and sleepers sleep on.
 
-    def __init__(self) -> None:
+    `seconds` is the time that passes: that of the event loop.
+    """
+
+    def __init__(self, seconds: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
         self._elapsed = 0.0
-        self._since: float | None = time.monotonic()
+        self._since: float | None = seconds()
         self._running = asyncio.Event()
         self._halted = asyncio.Event()
         self._running.set()
@@ -27,7 +32,7 @@ class TokenClock:
         """Running seconds so far."""
         if self._since is None:
             return self._elapsed
-        return self._elapsed + time.monotonic() - self._since
+        return self._elapsed + self._seconds() - self._since
 
     def halt(self) -> None:
         self._elapsed = self.now()
@@ -37,7 +42,7 @@ class TokenClock:
 
     def go_on(self) -> None:
         if self._since is None:
-            self._since = time.monotonic()
+            self._since = self._seconds()
         self._halted.clear()
         self._running.set()
 

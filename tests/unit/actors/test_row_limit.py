@@ -7,9 +7,11 @@ import pytest
 
 from manta.actors.engines.settings import SimulatedSettings
 from manta.actors.engines.simulated import SimulatedEngine
+from manta.actors.engines.token_clock import TokenClock
 from manta.actors.leases import Ask, Leases, Ticket
 from manta.actors.row_limit import AdaptiveLimit, FixedLimit
 from manta.envs.records import GenerateRequest, Sampling, WeightVersion
+from tests import virtual_time
 
 
 def rows_over_time(knee: int, most: int, start: int, noise: float, windows: int) -> list[int]:
@@ -50,11 +52,17 @@ def test_a_fixed_limit_is_fixed() -> None:
     assert limit.rows == 12
 
 
-async def test_a_simulated_engine_s_rows_are_found() -> None:
+def test_a_simulated_engine_s_rows_are_found() -> None:
     """The router is not told that the engine decodes 16 rows side by side: with more, they wait."""
+    limits = virtual_time.run(limits_over_time())
+    assert 11 <= np.mean(limits[40:]) <= 28, limits
+
+
+async def limits_over_time() -> list[int]:
+    now = asyncio.get_running_loop().time
     settings = SimulatedSettings(tokens_per_second=500.0, length_median=8.0, length_sigma=0.3)
-    engine = SimulatedEngine(settings, 50, 512, max_rows=16, version=WeightVersion(0, 0))
-    leases = Leases(lambda: AdaptiveLimit(128, 32, window_seconds=0.15))
+    engine = SimulatedEngine(settings, 50, 512, 16, WeightVersion(0, 0), clock=TokenClock(now))
+    leases = Leases(lambda: AdaptiveLimit(128, 32, window_seconds=0.15), now)
     for word in ("join", "serve"):
         leases.tell("a", word)  # type: ignore[arg-type]
     seeds = iter(range(1_000_000))
@@ -83,4 +91,4 @@ async def test_a_simulated_engine_s_rows_are_found() -> None:
     for task in list(running):
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
-    assert 11 <= np.mean(limits[40:]) <= 28, limits
+    return limits

@@ -147,6 +147,7 @@ class SimulatedStage:
             learning_rate=lambda step: 0.1,
             is_published=lambda step: True,
             save_to=lambda step: None,
+            inspect=self._inspect,
             publish=self._publish,
             after=self._after,
         )
@@ -167,6 +168,9 @@ class SimulatedStage:
     @property
     def entries(self) -> list[Entry]:
         return read_ledger(self._ledger_file)
+
+    async def _inspect(self, report: StepReport) -> None:
+        """Engines and learner agree here: their log-probs are not simulated."""
 
     async def _publish(self, report: StepReport) -> Published:
         """Engines take the new weights some time before the publish is done."""

@@ -15,7 +15,7 @@ from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed
 from manta.orchestrator.racing_feed import RacingFeed
 from manta.orchestrator.supply import OVERTAKEN, Finished
-from tests.unit.orchestrator import virtual_time
+from tests import virtual_time
 from tests.unit.orchestrator.simulated_stage import SimulatedStage, order
 
 SEEDS = range(6)

@@ -11,6 +11,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+_LEAST_SECONDS = 1e-9
+"""No turn of the loop takes no time at all: a moment that rounding puts just ahead comes."""
+
+
 class Deadlock(RuntimeError):
     """Nothing is left that could ever wake anybody."""
 
@@ -25,7 +29,7 @@ class _JumpingSelector(selectors.SelectSelector):
     ) -> list[tuple[selectors.SelectorKey, selectors._EventMask]]:
         if timeout is None:
             raise Deadlock("every task waits, and no timer is set")
-        self.now += max(0.0, timeout)
+        self.now += max(_LEAST_SECONDS, timeout)
         return []
 
 
