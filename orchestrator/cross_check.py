@@ -1,7 +1,8 @@
 """What must fit together in a run file, checked before anything starts.
 
-Owns every rule between settings; `manta.orchestrator.survey` looks at tokenizer and data,
-`manta.algorithms.presets.check` at an algorithm alone, `manta.orchestrator.strict` at types.
+Owns every rule between settings; `manta.orchestrator.vllm_check` has those of the vLLM engine.
+`manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
+algorithm alone, `manta.orchestrator.strict` at types.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from manta.envs.registry import build
 from manta.envs.rewards.formula import Formula
 from manta.orchestrator import survey
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
+from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.staleness_check import staleness_problems
 from manta.orchestrator.strict import nearest
 from manta.orchestrator.survey import Survey
+from manta.orchestrator.vllm_check import vllm_problems
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -45,6 +48,8 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
     if not any(told.startswith("model.") for told in problems):
         seen = surveyed or survey.look(run_file)
         problems += [*seen.problems, *_model_folder(run_file, seen.vocab_size)]
+        installed = installed_vllm() if run_file.rollout.engine == "vllm" else None
+        problems += vllm_problems(run_file, seen.vocab_size, installed)
     return problems
 
 
@@ -125,6 +130,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "model.context": (run_file.model.context, 2),
         "rollout.workers": (rollout.workers, 1),
         "rollout.threads": (rollout.threads, 0),
+        "rollout.devices": (rollout.devices, 0),
         "rollout.max_rows": (rollout.max_rows, 1),
         "rollout.queue_rows": (rollout.rows_ahead, 1),
         "rollout.max_new_tokens": (rollout.max_new_tokens, 1),

@@ -15,7 +15,8 @@ key width K = key heads x head size, feed-forward width M, H heads, S layers, V 
   stores a log-sum per head instead of scores; both norms keep a float32 copy of their input.
 - logits of trained tokens: three float32 arrays (log-probs, probabilities, gradient) of one chunk,
   min(N V, 2^22) elements.
-- keys and values: rows x context x S x 2K x e.
+- keys and values: rows x context x S x 2K x e; of a vLLM engine what its cache is given, on the
+  CPU (what a GPU holds is not estimated).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from manta.actors.engines.kv_memory import CPU_BLOCK, KeyValueShape, default_cpu_bytes
+from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import ModelSpec
 from manta.envs.records import Json
 from manta.orchestrator.config import RunFile, StageConfig
@@ -35,6 +38,8 @@ from manta.orchestrator.survey import Survey
 MIB = 1 << 20
 PROCESS_BYTES = 400 * MIB
 """Measured: a worker process with torch and transformers loaded, before it holds a model."""
+VLLM_PROCESS_BYTES = 700 * MIB
+"""Measured: one of vLLM's processes (worker, engine core, and the rollout worker itself)."""
 CHUNK_ELEMENTS = 1 << 22
 """Tokens x vocabulary of one chunk of logits in the learner."""
 
@@ -140,15 +145,7 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
             )
         )
     if run_file.needs_rollout and run_file.rollout.engine != "simulated":
-        rows = run_file.rollout.max_rows
-        cache = rows * spec.context * sizes.layers * 2 * sizes.key_width * element
-        parts += [
-            Part("rollout", "process", PROCESS_BYTES),
-            Part("rollout", "weights", weights),
-            Part("rollout", "the bytes that deltas are applied to", weights),
-            Part("rollout", "keys and values", cache),
-            Part("rollout", "logits of one token a row", 2 * rows * sizes.vocabulary * 4),
-        ]
+        parts += _rollout(run_file.rollout, spec, sizes)
     if run_file.needs_reference:
         tokens = run_file.reference.tokens_per_batch
         parts += [
@@ -163,6 +160,44 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
 def group_bytes(samples: int, tokens: int, *, has_reference: bool) -> int:
     """Of a scored group: ids 4, mask 1, behaviour log-probs 4, reference 4 and text 4 a token."""
     return samples * tokens * (13 + (4 if has_reference else 0))
+
+
+def kv_shape(sizes: ModelSizes, dtype: Literal["float32", "bfloat16"]) -> KeyValueShape:
+    return KeyValueShape(sizes.layers, sizes.kv_heads, sizes.head_size, _element_bytes(dtype))
+
+
+def _rollout(settings: EngineSettings, spec: ModelSpec, sizes: ModelSizes) -> list[Part]:
+    rows, parallel = settings.max_rows, settings.vllm.tensor_parallel
+    token = kv_shape(sizes, spec.dtype).token_bytes(1)
+    weights = num_parameters(sizes) * _element_bytes(spec.dtype)
+    logits = Part("rollout", "logits of one token a row", 2 * rows * sizes.vocabulary * 4)
+    held = Part("rollout", "the bytes that deltas are applied to", weights)
+    if settings.engine == "embedded":
+        return [
+            Part("rollout", "process", PROCESS_BYTES),
+            Part("rollout", "weights", weights),
+            held,
+            Part("rollout", "keys and values", rows * spec.context * token),
+            logits,
+        ]
+    own = settings.vllm
+    processes = 2 + parallel * own.data_parallel
+    parts = [
+        Part("rollout", "vLLM's processes", processes * VLLM_PROCESS_BYTES),
+        held,
+        Part("rollout", "weights on their way to them", weights),
+    ]
+    if settings.devices > 0:
+        return parts
+    cache = default_cpu_bytes(token // parallel, spec.context + 1, rows, CPU_BLOCK)
+    if own.kv_cache_gib is not None:
+        cache = int(own.kv_cache_gib * 2**30)
+    return [
+        *parts,
+        Part("rollout", "weights", weights * own.data_parallel),
+        Part("rollout", "keys and values", cache * parallel * own.data_parallel),
+        logits,
+    ]
 
 
 def _learner(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:

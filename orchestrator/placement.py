@@ -76,13 +76,18 @@ def connect(working_dir: str) -> Cluster:
 def check_resources(run_file: RunFile, cluster: Cluster) -> None:
     """Raises NotEnoughResources, saying what is there and what is asked by role."""
     needs = role_needs(run_file)
-    asked = sum(need.workers * need.cpus for need in needs)
-    if asked > cluster.cpus + 1e-9:
-        roles = ", ".join(f"{n.workers} {n.role} x {n.cpus:g}" for n in needs)
-        raise NotEnoughResources(
-            f"the run asks for {asked:g} CPUs ({roles}), the Ray cluster has {cluster.cpus:g}: "
-            "lower the worker counts in the run file or use a larger cluster"
-        )
+    for what, has, asks in (
+        ("CPUs", cluster.cpus, [need.cpus for need in needs]),
+        ("GPUs", cluster.gpus, [need.gpus for need in needs]),
+    ):
+        told = [(n.workers, n.role, ask) for n, ask in zip(needs, asks, strict=True) if ask > 0]
+        asked = sum(workers * ask for workers, _, ask in told)
+        if asked > has + 1e-9:
+            roles = ", ".join(f"{workers} {role} x {ask:g}" for workers, role, ask in told)
+            raise NotEnoughResources(
+                f"the run asks for {asked:g} {what} ({roles}), the Ray cluster has {has:g}: "
+                "lower the worker counts in the run file or use a larger cluster"
+            )
 
 
 @contextmanager

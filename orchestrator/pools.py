@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -35,10 +36,13 @@ from manta.envs.records import Float32, GroupId, Int32, WeightVersion
 
 T = TypeVar("T")
 
+CLOSE_SECONDS = 10.0
 
-def start(kind: type[T], cpus: float, *arguments: object) -> ActorHandle[T]:
+
+def start(kind: type[T], cpus: float, *arguments: object, gpus: float = 0) -> ActorHandle[T]:
     """A new actor of `kind`; its constructor runs on the worker and is not waited for."""
-    return cast("ActorHandle[T]", ray.remote(kind).options(num_cpus=cpus).remote(*arguments))
+    options = ray.remote(kind).options(num_cpus=cpus, num_gpus=gpus)
+    return cast("ActorHandle[T]", options.remote(*arguments))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class RolloutPool:
                 model.seed,
                 deterministic,
                 transport,
+                gpus=settings.devices,
             )
             for i in range(settings.workers)
         }
@@ -125,6 +130,14 @@ class RolloutPool:
     async def forget(self, holder: str) -> None:
         """The environment worker `holder` died: nothing of its calls is waited for."""
         await self.router.forget.remote(holder)
+
+    async def close(self) -> None:
+        """Ends what engines started beside their workers; one that is gone, or does not answer, is
+        left to Ray."""
+        calls = [engine.close.remote() for engine in self._engines.values()]
+        with suppress(TimeoutError):
+            ended = asyncio.gather(*calls, return_exceptions=True)
+            await asyncio.wait_for(ended, CLOSE_SECONDS)
 
     async def figures(self) -> RouterFigures:
         return await self.router.figures.remote()

@@ -94,10 +94,17 @@ class _Driver:
         with recorder.phase("start_up"):
             order = self._order()
             crew = build(self._run_file, self._directory.root, order, self._waits)
-            run = self._context(crew, recorder, ledger)
-            self._watch_signals(run.should_stop, recorder)
+        try:
+            return await self._watched(self._context(crew, recorder, ledger), order)
+        finally:
+            await crew.rollout.close()
+
+    async def _watched(self, run: RunContext, order: StartOrder) -> State:
+        """Waits for the workers, and goes through the stages with an eye on the router."""
+        with run.recorder.phase("start_up"):
+            self._watch_signals(run.should_stop, run.recorder)
             await self._start(run, order)
-        watch = RoutingWatch(crew.rollout, recorder.routing, recorder.event)
+        watch = RoutingWatch(run.crew.rollout, run.recorder.routing, run.recorder.event)
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(watch.run())
             state = await self._stages(run)

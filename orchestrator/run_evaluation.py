@@ -74,6 +74,13 @@ def _checkpoint(run_dir: Path, folder: str | None) -> Checkpoint:
 
 async def _evaluate(run_file: RunFile, checkpoint: Checkpoint, run_dir: Path) -> Evaluation:
     crew = build(run_file, run_dir, StartOrder(0, 0, "", None), Waits())
+    try:
+        return await _examine(run_file, crew, checkpoint)
+    finally:
+        await crew.rollout.close()
+
+
+async def _examine(run_file: RunFile, crew: Crew, checkpoint: Checkpoint) -> Evaluation:
     assert checkpoint.learner is not None
     version = WeightVersion(checkpoint.state.step, checkpoint.state.incarnation)
     await _serve(crew, read_weights(checkpoint.learner, version))

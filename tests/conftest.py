@@ -1,7 +1,77 @@
-"""Settings that must stand before torch loads."""
+"""Settings that must stand before torch loads, and the one vLLM of a session."""
 
+from __future__ import annotations
+
+import gc
 import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from tests.vllm_here import CONTEXT, MODEL, VOCAB, devices
+
+if TYPE_CHECKING:
+    from manta.actors.engines.vllm_engine import VllmEngine
 
 # Tests share their cores: threads that wait for each other must not spin (see
 # manta.orchestrator.placement).
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def vllm_over(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Callable[[bool], VllmEngine]]:
+    """Makes engines (do they keep keys and values?) over the one vLLM of the session, which serves
+    `MODEL`: one at a time, since a test starts at the initial weights."""
+    from manta.actors.engines.occupancy import Occupancy
+    from manta.actors.engines.settings import EngineSettings
+    from manta.actors.engines.vllm_engine import VllmEngine
+    from manta.actors.engines.vllm_folder import served_model
+    from manta.actors.engines.vllm_start import start
+    from manta.envs.records import WeightVersion
+
+    folder: Path = tmp_path_factory.mktemp("model")
+    served = served_model(MODEL, VOCAB, 0, folder)
+    settings = EngineSettings(engine="vllm", threads=1, devices=devices(), max_rows=3)
+    held = [start(settings, MODEL, served)]
+
+    def engine(keeps_kv: bool) -> VllmEngine:
+        own = replace(settings, kv_on_publish="keep" if keeps_kv else "recompute")
+        version = WeightVersion(0, 0)
+        return VllmEngine(held[0], served, own, CONTEXT, version, Occupancy(own.max_rows))
+
+    yield engine
+    await engine(False).end_processes()
+    held.clear()
+    gc.collect()  # while the interpreter is whole: vLLM's destructor needs it
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def vllm(vllm_over: Callable[[bool], VllmEngine]) -> VllmEngine:
+    """A vLLM engine with the initial weights of `MODEL`, called version 0.0."""
+    engine = vllm_over(False)
+    await load_initial(engine)
+    return engine
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def keeping_vllm(vllm_over: Callable[[bool], VllmEngine]) -> VllmEngine:
+    """As `vllm`, with `kv_on_publish: keep`."""
+    engine = vllm_over(True)
+    await load_initial(engine)
+    return engine
+
+
+async def load_initial(engine: VllmEngine) -> None:
+    from manta.actors.models.causal import build_model, model_state
+    from manta.actors.weight_tensors import pack
+    from manta.envs.records import WeightVersion
+
+    await engine.pause()
+    await engine.load(pack(model_state(build_model(MODEL, VOCAB, 0)), WeightVersion(0, 0)))
+    await engine.resume()

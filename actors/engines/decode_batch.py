@@ -115,16 +115,21 @@ class DecodeBatch:
                 )
         return found
 
-    def recompute(self, version: WeightVersion) -> None:
-        """Keys, values and logits of every row under the weights that the model has now."""
+    def renew(self, version: WeightVersion, keeps_kv: bool) -> None:
+        """Logits of every row under the weights that the model has now, called `version`; unless
+        `keeps_kv`, of keys and values that are computed anew."""
         for live, start in zip(self._samples, self._table.num_sampled(), strict=True):
             live.note_version(VersionSpan(start, version))
+        if not keeps_kv:
+            self._recompute()
+        self._logits_BV = self._next_logits() if self.num_rows else None
+
+    def _recompute(self) -> None:
         rows = self._table.rows_so_far()
         for batch in padded_batches([len(row) for row in rows], PREFILL_CELLS):
             prefilled, _ = self._forward.fill(pad([rows[index] for index in batch]))
             for source, row in enumerate(batch):
                 self._slots.store(row, prefilled.keys, prefilled.values, torch.tensor([source]))
-        self._logits_BV = self._next_logits() if rows else None
 
     def _next_logits(self) -> Tensor:
         table = self._table

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from manta.actors.cores import available_cores
 from manta.actors.engines.causal_forward import PREFILL_CELLS, CausalForward
 from manta.actors.engines.decode_batch import DecodeBatch
-from manta.actors.engines.limits import check_request
+from manta.actors.engines.limits import check_request, check_row
 from manta.actors.engines.occupancy import Occupancy
 from manta.actors.engines.padding import padded_batches
 from manta.actors.engines.pending import Pending, Prefix
@@ -40,7 +40,8 @@ class EmbeddedEngine:
 
     `context` bounds prefix plus budget, `max_rows` the samples decoded side by side; `threads` are
     torch threads (0: all cores that it may use), `version` names the weights that the model has
-    now. Rows start in the order of their requests, and one that finishes makes room at once. With
+    now. Rows start in the order of their requests, and one that finishes makes room at once. After
+    a load, keys and values of the rows under way are computed anew, unless `keeps_kv`. With
     `deterministic` one request is one batch, alone from its prefill on, so that its completions
     depend on nothing but the request and the weights, bit for bit.
 
@@ -56,9 +57,11 @@ class EmbeddedEngine:
         deterministic: bool,
         version: WeightVersion,
         occupancy: Occupancy | None = None,
+        keeps_kv: bool = False,
     ) -> None:
         self._occupancy = occupancy or Occupancy(max_rows)
         self.version = version
+        self._keeps_kv = keeps_kv
         self._context = context
         self._max_rows = max_rows
         self._is_deterministic = deterministic
@@ -98,10 +101,7 @@ class EmbeddedEngine:
         Raises ValueError for a row that is empty or longer than the context.
         """
         for row in rows:
-            if not 0 < len(row) <= self._context:
-                raise ValueError(
-                    f"a row to score has {len(row)} tokens: give 1 to {self._context} (the context)"
-                )
+            check_row(row, self._context)
         tensors = [torch.from_numpy(row.astype("int64")) for row in rows]
         scored = await self._do(self._forward.logprobs, tensors, self._is_deterministic)
         return [tensor.numpy() for tensor in scored]
@@ -115,9 +115,8 @@ class EmbeddedEngine:
     async def load(self, weights: Weights) -> Receipt:
         """Hashes `weights` and takes them over; bytes that do not match their hash are refused.
 
-        The receipt carries the hash found, so a refusal shows as a mismatch. Rows under way get
-        their keys and values recomputed before the next step. Raises RuntimeError while running,
-        ValueError where names or shapes are not the model's.
+        The receipt carries the hash found, so a refusal shows as a mismatch. Raises RuntimeError
+        while running, ValueError where names or shapes are not the model's.
         """
         return await self._do(self._load, weights)
 
@@ -184,7 +183,7 @@ class EmbeddedEngine:
         if self._is_paused:
             return
         if self._is_stale:
-            self._batch.recompute(self.version)
+            self._batch.renew(self.version, self._keeps_kv)
             self._is_stale = False
         self._start_waiting()
         self._occupancy.set(self._batch.num_rows)

@@ -1,8 +1,8 @@
-"""What an engine accepts: the checks of a request before it may wait for a row."""
+"""What an engine accepts: the checks of a request before it may wait, and of a row to score."""
 
 from __future__ import annotations
 
-from manta.envs.records import GenerateRequest
+from manta.envs.records import GenerateRequest, Int32
 
 
 def check_request(request: GenerateRequest, context: int) -> None:
@@ -34,3 +34,9 @@ def check_request(request: GenerateRequest, context: int) -> None:
             f"sampling wants temperature >= 0, 0 < top_p <= 1 and top_k >= 0, got temperature "
             f"{sampling.temperature}, top_p {sampling.top_p}, top_k {sampling.top_k}"
         )
+
+
+def check_row(row: Int32, context: int) -> None:
+    """Raises ValueError where `row` cannot be scored within `context` tokens."""
+    if not 0 < len(row) <= context:
+        raise ValueError(f"a row to score has {len(row)} tokens: give 1 to {context} (the context)")

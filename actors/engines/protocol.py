@@ -6,11 +6,16 @@ One contract test (`tests/contract/test_engine.py`) holds every engine to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from manta.actors.engines.progress import Progress
 from manta.actors.weights import Receipt, Weights
+from manta.envs.failures import WorldBroke
 from manta.envs.records import Completion, Float32, GenerateRequest, Int32
+
+
+class EngineDied(WorldBroke):
+    """What computes for the engine is gone for good; whoever owns the engine ends with it."""
 
 
 class Engine(Protocol):
@@ -47,3 +52,12 @@ class Engine(Protocol):
         ...
 
     async def resume(self) -> None: ...
+
+
+@runtime_checkable
+class OwnsProcesses(Protocol):
+    """An engine that computes in processes of its own."""
+
+    async def end_processes(self) -> None:
+        """Ends them; requests under way fail. Killed without it, they leave shared memory."""
+        ...

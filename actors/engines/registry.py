@@ -43,6 +43,20 @@ def _embedded(parts: EngineParts) -> Engine:
         parts.deterministic,
         parts.version,
         parts.occupancy,
+        parts.settings.kv_on_publish == "keep",
+    )
+
+
+def _vllm(parts: EngineParts) -> Engine:
+    from manta.actors.engines.vllm_engine import start_engine
+
+    return start_engine(
+        parts.settings,
+        parts.model,
+        parts.vocab_size,
+        parts.seed,
+        parts.version,
+        parts.occupancy,
     )
 
 
@@ -61,6 +75,7 @@ def _simulated(parts: EngineParts) -> Engine:
 
 ENGINES: dict[str, Callable[[EngineParts], Engine]] = {
     "embedded": _embedded,
+    "vllm": _vllm,
     "simulated": _simulated,
 }
 

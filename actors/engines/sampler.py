@@ -44,16 +44,20 @@ def sample(logits_BV: Tensor, columns: SamplingColumns, uniform_B: Tensor) -> tu
     logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
     if columns.is_truncated:
         logprobs_BV = truncate(logprobs_BV, columns.top_k_B, columns.top_p_B)
-    cumulative_BV = logprobs_BV.exp().cumsum(dim=-1, dtype=torch.float64)
-    target_B1 = uniform_B[:, None] * cumulative_BV[:, -1:]
-    tokens_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
-    # Logits that are not finite find no place and would index past the end; the row's log-prob
-    # shows them instead.
-    tokens_B1.clamp_(max=logits_BV.shape[-1] - 1)
+    tokens_B1 = draw(logprobs_BV, uniform_B)[:, None]
     if columns.is_greedy:
         greedy_B1 = columns.temperature_B[:, None] == 0.0
         tokens_B1 = torch.where(greedy_B1, logits_BV.argmax(dim=-1, keepdim=True), tokens_B1)
     return tokens_B1[:, 0], logprobs_BV.gather(-1, tokens_B1)[:, 0]
+
+
+def draw(logprobs_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """int64[B]: per row the first token whose cumulative probability exceeds `uniform_B`."""
+    cumulative_BV = logprobs_BV.exp().cumsum(dim=-1, dtype=torch.float64)
+    target_B1 = uniform_B[:, None] * cumulative_BV[:, -1:]
+    tokens_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
+    # Log-probs that are not finite find no place and would index past the end; they show instead.
+    return tokens_B1[:, 0].clamp_(max=logprobs_BV.shape[-1] - 1)
 
 
 def truncate(logprobs_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor) -> Tensor:

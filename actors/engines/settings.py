@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
+
+from manta.envs.records import Json
 
 WhenTooOld: TypeAlias = Literal["wait", "drop_and_replace", "mask_tokens"]
 
@@ -18,12 +21,31 @@ class SimulatedSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """What only vLLM is told.
+
+    `kv_cache_gib` is the memory for keys and values of each device, in GiB; without it a CPU worker
+    takes what `max_rows` whole contexts need, at most `manta.actors.engines.kv_memory.CPU_BYTES`,
+    and a GPU what `gpu_memory_utilization` of its memory leaves. `tensor_parallel` splits every
+    layer over that many devices (or CPU processes), `data_parallel` runs that many copies behind
+    one worker. `options` are further arguments of vLLM's `EngineArgs`, by their names there.
+    """
+
+    kv_cache_gib: float | None = None
+    gpu_memory_utilization: float = 0.9
+    tensor_parallel: int = 1
+    data_parallel: int = 1
+    prefix_caching: bool = True
+    options: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """`rollout:` in a run file: the engine named `policy`.
 
     `max_rows` bounds the samples decoded side by side in one engine; `threads` are torch threads
-    of each worker (0: all cores that it may use). With `ignore_eos` the end token ends nothing:
-    every sample has exactly its budget of tokens.
+    of each worker (0: all cores that it may use), `devices` its GPUs (0: it runs on the CPU). With
+    `ignore_eos` the end token ends nothing: every sample has exactly its budget of tokens.
 
     An engine holds at most `queue_rows` (default: a quarter of `max_rows`) beyond `max_rows`;
     what is more waits in the router. With `adaptive_rows` that bound follows the engine's speed.
@@ -35,11 +57,16 @@ class EngineSettings:
     which nothing exceeds), `when_too_old` says what then. `oversample` times the groups of a
     synchronous step are begun, and the first to finish train. `dispatch` is who of the groups that
     are admitted together starts first.
+
+    `kv_on_publish` says what becomes of the cached keys and values of running samples when weights
+    change: with `recompute` they are made anew, so that every token's log-prob is that of the
+    weights it carries; with `keep` they stay, which is cheaper and no longer exact.
     """
 
-    engine: Literal["embedded", "simulated"] = "embedded"
+    engine: Literal["embedded", "vllm", "simulated"] = "embedded"
     workers: int = 1
     threads: int = 0
+    devices: int = 0
     max_rows: int = 256
     max_new_tokens: int = 128
     temperature: float = 1.0
@@ -51,6 +78,8 @@ class EngineSettings:
     oversample: float = 1.0
     dispatch: Literal["in_order", "longest_first"] = "in_order"
     ignore_eos: bool = False
+    kv_on_publish: Literal["recompute", "keep"] = "recompute"
+    vllm: VllmSettings = field(default_factory=VllmSettings)
     queue_rows: int | None = None
     adaptive_rows: bool = False
     progress_seconds: float = 5.0

@@ -16,7 +16,6 @@ from manta.actors.engines.protocol import Engine
 from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings, SimulatedSettings
 from manta.actors.models.causal import build_model, model_state
-from manta.actors.models.spec import BuildSpec, ModelSpec
 from manta.actors.weight_tensors import pack
 from manta.actors.weights import Weights
 from manta.envs.records import (
@@ -26,16 +25,14 @@ from manta.envs.records import (
     VersionSpan,
     WeightVersion,
 )
+from tests.vllm_here import MODEL, NEEDS_VLLM, VOCAB
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # the one vLLM engine belongs to one loop
 
 Make = Callable[..., Engine]
 
-VOCAB = 23
-CONTEXT = 640
 FIRST = WeightVersion(0, 0)
 SECOND = WeightVersion(1, 0)
-MODEL = ModelSpec(
-    build=BuildSpec(layers=2, width=32, heads=4, kv_heads=2, mlp_width=48), context=CONTEXT
-)
 
 
 def build(name: str, max_rows: int = 8, median: float = 1e9, speed: float = 2000.0) -> Engine:
@@ -49,9 +46,14 @@ def build(name: str, max_rows: int = 8, median: float = 1e9, speed: float = 2000
     return build_engine(settings, MODEL, VOCAB, seed=0, deterministic=False, version=FIRST)
 
 
-@pytest.fixture(params=["embedded", "simulated"])
+@pytest.fixture(params=["embedded", "simulated", pytest.param("vllm", marks=NEEDS_VLLM)])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    """One engine a test; the vLLM engine is the session's, with its initial weights."""
     made: list[Engine] = []
+    if request.param == "vllm":
+        shared: Engine = request.getfixturevalue("vllm")
+        yield lambda **_: shared
+        return
 
     def one(**kwargs: float) -> Engine:
         made.append(build(request.param, **kwargs))  # type: ignore[arg-type]
@@ -347,7 +349,7 @@ async def test_lengths_do_not_depend_on_where_a_sample_was_cut(make: Make) -> No
         assert completion.finish_reason == whole.finish_reason
 
 
-def test_an_unknown_engine_is_named_with_its_nearest_match() -> None:
+async def test_an_unknown_engine_is_named_with_its_nearest_match() -> None:
     settings = EngineSettings(engine="embeded")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="did you mean 'embedded'"):
         build_engine(settings, MODEL, VOCAB, seed=0, deterministic=False, version=FIRST)

@@ -140,3 +140,11 @@ def test_a_model_that_is_not_understood_is_told(
 def test_a_folder_without_config_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no config\.json"):
         model_sizes(ModelSpec(path=str(tmp_path)), 10)
+
+
+def test_a_vllm_engine_on_a_cpu_is_counted_with_its_processes(tmp_path: Path) -> None:
+    run_file = load(tmp_path, "rollout.engine=vllm", "rollout.vllm.kv_cache_gib=0.5")
+    parts = {p.what: p.bytes for p in memory.estimate(run_file, survey.look(run_file))
+             if p.role == "rollout"}  # fmt: skip
+    assert parts["keys and values"] == 1 << 29
+    assert parts["vLLM's processes"] == 3 * memory.VLLM_PROCESS_BYTES

@@ -281,6 +281,35 @@ async def test_every_token_has_the_logprob_of_the_version_it_carries() -> None:
     engine.close()
 
 
+async def test_kept_keys_and_values_are_those_of_the_weights_that_made_them() -> None:
+    old, new = model_of(0), model_of(1)
+    engine = EmbeddedEngine(model_of(0), CONTEXT, 16, 1, False, FIRST, keeps_kv=True)
+    prefix = [3, 1, 4, 1, 5]
+    under_way = asyncio.ensure_future(engine.generate([request(prefix, [1, 2, 3], 250)]))
+    await engine.generate([request([1], [0], 40)])
+    await engine.pause()
+    await engine.load(weights(1, SECOND))
+    await engine.resume()
+    for completion in (await under_way)[0]:
+        first, second = completion.weight_versions
+        assert (first.version, second.version) == (FIRST, SECOND)
+        row = torch.tensor([[*prefix, *completion.token_ids.tolist()]])
+        # The newest token goes through the model again, under the new weights.
+        kept = len(prefix) + second.start - 1
+        with torch.no_grad():
+            cache = old(input_ids=row[:, :kept], use_cache=True).past_key_values
+            logits = new(input_ids=row[:, kept:-1], past_key_values=cache).logits[0]
+            want = torch.log_softmax(logits, -1).gather(-1, row[0, kept + 1 :, None])[:, 0]
+        found = torch.from_numpy(completion.logprobs[second.start :])
+        torch.testing.assert_close(found, want, atol=1e-5, rtol=0.0)
+        anew = plain_logprobs(new, np.array(prefix), completion, Sampling())[second.start :]
+        assert (found - anew).abs().max() > 1e-3
+    [[fresh]] = await engine.generate([request(prefix, [4], 20)])
+    want = plain_logprobs(new, np.array(prefix), fresh, Sampling())
+    torch.testing.assert_close(torch.from_numpy(fresh.logprobs), want, atol=1e-5, rtol=0.0)
+    engine.close()
+
+
 async def test_scores_equal_a_plain_forward_pass_whatever_the_segments(
     engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

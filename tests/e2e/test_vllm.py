@@ -1,0 +1,35 @@
+"""A run whose engine is vLLM, ahead of the learner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from manta.orchestrator.metrics import LOGPROB_GAP, MAX_STALENESS
+from tests.e2e import runs
+from tests.vllm_here import NEEDS_VLLM, devices
+
+pytestmark = [pytest.mark.e2e, NEEDS_VLLM]
+
+
+def test_vllm_samples_ahead_of_the_learner(tmp_path: Path, cluster: runs.Environment) -> None:
+    """Twelve steps at staleness 2: the history is whole, and the engine's log-probs are the
+    learner's wherever both had the same weights."""
+    overrides = [
+        "rollout.engine=vllm",
+        f"rollout.devices={devices()}",
+        "rollout.max_staleness=2",
+        "model.build.width=64",
+        "run.deadline_minutes=4",
+    ]
+    result = runs.manta("train", runs.TINY, tmp_path, *overrides, env=cluster)
+    assert result.returncode == 0, result.stdout + result.stderr
+    run_dir = tmp_path / "tiny"
+    runs.check_history(run_dir, steps=12)
+    sampled = [line for line in runs.metrics(run_dir) if LOGPROB_GAP in line]
+    assert max(line[MAX_STALENESS] for line in sampled) == 2
+    on_policy = [line[LOGPROB_GAP] for line in sampled if line[MAX_STALENESS] == 0]
+    assert on_policy
+    assert max(on_policy) < 1e-4
+    assert max(line["publish/probe_gap"] for line in sampled) < 1e-4
