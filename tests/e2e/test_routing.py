@@ -111,11 +111,12 @@ def test_what_nobody_waits_for_leaves_the_engines(pools: Pools) -> None:
             asyncio.ensure_future(pools.environment.run_block("rl", admissions(i, i + 1)))
             for i in (0, 2, 4)
         ]
-        await pools.until(lambda f: f.rows == 4 * SAMPLES and f.waiting == 0)
+        await pools.until(lambda f: f.rows == 4 * SAMPLES and f.waiting == 2)
+        begin = time.monotonic()
         blocks[0].cancel()
         blocks[1].cancel()
-        figures = await pools.until(lambda f: f.rows <= 2 * SAMPLES)
-        assert figures.waiting == 0
+        await pools.until(lambda f: f.rows == 2 * SAMPLES and f.waiting == 0)
+        assert time.monotonic() - begin < BUDGET / SPEED, "they ran to their end"
         await asyncio.gather(*blocks[:2], return_exceptions=True)
         worker = next(i for i, n in enumerate(pools.environment._outstanding) if n)
         ray.kill(pools.environment._workers[worker])

@@ -37,7 +37,7 @@ def run(tmp_path: Path, code: int = 0) -> tuple[float, tuple[float, ...]]:
 def test_steps_are_timed_by_the_commands_clock_and_children_count(tmp_path: Path) -> None:
     cpu_seconds, step_seconds = run(tmp_path)
     assert step_seconds == (30.0, 50.0)
-    assert 0.4 <= cpu_seconds < 0.6 + 0.4  # two children of 0.2 s, and starting them
+    assert 0.39 <= cpu_seconds < 0.6 + 0.4  # two children of 0.2 s, and starting them
 
 
 def test_a_command_that_fails_is_told_with_its_code(tmp_path: Path) -> None:
