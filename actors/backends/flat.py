@@ -11,9 +11,22 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 _ALIGNMENT = 16
 """Elements: every parameter starts on a 64-byte border, where matrix products like to start."""
+
+
+_COLLECTORS = WeakIdKeyDictionary()
+"""The collector of every parameter that has one: parameters go from one stage's backend to the
+next one's, and an earlier collector would take the gradient away before the new one sees it."""
+
+
+def _collect_with(parameter: nn.Parameter, collector: Callable[[Tensor], None]) -> None:
+    if parameter in _COLLECTORS:
+        _COLLECTORS[parameter].remove()
+    handle = parameter.register_post_accumulate_grad_hook(collector)  # type: ignore[no-untyped-call]
+    _COLLECTORS[parameter] = handle
 
 
 class FlatParameters:
@@ -46,8 +59,7 @@ class FlatParameters:
             if parameter.dtype == torch.float32:
                 parameter.data = self.view(self.master, name)
             else:
-                collector = self._collector(name)
-                parameter.register_post_accumulate_grad_hook(collector)  # type: ignore[no-untyped-call]
+                _collect_with(parameter, self._collector(name))
 
     @property
     def names(self) -> list[str]:

@@ -250,6 +250,22 @@ def test_steps_below_bfloat16_add_up_in_the_master_weights(name: str, tmp_path: 
     assert resumed.weights(VERSION).sha256 == backend.weights(VERSION).sha256
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_second_backend_takes_a_model_over_from_the_first(name: str, dtype: str) -> None:
+    """As the next stage of a run does: what it learns is what it learns from a fresh model."""
+    rows = tiny_rows(SIZES)
+    model = tiny_model(dtype=dtype)
+    build_backend(settings_of(name), model).update(
+        [rows], ("logprob", "entropy"), 0.9, PolicyGradient(rows), 1e-3
+    )
+    copy = tiny_model(dtype=dtype)
+    copy.load_state_dict(model.state_dict())
+    taken, fresh = build_backend(settings_of(name), model), build_backend(settings_of(name), copy)
+    for backend in (taken, fresh):
+        train(backend, rows, PolicyGradient(rows), 60, STEPS)
+    assert taken.weights(VERSION).sha256 == fresh.weights(VERSION).sha256
+
+
 def test_evaluate_leaves_no_gradient(name: str) -> None:
     rows = tiny_rows(SIZES)
     backend = build_backend(settings_of(name, tokens_per_micro_batch=60), tiny_model())
