@@ -24,6 +24,7 @@ class EngineCalls:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._calls: dict[Ticket, tuple[asyncio.Task[list[list[Completion]]], Progress]] = {}
+        self._samples: dict[Ticket, int] = {}
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -36,6 +37,7 @@ class EngineCalls:
         progress = Progress()
         call = asyncio.ensure_future(self._engine.generate(requests, progress))
         self._calls[ticket] = (call, progress)
+        self._samples[ticket] = sum(len(request.seeds) for request in requests)
         try:
             await asyncio.wait({call})
             if call.cancelled():
@@ -43,7 +45,14 @@ class EngineCalls:
             return pack_completions(call.result())
         finally:
             call.cancel()
-            del self._calls[ticket]
+            del self._calls[ticket], self._samples[ticket]
+
+    def unfinished(self) -> dict[Ticket, int]:
+        """By call, how many of its samples have not ended."""
+        return {
+            ticket: self._samples[ticket] - progress.num_ended
+            for ticket, (_, progress) in self._calls.items()
+        }
 
     async def progress(
         self, ticket: Ticket, known: Sequence[Sequence[int]]

@@ -100,8 +100,8 @@ class EnvironmentWorker:
     ) -> tuple[Block, BlockSummary]:
         """Makes the groups of `admissions` side by side."""
         production = self._lanes[lane]
-        oldest = min(admission.id for admission in admissions)
-        _COMPLETE.set(self._completions((self._opened[lane].priority, *oldest[:2])))
+        first = min(admission.rank for admission in admissions)
+        _COMPLETE.set(self._completions((self._opened[lane].priority, *first)))
 
         async def run(admission: Admission) -> ScoredGroup | Broken:
             try:

@@ -59,10 +59,16 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A place in the order and the task that stands there; `index` is its place in the source."""
+    """A place in the order and the task that stands there; `index` is its place in the source.
+    Lower ranks go to engines first; without `order` the place is the rank."""
 
     id: GroupId
     index: int
+    order: tuple[int, ...] = ()
+
+    @property
+    def rank(self) -> tuple[int, ...]:
+        return self.order or self.id[:2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ consumed in that order. A call that fits nowhere holds back those behind it, so 
 starves.
 
 Back-pressure. An engine holds at most its limit of rows; a call that is larger than that gets an
-engine of its own.
+engine of its own. Rows of a call whose samples have ended count no longer, where the engine tells:
+else the longest sample of each call would hold the rows of all the others.
 
 Stickiness. A call may name the engine that has its prefix. It gets it unless that engine does not
 serve, has no room, or has more than `OVERLOAD` times the work of the least loaded one.
@@ -20,7 +21,7 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from manta.actors.engine_state import EngineState, Word, after
@@ -150,6 +151,14 @@ class Leases:
             engine.limit.note(generated, bool(self._waiting), self._clock())
             self._leave_if_drained(engine)
 
+    def shrink(self, unfinished: Mapping[Ticket, int]) -> None:
+        """The calls under way need only so many rows still."""
+        for ticket, rows in unfinished.items():
+            lease = self._held.get(ticket)
+            if lease is not None and rows < lease.rows:
+                engine = self._engines[lease.engine]
+                engine.leases[ticket] = self._held[ticket] = replace(lease, rows=rows)
+
     def lose(self, ticket: Ticket) -> None:
         """The engine died under this call. One that has come back under its name is another."""
         lease = self._held.get(ticket)
@@ -165,6 +174,10 @@ class Leases:
         for lease in leases:
             self.release(lease.ticket)
         return leases
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
 
     def state(self, name: str) -> EngineState:
         return self._engines[name].state if name in self._engines else "gone"

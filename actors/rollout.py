@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from manta.actors.engine_calls import EngineCalls
@@ -53,6 +53,10 @@ class RolloutWorker:
         self, ticket: Ticket, known: Sequence[Sequence[int]]
     ) -> PackedCompletions | None:
         return await self._calls.progress(ticket, known)
+
+    async def unfinished(self) -> Mapping[Ticket, int]:
+        """See `EngineCalls`: the rows that each call still needs."""
+        return self._calls.unfinished()
 
     async def abandon(self, tickets: Sequence[Ticket]) -> None:
         self._calls.abandon(tickets)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+import ray
 
 from manta.actors.engine_state import Word
 from manta.actors.leases import Ask, Lease, Leases, Ticket
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
     from manta.actors.rollout import RolloutWorker
+
+LOOK_SECONDS = 0.02
 
 
 class Router:
@@ -31,6 +36,7 @@ class Router:
         self._handles: dict[str, ActorHandle[RolloutWorker]] = {}
         self._waiters: dict[Ticket, asyncio.Future[Lease]] = {}
         self._drains: dict[str, asyncio.Event] = {}
+        self._looking: asyncio.Task[None] | None = None
 
     async def join(self, engine: str, handle: ActorHandle[RolloutWorker]) -> None:
         """A new engine, or a new life of one; it gets nothing until `serve`."""
@@ -93,8 +99,28 @@ class Router:
                     self._leases.release(lease.ticket)
                 else:
                     waiter.set_result(lease)
+        if self._leases.num_waiting and (self._looking is None or self._looking.done()):
+            self._looking = asyncio.create_task(self._look())
         for engine in [name for name in self._drains if self._leases.state(name) == "gone"]:
             self._drains.pop(engine).set()
+
+    async def _look(self) -> None:
+        """While calls wait, asks the engines every now and then which of their rows are free."""
+        while self._leases.num_waiting:
+            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.gather(
+                *(
+                    self._look_at(handle)
+                    for name, handle in self._handles.items()
+                    if self._leases.state(name) == "serving"
+                )
+            )
+            self._hand_out()
+
+    async def _look_at(self, handle: ActorHandle[RolloutWorker]) -> None:
+        # An engine that died has no rows to tell of; those who called it say that it is lost.
+        with suppress(ray.exceptions.RayError):
+            self._leases.shrink(await handle.unfinished.remote())
 
     def _give_up(self, ticket: Ticket) -> None:
         waiter = self._waiters.pop(ticket, None)

@@ -79,10 +79,10 @@ def observe(
         start_up = time.perf_counter() - began
         watch.until(window.first - 1)
         before = processor_times(mark)
+        watch.at(window.first - 1)
         watch.until(window.last)
         after = processor_times(mark)
-        if watch.last_step() != window.last:
-            raise RuntimeError(f"step {window.last} went by before it was seen: slow the steps")
+        watch.at(window.last)
         watch.to_the_end()
     finally:
         if process.poll() is None:
@@ -149,6 +149,11 @@ class _Watch:
             if time.perf_counter() > self._deadline:
                 raise TimeoutError(f"no step {step} in time:\n{self._end_of_log()}")
             time.sleep(_POLL_SECONDS)
+
+    def at(self, step: int) -> None:
+        """Raises RuntimeError where more steps than `step` have ended: they would be miscounted."""
+        if self.last_step() != step:
+            raise RuntimeError(f"step {step} went by before it was seen: slow the steps")
 
     def to_the_end(self) -> None:
         code = self._process.wait(max(1.0, self._deadline - time.perf_counter()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from manta.actors.lanes import Admission
 
@@ -35,5 +36,10 @@ class ExpectedLengths:
         return self._all_tokens / self._all_samples if self._all_samples else 0.0
 
     def longest_first(self, admissions: Sequence[Admission]) -> list[Admission]:
-        """`admissions` by falling expected length; equals stay in order."""
-        return sorted(admissions, key=lambda admission: -self.of(admission.index))
+        """`admissions`, which were made together, ranked by falling expected length from the rank
+        of the first on; equals stay in order."""
+        if not admissions:
+            return []
+        first = min(admission.rank for admission in admissions)
+        by_length = sorted(admissions, key=lambda admission: -self.of(admission.index))
+        return [replace(each, order=(*first[:2], i)) for i, each in enumerate(by_length)]

@@ -83,7 +83,10 @@ class EmbeddedEngine:
             check_request(request, self._context)
         pendings = [Pending(request) for request in requests]
         if progress is not None:
-            progress.bind(lambda: self._do(self._so_far, pendings))
+            progress.bind(
+                lambda: self._do(self._so_far, pendings),
+                lambda: sum(pending.num_ended for pending in pendings),
+            )
         try:
             await self._do(self._enqueue, pendings)
             return list(await asyncio.gather(*(asyncio.wrap_future(p.future) for p in pendings)))

@@ -42,6 +42,11 @@ class Pending:
         """Samples that have not started."""
         return len(self.request.seeds) - self.num_started
 
+    @property
+    def num_ended(self) -> int:
+        """Samples that have ended; may be asked from any thread."""
+        return len(self._completions)
+
     def start(self, count: int) -> list[tuple[NewRow, LiveSample]]:
         """The next `count` samples, as rows."""
         request, begin = self.request, self.num_started

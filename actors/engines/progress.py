@@ -19,10 +19,18 @@ class Progress:
 
     def __init__(self) -> None:
         self._read: Read | None = None
+        self._num_ended: Callable[[], int] | None = None
 
-    def bind(self, read: Read) -> None:
-        """`read` gives, for every sample of every request in order, the tokens sampled so far."""
+    def bind(self, read: Read, num_ended: Callable[[], int] | None = None) -> None:
+        """`read` gives, for every sample of every request in order, the tokens sampled so far;
+        `num_ended` how many samples have ended, at once and at no cost (None: not told)."""
         self._read = read
+        self._num_ended = num_ended
+
+    @property
+    def num_ended(self) -> int:
+        """Samples whose rows are free again, as far as the engine tells."""
+        return 0 if self._num_ended is None else self._num_ended()
 
     async def read(self) -> list[list[Completion]]:
         """What is there now; empty where the engine has not begun.

@@ -108,7 +108,8 @@ class SimulatedEngine:
             return [[self._so_far(row) for row in of_request] for of_request in rows]
 
         if progress is not None:
-            progress.bind(so_far)
+            flat = [row for of_request in rows for row in of_request]
+            progress.bind(so_far, lambda: sum(row.is_done for row in flat))
         await side_by_side([self._run(row) for of_request in rows for row in of_request])
         return await so_far()
 

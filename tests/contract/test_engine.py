@@ -353,3 +353,16 @@ async def test_an_unknown_engine_is_named_with_its_nearest_match() -> None:
     settings = EngineSettings(engine="embeded")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="did you mean 'embedded'"):
         build_engine(settings, MODEL, VOCAB, seed=0, deterministic=False, version=FIRST)
+
+
+async def test_samples_that_ended_are_told_while_others_go_on(make: Make) -> None:
+    engine = make(max_rows=3, speed=1000.0)
+    progress = Progress()
+    assert progress.num_ended == 0
+    short, long = request([1, 2], [1], 1), request([3], [3], 400)
+    call = asyncio.ensure_future(engine.generate([short, long], progress))
+    while progress.num_ended == 0:
+        await asyncio.sleep(0.001)
+    assert (progress.num_ended, call.done()) == (1, False)
+    await call
+    assert progress.num_ended == 2

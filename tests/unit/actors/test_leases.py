@@ -344,3 +344,20 @@ def test_whatever_happens(seed: int) -> None:
     assert set(walk.serve_out()) == left
     assert not walk.waiting
     assert walk.leases.figures().rows == 0
+
+
+def test_rows_of_samples_that_have_ended_make_room() -> None:
+    leases = serving("a", rows=8)
+    large, waiting = ask(rows=8), ask(rows=3)
+    assert granted(leases, large).rows == 8
+    leases.ask(waiting)
+    leases.shrink({large.ticket: 6, Ticket("stranger", 0): 1})
+    assert leases.grant() == []
+    leases.shrink({large.ticket: 5})
+    [lease] = leases.grant()
+    assert lease.ticket == waiting.ticket
+    leases.shrink({large.ticket: 7})
+    assert leases.figures().engines["a"].rows == 8, "an older look changes nothing"
+    leases.release(large.ticket)
+    leases.release(waiting.ticket)
+    assert leases.figures().engines["a"].rows == 0

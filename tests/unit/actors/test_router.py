@@ -15,11 +15,22 @@ def ask(rows: int = 1, holder: str = "w") -> Ask:
     return Ask(Ticket(holder, next(NUMBERS)), (0,), rows, 3)
 
 
+class Unfinished:
+    """Answers with the rows that each call needs."""
+
+    def __init__(self) -> None:
+        self.rows: dict[Ticket, int] = {}
+
+    async def remote(self) -> dict[Ticket, int]:
+        return self.rows
+
+
 class Abandoned:
     """A rollout worker's handle: notes the tickets that it is told to drop."""
 
     def __init__(self) -> None:
         self.tickets: list[Ticket] = []
+        self.unfinished = Unfinished()
 
     @property
     def abandon(self) -> Abandoned:
@@ -136,3 +147,15 @@ async def test_draining_ends_with_the_last_call() -> None:
     await router.release(first.ticket)
     await asyncio.wait_for(draining, 5)
     await asyncio.wait_for(router.drain("a"), 5)
+
+
+async def test_samples_that_end_early_make_room_for_calls_that_wait() -> None:
+    router, handles = await serving("a")
+    first = ask(rows=4)
+    await router.acquire(first)
+    waiting = asyncio.create_task(router.acquire(ask(rows=2)))
+    await turns()
+    assert not waiting.done()
+    handles["a"].unfinished.rows = {first.ticket: 2}
+    lease, _ = await asyncio.wait_for(waiting, 5)
+    assert lease.rows == 2
