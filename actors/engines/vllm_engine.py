@@ -113,16 +113,17 @@ class VllmEngine:
         for request in requests:
             check_request(request, self._context)
         groups = [[VllmSample(r, index) for index in range(len(r.seeds))] for r in requests]
+        samples = [sample for group in groups for sample in group]
 
         async def so_far() -> list[list[Completion]]:
             return [[sample.completion() for sample in group] for group in groups]
 
         if progress is not None:
-            progress.bind(so_far)
+            progress.bind(so_far, lambda: sum(sample.is_done for sample in samples))
         if not self._is_prepared:
             await self._ask("manta_draw_by_counter")
             self._is_prepared = True
-        await side_by_side([self._run(sample) for group in groups for sample in group])
+        await side_by_side([self._run(sample) for sample in samples])
         return await so_far()
 
     async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
