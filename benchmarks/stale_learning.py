@@ -116,19 +116,24 @@ def figures(found: Mapping[int, Sequence[Learnt]]) -> list[Figure]:
     """`found` by staleness, in the order of the seeds."""
     made = []
     for staleness, runs in found.items():
-        told = f"staleness {staleness}: "
-        before, after = [run.before for run in runs], [run.after for run in runs]
-        crossing, gaps = [run.crossing for run in runs], [run.gap for run in runs]
+        gaps = [run.gap for run in runs]
         made += [
-            Figure(f"{told}accuracy after the warm start", mean(before), "", None, None, "higher", before),
-            Figure(f"{told}accuracy at the end", mean(after), "", None, None, "higher", after),
-            Figure(f"{told}samples that crossed a publish", mean(crossing), "of 1", None, None, "higher", crossing),
-            Figure(f"{told}engine and learner log-probs apart", max(gaps), "nats", 1e-4, 1e-5, "lower", gaps),
+            _mean("accuracy after the warm start", staleness, [run.before for run in runs]),
+            _mean("accuracy at the end", staleness, [run.after for run in runs]),
+            _mean("share of samples that crossed a publish", staleness, [r.crossing for r in runs]),
+            Figure(
+                f"staleness {staleness}: engine and learner log-probs apart",
+                max(gaps), "nats", 1e-4, 1e-5, "lower", gaps,
+            ),
         ]  # fmt: skip
     pairs = [(old.after, new.after) for old, new in zip(found[STALE], found[0], strict=True)]
     lost = mean(new - old for old, new in pairs)
     name = f"accuracy lost at staleness {STALE}"
     return [*made, Figure(name, lost, "", MOST_LOST, 0.0, "lower", pairs)]
+
+
+def _mean(name: str, staleness: int, values: Sequence[float]) -> Figure:
+    return Figure(f"staleness {staleness}: {name}", mean(values), "", None, None, "higher", values)
 
 
 def main() -> None:

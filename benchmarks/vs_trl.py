@@ -4,8 +4,8 @@ Same initial weights, prompts, sample lengths (pinned on both sides), reward rul
 and number of threads, float32, both on the same two cores. That the two do the same work is
 asserted first, by the gradient of one step. Manta runs as `manta train` does, with all of its Ray
 processes; every process of either side counts. Sides alternate, and each ratio is that of one pair.
-The bars hold for the embedded engine, which is for models of this size; the same work on vLLM (where
-it is installed) is reported beside it.
+The bars hold for the embedded engine, which is for models of this size; the same work on vLLM
+(where it is installed) is reported beside it.
 
     python -m benchmarks.vs_trl [--pairs N] [--steps N]
 """
