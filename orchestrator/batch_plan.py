@@ -32,11 +32,13 @@ class RoleNeed:
 
 def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
     """What each role of the run asks for; roles that no stage needs are left out."""
+    is_colocated = run_file.rollout.placement == "colocated"
     needs = [RoleNeed("environment", run_file.environment.workers, WAITING_CPUS, 0)]
     if run_file.needs_rollout:
         rollout = run_file.rollout
         cpus = WAITING_CPUS if rollout.engine == "simulated" else _computing(rollout.threads)
-        needs.append(RoleNeed("rollout", rollout.workers, cpus, rollout.devices))
+        gpus = 0 if is_colocated else rollout.devices
+        needs.append(RoleNeed("rollout", rollout.workers, cpus, gpus))
     if run_file.needs_reward:
         needs.append(RoleNeed("reward", run_file.reward_workers.workers, WAITING_CPUS, 0))
     if run_file.needs_reference:
@@ -46,7 +48,9 @@ def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
     if run_file.needs_learner:
         learner = run_file.learner
         cpus = _computing(learner.threads)
-        needs.append(RoleNeed("learner", learner.workers, cpus, 0))
+        # The learner owns the GPUs that engines stand on
+        gpus = 1 if is_colocated and run_file.rollout.devices else 0
+        needs.append(RoleNeed("learner", learner.workers, cpus, gpus))
     return tuple(needs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,21 +24,24 @@ from manta.orchestrator.pools import (
 )
 from manta.orchestrator.probe import Tolerances, probe_rows
 from manta.orchestrator.publish import Publisher
+from manta.orchestrator.shared_device import SharedDevice, StepMailbox
 from manta.orchestrator.wait import Waits
 
 
 @dataclass(frozen=True, slots=True)
 class Crew:
     """The workers of a run. `learner` is None where no stage trains, `references` where no stage
-    needs them."""
+    needs them, `device` where learner and engines have their own. Steps go through `mailbox`."""
 
     rollout: RolloutPool
     rewards: RewardPool
     references: ReferencePool | None
     environment: EnvironmentPool
     client: MailboxClient
+    mailbox: StepMailbox
     learner: LearnerGroup | None
     publisher: Publisher
+    device: SharedDevice | None
 
 
 def tokenizer_name(run_file: RunFile) -> str:
@@ -48,8 +52,12 @@ def tokenizer_name(run_file: RunFile) -> str:
 
 
 def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> Crew:
-    """Starts every worker; none is waited for."""
-    cpus = {need.role: need.cpus for need in role_needs(run_file)}
+    """Starts every worker; none is waited for. Colocated engines follow when the learner's ranks
+    have said where they are (`RolloutPool.start_beside`)."""
+    needs = {need.role: need for need in role_needs(run_file)}
+    cpus = {role: need.cpus for role, need in needs.items()}
+    is_colocated = run_file.rollout.placement == "colocated"
+    deadline = run_file.run.deadline_minutes * 60
     name = tokenizer_name(run_file)
     vocab_size = build_tokenizer(name).vocab_size
     model = ModelSource(run_file.model, vocab_size, run_file.run.seed)
@@ -69,8 +77,10 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
             probe_rows=probe,
             mailbox=client.mailbox,
             weight_store=client.weight_store,
+            is_colocated=is_colocated,
         )
-        learner = LearnerGroup(job, cpus["learner"], run_dir / "learner")
+        need = needs["learner"]
+        learner = LearnerGroup(job, need.cpus, need.gpus, run_dir / "learner")
     rollout = RolloutPool(
         model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic, transport
     )
@@ -88,15 +98,27 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     environment = EnvironmentPool(
         run_file.environment.workers, cpus["environment"], name, rollout, rewards, references
     )
+    device = SharedDevice(rollout, client, waits, deadline) if is_colocated else None
     publisher = Publisher(
         rollout,
         client,
         probe,
         Tolerances(run_file.publish.probe_tolerance, run_file.publish.engine_tolerance),
         waits,
-        run_file.run.deadline_minutes * 60,
+        deadline,
+        device.publishing if device else nullcontext,
     )
-    return Crew(rollout, rewards, references, environment, client, learner, publisher)
+    return Crew(
+        rollout,
+        rewards,
+        references,
+        environment,
+        client,
+        device or client,
+        learner,
+        publisher,
+        device,
+    )
 
 
 def transport_settings(run_file: RunFile, run_dir: Path) -> TransportSettings:

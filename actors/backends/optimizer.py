@@ -74,7 +74,8 @@ class FlatOptimizer:
             counter.fill_(updates)
 
     def _adopt_slots(self, buffers: Mapping[str, Tensor]) -> None:
-        """Makes torch's optimizer work on our flat `buffers`, so that state exists from the start."""
+        """Makes torch's optimizer work on our flat `buffers`, so that state exists from the
+        start."""
         border = len(self._flat.decayed)
         parts = (
             (self._flat.decayed, slice(0, border)),

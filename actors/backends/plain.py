@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -28,7 +29,8 @@ from manta.envs.records import WeightVersion
 
 
 class PlainBackend:
-    """See `manta.actors.backends.protocol.Backend` and `Offloads`. `group` is None for a learner of one rank.
+    """See `manta.actors.backends.protocol.Backend` and `Offloads`. `group` is None for a learner of
+    one rank.
 
     Ranks start from rank 0's parameters and stay equal to the bit, since all apply the same summed
     gradient; so `save` needs to be called on one rank only, `load` on all.
@@ -120,6 +122,9 @@ class PlainBackend:
         self._is_offloaded = True
         for parked in self._parkable:
             parked.give_back()
+        if self._flat.gradient.device.type == "cuda":
+            # Freed is not enough: other processes get what torch keeps for itself only now.
+            torch.cuda.empty_cache()
 
     def restore(self) -> None:
         for parked in self._parkable:
