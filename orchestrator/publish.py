@@ -171,7 +171,8 @@ class _Delivery:
             self.rows += rows
             delivery = await self._rollout.load(name, parcel)
             self.num_bytes += delivery.num_bytes
-            if delivery.refusal:
+            if delivery.receipt.sha256 != self.report.update.weights_hash:
+                # It took nothing over; one that slept has no weights to score with.
                 return Answer(delivery, ())
             return Answer(delivery, tuple(await self._rollout.logprobs(name, self._probe)))
         return None

@@ -42,9 +42,7 @@ ALONE = [
 
 
 @pytest.mark.parametrize(("stages", "message"), ALONE, ids=[m for _, m in ALONE])
-def test_a_device_that_nobody_shares_is_refused(
-    tmp_path: Path, stages: str, message: str
-) -> None:
+def test_a_device_that_nobody_shares_is_refused(tmp_path: Path, stages: str, message: str) -> None:
     text = (
         "run: {name: tiny}\n"
         "model: {build: {layers: 1, width: 8, heads: 2, mlp_width: 16}, tokenizer: byte}\n"
