@@ -77,6 +77,8 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
             _staleness(run_file, stage, stage.algorithm),
             _ratio(stage, stage.algorithm),
         ]
+        if run_file.rollout.placement == "colocated":
+            lines.append(_turns(stage))
     return [*lines, *_data(run_file, stage, prompts), *_evaluation(run_file, stage, prompts)]
 
 
@@ -196,6 +198,14 @@ def _staleness(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettin
         "mask_tokens": "tokens that are more than {} behind leave the loss",
     }[rollout.when_too_old]
     return f"{told}; {what.format(_times(limit, 'version'))}"
+
+
+def _turns(stage: StageConfig) -> str:
+    when = "every step" if stage.samples_to_train else "every evaluation"
+    return (
+        "learner and engines share a device: engines sleep while it trains, and wake with its new "
+        f"weights at {when}"
+    )
 
 
 def _ratio(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
