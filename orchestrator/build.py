@@ -10,6 +10,7 @@ from pathlib import Path
 from manta.actors.learner import LearnerJob, LearnerStage
 from manta.actors.mailbox import StartOrder
 from manta.actors.transports.settings import TransportSettings
+from manta.envs.records import Int32
 from manta.envs.tokenizer import build_tokenizer
 from manta.orchestrator.batch_plan import role_needs
 from manta.orchestrator.config import RunFile
@@ -56,7 +57,6 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     have said where they are (`RolloutPool.start_beside`)."""
     needs = {need.role: need for need in role_needs(run_file)}
     cpus = {role: need.cpus for role, need in needs.items()}
-    is_colocated = run_file.rollout.placement == "colocated"
     deadline = run_file.run.deadline_minutes * 60
     name = tokenizer_name(run_file)
     vocab_size = build_tokenizer(name).vocab_size
@@ -66,19 +66,7 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     probe = probe_rows(vocab_size, run_file.model.context)
     learner = None
     if run_file.needs_learner:
-        job = LearnerJob(
-            model=run_file.model,
-            vocab_size=vocab_size,
-            seed=run_file.run.seed,
-            settings=run_file.learner,
-            stages=_learner_stages(run_file),
-            run_dir=str(run_dir),
-            deterministic=run_file.run.deterministic,
-            probe_rows=probe,
-            mailbox=client.mailbox,
-            weight_store=client.weight_store,
-            is_colocated=is_colocated,
-        )
+        job = _learner_job(run_file, vocab_size, run_dir, probe, client)
         need = needs["learner"]
         learner = LearnerGroup(job, need.cpus, need.gpus, run_dir / "learner")
     rollout = RolloutPool(
@@ -98,7 +86,9 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     environment = EnvironmentPool(
         run_file.environment.workers, cpus["environment"], name, rollout, rewards, references
     )
-    device = SharedDevice(rollout, client, waits, deadline) if is_colocated else None
+    device = None
+    if run_file.rollout.placement == "colocated":
+        device = SharedDevice(rollout, client, waits, deadline)
     publisher = Publisher(
         rollout,
         client,
@@ -131,6 +121,28 @@ def transport_settings(run_file: RunFile, run_dir: Path) -> TransportSettings:
     mark = hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:8]
     folder = f"{root.rstrip('/')}/{run_file.run.name}-{mark}"
     return TransportSettings(run_file.publish.transport, folder)
+
+
+def _learner_job(
+    run_file: RunFile,
+    vocab_size: int,
+    run_dir: Path,
+    probe: tuple[Int32, ...],
+    client: MailboxClient,
+) -> LearnerJob:
+    return LearnerJob(
+        model=run_file.model,
+        vocab_size=vocab_size,
+        seed=run_file.run.seed,
+        settings=run_file.learner,
+        stages=_learner_stages(run_file),
+        run_dir=str(run_dir),
+        deterministic=run_file.run.deterministic,
+        probe_rows=probe,
+        mailbox=client.mailbox,
+        weight_store=client.weight_store,
+        is_colocated=run_file.rollout.placement == "colocated",
+    )
 
 
 def _learner_stages(run_file: RunFile) -> dict[str, LearnerStage]:
