@@ -16,6 +16,7 @@ from ray.actor import ActorHandle
 
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.cores import available_cores
+from manta.actors.device_place import DevicePlace
 from manta.actors.mailbox import Mailbox, StartOrder, StepReport, Stop
 from manta.actors.models.spec import ModelSpec
 from manta.actors.weight_store import WeightStore
@@ -40,7 +41,8 @@ class LearnerStage:
 
 @dataclass(frozen=True, slots=True)
 class LearnerJob:
-    """Everything a rank needs to start; travels in Ray Train's loop config."""
+    """Everything a rank needs to start; travels in Ray Train's loop config. `is_colocated`: engines
+    take their turns on the ranks' devices."""
 
     model: ModelSpec
     vocab_size: int
@@ -52,6 +54,7 @@ class LearnerJob:
     probe_rows: tuple[Int32, ...]
     mailbox: ActorHandle[Mailbox]
     weight_store: ActorHandle[WeightStore]
+    is_colocated: bool = False
 
 
 def learner_loop(config: dict[str, LearnerJob]) -> None:
@@ -72,7 +75,9 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
     backend = rank.enter(order.stage)
     if order.restore_from is not None:
         backend.load(Path(order.restore_from))
-    report = StepReport(Update(start, {}, rank.publish(start)), rank.probe(), {})
+    update, probe = Update(start, {}, rank.publish(start)), rank.probe()
+    rank.leave_device()
+    report = StepReport(update, probe, {}, _here())
     ray.get(job.mailbox.report.remote(order.step, rank_index, report))
     step = order.step
     while not isinstance(work := ray.get(job.mailbox.take.remote(step, order.incarnation)), Stop):
@@ -80,3 +85,8 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
         report = rank.step(work, order.incarnation)
         ray.get(job.mailbox.report.remote(step, rank_index, report))
     rank.save(work.save_to)
+
+
+def _here() -> DevicePlace:
+    context = ray.get_runtime_context()
+    return DevicePlace(context.get_node_id(), tuple(context.get_accelerator_ids()["GPU"]))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import ray
 
+from manta.actors.device_place import DevicePlace
 from manta.envs.packing import Block
 from manta.envs.records import Float32, StepPlan, Update
 
@@ -55,11 +56,13 @@ class StartOrder:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """A rank's answer: the update (weights hash and probe are rank 0's)."""
+    """A rank's answer: the update (weights hash and probe are rank 0's). Its first one, before any
+    step, says where it is. In a colocated run one with weights says that it left its device."""
 
     update: Update
     probe: tuple[Float32, ...]
     timings: Mapping[str, float]
+    place: DevicePlace | None = None
 
 
 class StepLog:

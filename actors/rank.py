@@ -12,8 +12,9 @@ from pathlib import Path
 import ray
 import torch.distributed as dist
 
-from manta.actors.backends.protocol import Backend
+from manta.actors.backends.protocol import Backend, Offloads
 from manta.actors.backends.registry import build_backend
+from manta.actors.backends.settings import OFFLOADING
 from manta.actors.collectives import alone, sum_over
 from manta.actors.learner import LearnerJob
 from manta.actors.learning import Learner
@@ -44,6 +45,12 @@ class Rank:
         """Starts `stage`: the same parameters, a fresh optimizer."""
         self._stage = stage
         self._backend = build_backend(self._job.settings, self._model)
+        if self._job.is_colocated and not isinstance(self._backend, Offloads):
+            raise ValueError(
+                f"rollout.placement: colocated needs a learner backend that can leave its device, "
+                f"and {self._job.settings.backend!r} has no offload() and restore(): use learner."
+                f"backend {' or '.join(OFFLOADING)}, or set rollout.placement: disaggregated"
+            )
         everyone = dist.group.WORLD
         all_reduce = alone if everyone is None else sum_over(everyone)
         self._learner = Learner(
@@ -77,10 +84,20 @@ class Rank:
         if folder is not None and self._rank == 0:
             self._backend.save(Path(folder))
 
+    def leave_device(self) -> None:
+        """Where engines share the device: it is theirs from here to the next step."""
+        if self._job.is_colocated and isinstance(self._backend, Offloads):
+            self._backend.offload()
+
+    def _take_device(self) -> None:
+        if self._job.is_colocated and isinstance(self._backend, Offloads):
+            self._backend.restore()
+
     def step(self, work: StepWork, incarnation: int) -> StepReport:
         started = time.perf_counter()
         if work.stage != self._stage:
             self.enter(work.stage)
+        self._take_device()
         assert self._learner is not None
         stage = self._job.stages[work.stage]
         indices = self._learner.rows_needed(work.plan, stage.updates_per_step)
@@ -104,6 +121,8 @@ class Rank:
         weights_hash = self.publish(version) if work.hand_over else ""
         self.save(work.save_to)
         probe = self.probe() if work.hand_over else ()
+        if work.hand_over:
+            self.leave_device()
         if writing is not None:
             writing.result()
         done = time.perf_counter()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from manta.actors.engine_calls import EngineCalls
 from manta.actors.engines.occupancy import Occupancy, RowSeconds
-from manta.actors.engines.protocol import EngineDied, OwnsProcesses
+from manta.actors.engines.protocol import EngineDied, OwnsProcesses, Sleeps
 from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.leases import Ticket
@@ -77,8 +77,18 @@ class RolloutWorker:
             await self._engine.pause()
         return self._occupancy.take()
 
-    async def load(self, parcel: Parcel) -> Delivery:
+    async def sleep(self) -> None:
+        """Pauses the engine and frees its memory; one that has none to free is only paused."""
         with _ending_with_the_engine():
+            await self._engine.pause()
+            if isinstance(self._engine, Sleeps):
+                await self._engine.sleep()
+
+    async def load(self, parcel: Parcel) -> Delivery:
+        """Weights for the paused engine, which wakes first if it sleeps."""
+        with _ending_with_the_engine():
+            if isinstance(self._engine, Sleeps):
+                await self._engine.wake()
             return await self._inbox.deliver(parcel, self._engine.load)
 
     async def resume(self) -> None:

@@ -32,11 +32,13 @@ class RoleNeed:
 
 def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
     """What each role of the run asks for; roles that no stage needs are left out."""
+    is_colocated = run_file.rollout.placement == "colocated"
     needs = [RoleNeed("environment", run_file.environment.workers, WAITING_CPUS, 0)]
     if run_file.needs_rollout:
         rollout = run_file.rollout
         cpus = WAITING_CPUS if rollout.engine == "simulated" else _computing(rollout.threads)
-        needs.append(RoleNeed("rollout", rollout.workers, cpus, rollout.devices))
+        gpus = 0 if is_colocated else rollout.devices
+        needs.append(RoleNeed("rollout", rollout.workers, cpus, gpus))
     if run_file.needs_reward:
         needs.append(RoleNeed("reward", run_file.reward_workers.workers, WAITING_CPUS, 0))
     if run_file.needs_reference:
@@ -46,7 +48,9 @@ def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
     if run_file.needs_learner:
         learner = run_file.learner
         cpus = _computing(learner.threads)
-        needs.append(RoleNeed("learner", learner.workers, cpus, 0))
+        # The learner owns the GPUs that engines stand on
+        gpus = 1 if is_colocated and run_file.rollout.devices else 0
+        needs.append(RoleNeed("learner", learner.workers, cpus, gpus))
     return tuple(needs)
 
 
@@ -73,6 +77,8 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
             _staleness(run_file, stage, stage.algorithm),
             _ratio(stage, stage.algorithm),
         ]
+        if run_file.rollout.placement == "colocated":
+            lines.append(_turns(stage))
     return [*lines, *_data(run_file, stage, prompts), *_evaluation(run_file, stage, prompts)]
 
 
@@ -192,6 +198,14 @@ def _staleness(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettin
         "mask_tokens": "tokens that are more than {} behind leave the loss",
     }[rollout.when_too_old]
     return f"{told}; {what.format(_times(limit, 'version'))}"
+
+
+def _turns(stage: StageConfig) -> str:
+    when = "every step" if stage.samples_to_train else "every evaluation"
+    return (
+        "learner and engines share a device: engines sleep while it trains, and wake with its new "
+        f"weights at {when}"
+    )
 
 
 def _ratio(stage: StageConfig, algorithm: AlgorithmSettings) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from manta.actors.learner import LearnerJob, LearnerStage
 from manta.actors.mailbox import StartOrder
 from manta.actors.transports.settings import TransportSettings
+from manta.envs.records import Int32
 from manta.envs.tokenizer import build_tokenizer
 from manta.orchestrator.batch_plan import role_needs
 from manta.orchestrator.config import RunFile
@@ -23,21 +25,24 @@ from manta.orchestrator.pools import (
 )
 from manta.orchestrator.probe import Tolerances, probe_rows
 from manta.orchestrator.publish import Publisher
+from manta.orchestrator.shared_device import SharedDevice, StepMailbox
 from manta.orchestrator.wait import Waits
 
 
 @dataclass(frozen=True, slots=True)
 class Crew:
     """The workers of a run. `learner` is None where no stage trains, `references` where no stage
-    needs them."""
+    needs them, `device` where learner and engines have their own. Steps go through `mailbox`."""
 
     rollout: RolloutPool
     rewards: RewardPool
     references: ReferencePool | None
     environment: EnvironmentPool
     client: MailboxClient
+    mailbox: StepMailbox
     learner: LearnerGroup | None
     publisher: Publisher
+    device: SharedDevice | None
 
 
 def tokenizer_name(run_file: RunFile) -> str:
@@ -48,8 +53,11 @@ def tokenizer_name(run_file: RunFile) -> str:
 
 
 def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> Crew:
-    """Starts every worker; none is waited for."""
-    cpus = {need.role: need.cpus for need in role_needs(run_file)}
+    """Starts every worker; none is waited for. Colocated engines follow when the learner's ranks
+    have said where they are (`RolloutPool.start_beside`)."""
+    needs = {need.role: need for need in role_needs(run_file)}
+    cpus = {role: need.cpus for role, need in needs.items()}
+    deadline = run_file.run.deadline_minutes * 60
     name = tokenizer_name(run_file)
     vocab_size = build_tokenizer(name).vocab_size
     model = ModelSource(run_file.model, vocab_size, run_file.run.seed)
@@ -58,19 +66,9 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     probe = probe_rows(vocab_size, run_file.model.context)
     learner = None
     if run_file.needs_learner:
-        job = LearnerJob(
-            model=run_file.model,
-            vocab_size=vocab_size,
-            seed=run_file.run.seed,
-            settings=run_file.learner,
-            stages=_learner_stages(run_file),
-            run_dir=str(run_dir),
-            deterministic=run_file.run.deterministic,
-            probe_rows=probe,
-            mailbox=client.mailbox,
-            weight_store=client.weight_store,
-        )
-        learner = LearnerGroup(job, cpus["learner"], run_dir / "learner")
+        job = _learner_job(run_file, vocab_size, run_dir, probe, client)
+        need = needs["learner"]
+        learner = LearnerGroup(job, need.cpus, need.gpus, run_dir / "learner")
     rollout = RolloutPool(
         model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic, transport
     )
@@ -88,15 +86,29 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     environment = EnvironmentPool(
         run_file.environment.workers, cpus["environment"], name, rollout, rewards, references
     )
+    device = None
+    if run_file.rollout.placement == "colocated":
+        device = SharedDevice(rollout, client, waits, deadline)
     publisher = Publisher(
         rollout,
         client,
         probe,
         Tolerances(run_file.publish.probe_tolerance, run_file.publish.engine_tolerance),
         waits,
-        run_file.run.deadline_minutes * 60,
+        deadline,
+        device.publishing if device else nullcontext,
     )
-    return Crew(rollout, rewards, references, environment, client, learner, publisher)
+    return Crew(
+        rollout,
+        rewards,
+        references,
+        environment,
+        client,
+        device or client,
+        learner,
+        publisher,
+        device,
+    )
 
 
 def transport_settings(run_file: RunFile, run_dir: Path) -> TransportSettings:
@@ -109,6 +121,28 @@ def transport_settings(run_file: RunFile, run_dir: Path) -> TransportSettings:
     mark = hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:8]
     folder = f"{root.rstrip('/')}/{run_file.run.name}-{mark}"
     return TransportSettings(run_file.publish.transport, folder)
+
+
+def _learner_job(
+    run_file: RunFile,
+    vocab_size: int,
+    run_dir: Path,
+    probe: tuple[Int32, ...],
+    client: MailboxClient,
+) -> LearnerJob:
+    return LearnerJob(
+        model=run_file.model,
+        vocab_size=vocab_size,
+        seed=run_file.run.seed,
+        settings=run_file.learner,
+        stages=_learner_stages(run_file),
+        run_dir=str(run_dir),
+        deterministic=run_file.run.deterministic,
+        probe_rows=probe,
+        mailbox=client.mailbox,
+        weight_store=client.weight_store,
+        is_colocated=run_file.rollout.placement == "colocated",
+    )
 
 
 def _learner_stages(run_file: RunFile) -> dict[str, LearnerStage]:

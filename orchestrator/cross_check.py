@@ -19,6 +19,7 @@ from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.registry import build
 from manta.envs.rewards.formula import Formula
 from manta.orchestrator import survey
+from manta.orchestrator.colocation_check import colocation_problems
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
 from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.staleness_check import staleness_problems
@@ -41,6 +42,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *_sampling(run_file),
         *_publish(run_file),
         *staleness_problems(run_file),
+        *colocation_problems(run_file),
         *_stage_names(run_file),
     ]
     for index, stage in enumerate(run_file.stages):

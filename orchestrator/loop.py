@@ -7,6 +7,7 @@
 | `StageLoop._collect` | finished groups, in order | the oldest group | `Supply._make` |
 | `StageLoop._score` | the step's groups | batch-scope rewards, if any | a reward worker |
 | `StageLoop._learn` | the step's plan | all learner ranks | their reports in the mailbox |
+| `SharedDevice.put` (colocated) | the step's work | every engine to sleep | the engines |
 | `LoopHooks.inspect` | the report | nothing; Ctrl-C where publishing is paused | a person |
 | `Publisher.publish` | the report | every engine | pause, load, probe, resume |
 | `LearnerGroup.ended` | nothing | the group's end | a rank's failure |
@@ -33,10 +34,10 @@ from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy
 from manta.orchestrator.assemble import assemble, filter_reason
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.ledger import Entry, Ledger, Outcome
-from manta.orchestrator.pools import MailboxClient
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.publish import Published
 from manta.orchestrator.recorder import Recorder
+from manta.orchestrator.shared_device import StepMailbox
 from manta.orchestrator.step_groups import StepGroup, StepGroups
 from manta.orchestrator.supply import Supply
 from manta.orchestrator.wait import Waits, unless
@@ -83,13 +84,13 @@ class StageLoop:
         settings: LoopSettings,
         hooks: LoopHooks,
         supply: Supply,
-        client: MailboxClient,
+        mailbox: StepMailbox,
         ledger: Ledger,
         recorder: Recorder,
         progress: Progress,
         waits: Waits,
     ) -> None:
-        self._settings, self._hooks, self._supply, self._client = settings, hooks, supply, client
+        self._settings, self._hooks, self._supply, self._mailbox = settings, hooks, supply, mailbox
         self._ledger, self._recorder, self._progress, self._waits = (
             ledger,
             recorder,
@@ -168,10 +169,10 @@ class StageLoop:
             save_to=self._hooks.save_to(step),
         )
         with self._recorder.phase("learn"):
-            await self._client.put(work)
+            await self._mailbox.put(work)
             reports = await self._waits.wait(
                 f"the learner ranks to finish step {step}",
-                self._client.result(step),
+                self._mailbox.result(step),
                 self._settings.deadline_seconds,
             )
         return reports[0]

@@ -13,7 +13,9 @@ from typing import TypeVar, cast
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from manta.actors.device_place import DevicePlace, beside
 from manta.actors.dispatch import DispatchSettings
 from manta.actors.engines.occupancy import RowSeconds
 from manta.actors.engines.settings import EngineSettings
@@ -39,9 +41,23 @@ T = TypeVar("T")
 CLOSE_SECONDS = 10.0
 
 
-def start(kind: type[T], cpus: float, *arguments: object, gpus: float = 0) -> ActorHandle[T]:
-    """A new actor of `kind`; its constructor runs on the worker and is not waited for."""
+def start(
+    kind: type[T],
+    cpus: float,
+    *arguments: object,
+    gpus: float = 0,
+    place: DevicePlace | None = None,
+) -> ActorHandle[T]:
+    """A new actor of `kind`; its constructor runs on the worker and is not waited for. At `place`
+    it reserves no GPU and uses those that somebody else has reserved there."""
     options = ray.remote(kind).options(num_cpus=cpus, num_gpus=gpus)
+    if place is not None:
+        options = ray.remote(kind).options(
+            num_cpus=cpus,
+            num_gpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False),
+            runtime_env={"env_vars": dict(place.environment())},
+        )
     return cast("ActorHandle[T]", options.remote(*arguments))
 
 
@@ -55,7 +71,7 @@ class ModelSource:
 
 
 class RolloutPool:
-    """The engines named `policy`, and the router before them."""
+    """The engines named `policy`, and the router before them, which is there before they are."""
 
     def __init__(
         self,
@@ -72,22 +88,40 @@ class RolloutPool:
         self.router: ActorHandle[Router] = start(
             Router, 0, settings.max_rows, most_rows, settings.adaptive_rows
         )
-        self._engines = {
-            f"policy-{i}": start(
+        self._settings, self._cpus = settings, cpus
+        self._arguments = (
+            settings,
+            model.spec,
+            model.vocab_size,
+            model.seed,
+            deterministic,
+            transport,
+        )
+        self._engines: dict[str, ActorHandle[RolloutWorker]] = {}
+        if settings.placement == "disaggregated":
+            self._join([None] * settings.workers)
+
+    def start_beside(self, ranks: Sequence[DevicePlace]) -> None:
+        """Starts colocated engines on the devices of learner `ranks`, anew where they had others.
+
+        Raises ValueError where the two do not come out even.
+        """
+        places = beside(ranks, self._settings.workers, self._settings.devices)
+        for handle in self._engines.values():
+            ray.kill(handle)
+        self._join(places)
+
+    def _join(self, places: Sequence[DevicePlace | None]) -> None:
+        for i, place in enumerate(places):
+            handle = start(
                 RolloutWorker,
-                cpus,
-                settings,
-                model.spec,
-                model.vocab_size,
-                model.seed,
-                deterministic,
-                transport,
-                gpus=settings.devices,
+                self._cpus,
+                *self._arguments,
+                gpus=self._settings.devices,
+                place=place,
             )
-            for i in range(settings.workers)
-        }
-        for name, handle in self._engines.items():
-            self.router.join.remote(name, handle)
+            self._engines[f"policy-{i}"] = handle
+            self.router.join.remote(f"policy-{i}", handle)
 
     @property
     def names(self) -> list[str]:
@@ -98,6 +132,15 @@ class RolloutPool:
         busy its rows were since it was paused last."""
         await self.router.tell.remote(name, "pause")
         return await self._engines[name].pause.remote()
+
+    async def sleep(self, name: str) -> bool:
+        """No more requests for the engine, whose memory is free afterwards; it keeps requests that
+        it has. False where it died. `load` wakes it."""
+        await self.router.tell.remote(name, "pause")
+        with suppress(ray.exceptions.RayActorError):
+            await self._engines[name].sleep.remote()
+            return True
+        return False
 
     async def load(self, name: str, parcel: ray.ObjectRef[Parcel]) -> Delivery:
         return await self._engines[name].load.remote(parcel)

@@ -9,8 +9,8 @@ it out of service, by name. The driver handles references to parcels only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 import ray
@@ -60,10 +60,13 @@ class Publisher:
         tolerances: Tolerances,
         waits: Waits,
         deadline_seconds: float,
+        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """Each publish is made inside a `turn`."""
         self._rollout, self._client, self._probe = rollout, client, probe
         self._waits, self._deadline = waits, deadline_seconds
         self._proofs = Proofs(tolerances)
+        self._turn = turn
         self._newest: str | None = None
         self.gaps: dict[str, float] = {}
         """The probe gap of every engine that passed the last publish."""
@@ -75,11 +78,12 @@ class Publisher:
         """
         names = self._rollout.names
         delivery = _Delivery(self._rollout, self._client, self._probe, report, self._newest)
-        published = await self._waits.wait(
-            f"engines {', '.join(names)} to take weights {report.update.version}",
-            self._bring(names, delivery),
-            self._deadline,
-        )
+        with self._turn():
+            published = await self._waits.wait(
+                f"engines {', '.join(names)} to take weights {report.update.version}",
+                self._bring(names, delivery),
+                self._deadline,
+            )
         self._newest = report.update.weights_hash
         return published
 
@@ -167,7 +171,8 @@ class _Delivery:
             self.rows += rows
             delivery = await self._rollout.load(name, parcel)
             self.num_bytes += delivery.num_bytes
-            if delivery.refusal:
+            if delivery.receipt.sha256 != self.report.update.weights_hash:
+                # It took nothing over; one that slept has no weights to score with.
                 return Answer(delivery, ())
             return Answer(delivery, tuple(await self._rollout.logprobs(name, self._probe)))
         return None

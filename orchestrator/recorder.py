@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from manta.actors.device_turns import DeviceTurns
 from manta.actors.mailbox import StepReport
 from manta.actors.router_figures import RouterFigures
 from manta.envs.records import GroupSummary, Json
@@ -76,6 +77,7 @@ class Recorder:
         self._step_started = time.perf_counter()
         self._latest: dict[str, float] = {}
         self._routing: RouterFigures | None = None
+        self._turns: DeviceTurns | None = None
         self._stage = ("start-up", 0)
         self._feed: Feed[Finished] | None = None
         self._progress = Progress("start-up")
@@ -126,6 +128,8 @@ class Recorder:
         )
         if self._routing is not None:
             metrics |= self._routing.metrics()
+        if self._turns is not None:
+            metrics |= self._turns.take_metrics()
         self._step_started = now
         self._steps_done += 1
         self._log(progress, metrics)
@@ -144,6 +148,10 @@ class Recorder:
         self._log(progress, metrics)
         text = f"{progress.stage} step {progress.stage_step}: held-out accuracy "
         self.event_text(f"{text}{evaluation.accuracy:.1%}")
+
+    def watch(self, turns: DeviceTurns) -> None:
+        """From now on every step says how its time was shared on a device."""
+        self._turns = turns
 
     def event(self, name: str, fields: Mapping[str, Json], text: str = "") -> None:
         """Something happened that a reader of the run should see, as `text` if there is one."""

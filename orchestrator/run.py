@@ -167,6 +167,10 @@ class _Driver:
             unless_ended(run.crew.client.result(order.step), run.crew.learner.ended()),
             run.deadline_seconds,
         )
+        if run.crew.device is not None:
+            ranks = [reports[rank].place for rank in sorted(reports)]
+            run.crew.rollout.start_beside([place for place in ranks if place is not None])
+            run.recorder.watch(run.crew.device.turns)
         await run.crew.publisher.publish(reports[0])
 
     def _resume(self, run: RunContext) -> tuple[list[StageConfig], FeedState | None]:

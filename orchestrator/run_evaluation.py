@@ -36,7 +36,9 @@ def evaluate(run_file: RunFile, checkpoint: str | None) -> int:
     # Not through the run's own folder of weights, where the run itself may be at work
     publish = replace(run_file.publish, transport="object_store", path=None)
     stages = (replace(stage, kind="evaluate", algorithm=None),)
-    alone = replace(run_file, stages=stages, publish=publish)
+    # No learner is there to stand beside
+    rollout = replace(run_file.rollout, placement="disaggregated")
+    alone = replace(run_file, stages=stages, publish=publish, rollout=rollout)
     cluster = connect(os.getcwd())
     try:
         check_resources(alone, cluster)

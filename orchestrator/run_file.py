@@ -40,7 +40,7 @@ INHERITED: Mapping[str, type] = {
 _MAY_CHANGE = re.compile(
     r"run\.(max_hours|deadline_minutes|dir)|(track|checkpoint|publish|mismatch_guard)\..*"
     r"|(rollout|learner|reference|environment|reward_workers)\.(workers|threads)"
-    r"|rollout\.(queue_rows|adaptive_rows|progress_seconds)"
+    r"|rollout\.(placement|queue_rows|adaptive_rows|progress_seconds)"
 )
 _MAY_GROW = re.compile(r"stages\[\d+\]\.steps")
 

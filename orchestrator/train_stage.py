@@ -72,7 +72,7 @@ class TrainStage:
             self._loop_settings(),
             self._hooks(score_step),
             self._supply,
-            run.crew.client,
+            run.crew.mailbox,
             run.ledger,
             run.recorder,
             run.progress,

@@ -37,7 +37,13 @@ async def vllm_over(
 
     folder: Path = tmp_path_factory.mktemp("model")
     served = served_model(MODEL, VOCAB, 0, folder)
-    settings = EngineSettings(engine="vllm", threads=1, devices=devices(), max_rows=3)
+    settings = EngineSettings(
+        engine="vllm",
+        placement="colocated",  # so that it can sleep
+        threads=1,
+        devices=devices(),
+        max_rows=3,
+    )
     held = [start(settings, MODEL, served)]
 
     def engine(keeps_kv: bool) -> VllmEngine:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from manta.actors.backends.flat import FlatParameters
+from manta.actors.backends.parked import Parked
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.weight_tensors import first_mismatch
 
@@ -33,10 +34,11 @@ class FlatOptimizer:
         else:
             self._optimizer = torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
             slots = ("momentum_buffer",) if settings.momentum else ()
-        self._slots = {slot: torch.zeros_like(flat.master) for slot in slots}
+        buffers = {slot: torch.zeros_like(flat.master) for slot in slots}
+        self._slots = {slot: Parked(each, keeps_content=True) for slot, each in buffers.items()}
         self._counters: list[Tensor] = []
         self.updates = 0
-        self._adopt_slots()
+        self._adopt_slots(buffers)
 
     def step(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
@@ -47,10 +49,14 @@ class FlatOptimizer:
     def state(self) -> dict[str, Tensor]:
         """Views by `optimizer.<parameter>.<slot>`, as in `optimizer.model.norm.weight.exp_avg`."""
         return {
-            f"optimizer.{name}.{slot}": self._flat.view(buffer, name)
+            f"optimizer.{name}.{slot}": self._flat.view(parked.content, name)
             for name in self._flat.names
-            for slot, buffer in self._slots.items()
+            for slot, parked in self._slots.items()
         }
+
+    def slots(self) -> list[Parked]:
+        """The buffers of the state, which may be parked between two steps."""
+        return list(self._slots.values())
 
     def load(self, state: Mapping[str, Tensor], updates: int) -> None:
         """Takes the state that `state` gave after `updates` steps.
@@ -67,18 +73,19 @@ class FlatOptimizer:
         for counter in self._counters:
             counter.fill_(updates)
 
-    def _adopt_slots(self) -> None:
-        """Makes torch's optimizer work on our flat buffers, so that state exists from the start."""
+    def _adopt_slots(self, buffers: Mapping[str, Tensor]) -> None:
+        """Makes torch's optimizer work on our flat `buffers`, so that state exists from the
+        start."""
         border = len(self._flat.decayed)
         parts = (
             (self._flat.decayed, slice(0, border)),
             (self._flat.undecayed, slice(border, None)),
         )
         for part, place in parts:
-            if not len(part) or not self._slots:
+            if not len(part) or not buffers:
                 continue
             state = self._optimizer.state[part]
-            state.update({slot: buffer[place] for slot, buffer in self._slots.items()})
-            if "exp_avg" in self._slots:
+            state.update({slot: buffer[place] for slot, buffer in buffers.items()})
+            if "exp_avg" in buffers:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=part.device)
                 self._counters.append(state["step"])

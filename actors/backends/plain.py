@@ -9,11 +9,13 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from manta.actors.backends.flat import FlatParameters
 from manta.actors.backends.optimizer import FlatOptimizer
+from manta.actors.backends.parked import Parked
 from manta.actors.backends.protocol import Loss, Want
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.backends.state_files import Scalars, read_state, write_state
@@ -27,7 +29,8 @@ from manta.envs.records import WeightVersion
 
 
 class PlainBackend:
-    """See `manta.actors.backends.protocol.Backend`. `group` is None for a learner of one rank.
+    """See `manta.actors.backends.protocol.Backend` and `Offloads`. `group` is None for a learner of
+    one rank.
 
     Ranks start from rank 0's parameters and stay equal to the bit, since all apply the same summed
     gradient; so `save` needs to be called on one rank only, `load` on all.
@@ -41,6 +44,10 @@ class PlainBackend:
         self._group = group
         self._flat = FlatParameters(model)
         self._optimizer = FlatOptimizer(settings, self._flat)
+        self._parkable = [Parked(self._flat.gradient, keeps_content=False)]
+        if self._flat.gradient.device.type != "cpu":
+            self._parkable += self._optimizer.slots()
+        self._is_offloaded = False
         if group is not None:
             dist.broadcast(self._flat.master, group_src=0, group=group)
             self._flat.publish()
@@ -63,7 +70,10 @@ class PlainBackend:
         """One update; every rank must call it, also one without micro-batches.
 
         `clip_norm` 0 turns clipping off. A non-finite loss or gradient norm skips the update.
+        Raises RuntimeError while offloaded.
         """
+        if self._is_offloaded:
+            raise RuntimeError("update() while gradients are offloaded: call restore() first")
         self._flat.zero_gradient()
         totals = Totals()
         for rows in micro_batches:
@@ -106,6 +116,23 @@ class PlainBackend:
         for name, tensor in own.items():
             tensor.copy_(parameters[name])
         self._flat.publish()
+
+    def offload(self) -> None:
+        """See `manta.actors.backends.protocol.Offloads`."""
+        self._is_offloaded = True
+        for parked in self._parkable:
+            parked.give_back()
+        if self._flat.gradient.device.type == "cuda":
+            # Freed is not enough: other processes get what torch keeps for itself only now.
+            torch.cuda.empty_cache()
+
+    def restore(self) -> None:
+        for parked in self._parkable:
+            parked.take_back()
+        self._is_offloaded = False
+
+    def held_bytes(self) -> int:
+        return sum(parked.held_bytes for parked in self._parkable)
 
     def _parameters(self) -> dict[str, Tensor]:
         """What a checkpoint holds: masters of the trained parameters, frozen ones as they are."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -52,3 +52,25 @@ class Backend(Protocol):
         ...
 
     def load(self, folder: Path) -> None: ...
+
+
+@runtime_checkable
+class Offloads(Protocol):
+    """A backend that can leave the device to engines between two steps."""
+
+    def offload(self) -> None:
+        """Frees what no engine's turn needs: gradients are dropped, optimizer state waits in host
+        memory. Parameters and master weights stay. `evaluate`, `weights`, `save` and `load` work
+        on; `update` raises RuntimeError until `restore`. On a CPU the optimizer state stays where
+        it is: that is host memory already.
+        """
+        ...
+
+    def restore(self) -> None:
+        """Takes the memory back: what is learnt next is what would have been without `offload`, to
+        the bit. Does nothing where nothing is offloaded."""
+        ...
+
+    def held_bytes(self) -> int:
+        """Of what `offload` frees, how many bytes are on the device."""
+        ...

@@ -7,6 +7,9 @@ from typing import Literal
 
 BACKEND_NAMES = ("plain",)
 
+OFFLOADING = ("plain",)
+"""Those that can leave their device to engines: `manta.actors.backends.protocol.Offloads`."""
+
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:

@@ -37,6 +37,10 @@ class Prefilled:
     keys: list[Tensor]
     values: list[Tensor]
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
 
 class CausalForward:
     """`model`: a causal language model whose layers all attend over all tokens; `threads` are those
@@ -53,6 +57,21 @@ class CausalForward:
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self._num_parameters = sum(parameter.numel() for parameter in model.parameters())
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.model.parameters())
+
+    def drop_weights(self) -> None:
+        """Gives the weights' memory back. Nothing but `make_room` may be called then."""
+        self._shapes = [parameter.shape for parameter in self.model.parameters()]
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.new_empty(0)
+
+    def make_room(self) -> None:
+        """Takes memory for the weights again; they are to be loaded."""
+        for parameter, shape in zip(self.model.parameters(), self._shapes, strict=True):
+            parameter.data = parameter.data.new_empty(shape)
 
     def prefill(self, prefixes: Sequence[Tensor]) -> tuple[Prefilled, Tensor]:
         """Runs `prefixes` (int64[L] each) as one batch; logits [P, V] after each one's end."""

@@ -44,6 +44,16 @@ class DecodeBatch:
         self._samples = []
         self._logits_BV = None
 
+    @property
+    def kv_bytes(self) -> int:
+        return self._slots.num_bytes
+
+    def forget_kv(self) -> None:
+        """Gives the memory of keys and values back; the rows stay, and want `renew` before they go
+        on."""
+        self._slots.clear()
+        self._logits_BV = None
+
     def pendings(self) -> set[Pending]:
         """The requests that have a row here."""
         return {live.pending for live in self._samples}
@@ -96,9 +106,9 @@ class DecodeBatch:
         rows = [row for row, live in enumerate(self._samples) if live.pending in pendings]
         if not rows:
             return
-        assert self._logits_BV is not None
         order = self._drop(rows)
-        self._logits_BV = self._logits_BV[order] if order else None
+        if self._logits_BV is not None:
+            self._logits_BV = self._logits_BV[order] if order else None
 
     def so_far(self, pendings: set[Pending]) -> dict[Pending, dict[int, Completion]]:
         """The samples of `pendings` that are under way, by request and sample."""

@@ -16,6 +16,7 @@ from itertools import islice
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from manta.actors.cores import available_cores
@@ -26,6 +27,7 @@ from manta.actors.engines.occupancy import Occupancy
 from manta.actors.engines.padding import padded_batches
 from manta.actors.engines.pending import Pending, Prefix
 from manta.actors.engines.progress import Progress
+from manta.actors.engines.residence import Residence
 from manta.actors.models.causal import model_state
 from manta.actors.weight_tensors import unpack
 from manta.actors.weights import Receipt, Weights, content_hash
@@ -41,7 +43,8 @@ class EmbeddedEngine:
     `context` bounds prefix plus budget, `max_rows` the samples decoded side by side; `threads` are
     torch threads (0: all cores that it may use), `version` names the weights that the model has
     now. Rows start in the order of their requests, and one that finishes makes room at once. After
-    a load, keys and values of the rows under way are computed anew, unless `keeps_kv`. With
+    a load, keys and values of the rows under way are computed anew, unless `keeps_kv` and they are
+    still there: asleep it holds neither them nor weights. With
     `deterministic` one request is one batch, alone from its prefill on, so that its completions
     depend on nothing but the request and the weights, bit for bit.
 
@@ -69,9 +72,9 @@ class EmbeddedEngine:
         self._forward = CausalForward(model, context, threads)
         self._batch = DecodeBatch(self._forward, max_rows, context)
         self._waiting: deque[Pending] = deque()
-        self._is_paused = False
+        self._residence = Residence()
         self._is_stepping = False
-        self._is_stale = False
+        self._is_stale = self._has_slept = False
         self._is_closed = False
         self._thread = ThreadPoolExecutor(1, "decode", torch.set_num_threads, (threads,))
 
@@ -103,20 +106,29 @@ class EmbeddedEngine:
         for row in rows:
             check_row(row, self._context)
         tensors = [torch.from_numpy(row.astype("int64")) for row in rows]
-        scored = await self._do(self._forward.logprobs, tensors, self._is_deterministic)
+        scored = await self._do(self._score, tensors)
         return [tensor.numpy() for tensor in scored]
 
     async def pause(self) -> None:
-        await self._do(self._set_paused, True)
+        await self._do(self._residence.say, "pause")
 
     async def resume(self) -> None:
-        await self._do(self._set_paused, False)
+        await self._do(self._resume)
+
+    async def sleep(self) -> None:
+        await self._do(self._sleep)
+
+    async def wake(self) -> None:
+        await self._do(self._wake)
+
+    async def held_bytes(self) -> int:
+        return await self._do(self._held_bytes)
 
     async def load(self, weights: Weights) -> Receipt:
         """Hashes `weights` and takes them over; bytes that do not match their hash are refused.
 
-        The receipt carries the hash found, so a refusal shows as a mismatch. Raises RuntimeError
-        while running, ValueError where names or shapes are not the model's.
+        The receipt carries the hash found, so a refusal shows as a mismatch. Raises WrongState
+        while serving or asleep, ValueError where names or shapes are not the model's.
         """
         return await self._do(self._load, weights)
 
@@ -141,9 +153,36 @@ class EmbeddedEngine:
         self._waiting.extend(pendings)
         self._go_on()
 
-    def _set_paused(self, is_paused: bool) -> None:
-        self._is_paused = is_paused
+    def _resume(self) -> None:
+        self._residence.say("resume")
         self._go_on()
+
+    def _score(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        self._residence.check("score")
+        return self._forward.logprobs(rows, self._is_deterministic)
+
+    def _sleep(self) -> None:
+        is_asleep = self._residence.state == "asleep"
+        self._residence.say("sleep")
+        if is_asleep:
+            return
+        self._has_slept = True
+        self._batch.forget_kv()
+        for pending in self._waiting:
+            pending.prefix = None
+        self._forward.drop_weights()
+
+    def _wake(self) -> None:
+        is_asleep = self._residence.state == "asleep"
+        self._residence.say("wake")
+        if is_asleep:
+            self._forward.make_room()
+
+    def _held_bytes(self) -> int:
+        prefixes = [pending.prefix for pending in self._waiting if pending.prefix is not None]
+        prefilled = {id(prefix.prefilled): prefix.prefilled for prefix in prefixes}.values()
+        caches = self._batch.kv_bytes + sum(each.num_bytes for each in prefilled)
+        return self._forward.weight_bytes + caches
 
     def _abandon(self, pendings: set[Pending]) -> None:
         with torch.inference_mode():
@@ -158,7 +197,7 @@ class EmbeddedEngine:
     def _go_on(self) -> None:
         """Puts a step in the queue where there is work and none is queued yet."""
         has_work = bool(self._waiting or self._batch.num_rows)
-        is_free = not (self._is_paused or self._is_stepping or self._is_closed)
+        is_free = self._residence.is_serving and not (self._is_stepping or self._is_closed)
         if has_work and is_free:
             self._is_stepping = True
             self._thread.submit(self._step).add_done_callback(self._after_step)
@@ -180,11 +219,11 @@ class EmbeddedEngine:
 
     @torch.inference_mode()
     def _step(self) -> None:
-        if self._is_paused:
+        if not self._residence.is_serving:
             return
         if self._is_stale:
-            self._batch.renew(self.version, self._keeps_kv)
-            self._is_stale = False
+            self._batch.renew(self.version, self._keeps_kv and not self._has_slept)
+            self._is_stale = self._has_slept = False
         self._start_waiting()
         self._occupancy.set(self._batch.num_rows)
         if self._batch.num_rows:
@@ -245,8 +284,7 @@ class EmbeddedEngine:
         return chosen
 
     def _load(self, weights: Weights) -> Receipt:
-        if not self._is_paused:
-            raise RuntimeError("load() while running: call pause() first")
+        self._residence.check("load")
         receipt = Receipt(weights.version, content_hash(weights.specs, weights.data))
         if receipt.sha256 != weights.sha256:
             return receipt
@@ -261,6 +299,7 @@ class EmbeddedEngine:
             )
         for name, tensor in own.items():
             tensor.copy_(given[name])
+        self._residence.say("load")
         self.version = weights.version
         self._is_stale = True
         for pending in self._waiting:

@@ -38,6 +38,10 @@ class KeyValueSlots(Cache):  # type: ignore[misc]
         """Gives the memory back."""
         self.keys, self.values = [], []
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
     def reserve(self, num_rows: int, length: int) -> None:
         """Makes room for `num_rows` rows of `length` tokens once the first prefill is stored."""
         if not self.keys:

@@ -55,6 +55,30 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class Sleeps(Protocol):
+    """An engine that can leave its device to somebody else for a while.
+
+    `manta.actors.engines.residence` has the states. Every method there raises WrongState where it
+    makes no sense.
+    """
+
+    async def sleep(self) -> None:
+        """Frees weights, keys and values (only while paused). Requests are kept, as tokens with
+        log-probs and versions; their keys and values are computed anew under the weights that come
+        next. Those that arrive meanwhile wait, those that are cancelled go."""
+        ...
+
+    async def wake(self) -> None:
+        """Takes the memory back; without weights, so that nothing but `load` makes it useful.
+        Does nothing in an engine that is awake."""
+        ...
+
+    async def held_bytes(self) -> int:
+        """Weights, keys and values on the device, in bytes; 0 while asleep."""
+        ...
+
+
+@runtime_checkable
 class OwnsProcesses(Protocol):
     """An engine that computes in processes of its own."""
 

@@ -58,12 +58,16 @@ class EngineSettings:
     synchronous step are begun, and the first to finish train. `dispatch` is who of the groups that
     are admitted together starts first.
 
+    With `placement` `colocated` an engine stands on the device of a learner rank and sleeps while
+    that trains; `disaggregated` engines have devices of their own.
+
     `kv_on_publish` says what becomes of the cached keys and values of running samples when weights
     change: with `recompute` they are made anew, so that every token's log-prob is that of the
     weights it carries; with `keep` they stay, which is cheaper and no longer exact.
     """
 
     engine: Literal["embedded", "vllm", "simulated"] = "embedded"
+    placement: Literal["disaggregated", "colocated"] = "disaggregated"
     workers: int = 1
     threads: int = 0
     devices: int = 0

@@ -23,8 +23,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -34,10 +34,12 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from manta.actors.engines import vllm_sleep
 from manta.actors.engines.limits import check_request, check_row
 from manta.actors.engines.occupancy import Occupancy
 from manta.actors.engines.progress import Progress
 from manta.actors.engines.protocol import EngineDied
+from manta.actors.engines.residence import Residence
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.engines.vllm_folder import ServedModel, served_model
 from manta.actors.engines.vllm_processes import Processes
@@ -97,7 +99,9 @@ class VllmEngine:
         self._occupancy = occupancy
         self._max_rows = settings.max_rows
         self._keeps_kv = settings.kv_on_publish == "keep"
-        self._is_prepared = settings.devices > 0
+        self._is_on_gpu = settings.devices > 0
+        self._is_prepared = self._is_on_gpu
+        self._residence = Residence()
         self._llm = llm
         self._served = served
         self._context = context
@@ -133,6 +137,7 @@ class VllmEngine:
         """
         for row in rows:
             check_row(row, self._context)
+        self._residence.check("score")
         return await side_by_side([self._score(row) for row in rows])
 
     async def pause(self) -> None:
@@ -142,23 +147,42 @@ class VllmEngine:
             await self._llm.abort(list(self._under_way))
             await asyncio.sleep(_ABORT_AGAIN_SECONDS)
         await self._ask("synchronize_device")
+        self._residence.say("pause")
 
     async def resume(self) -> None:
+        self._residence.say("resume")
         self._gate.set()
+
+    async def sleep(self) -> None:
+        is_awake = self._residence.state != "asleep"
+        self._residence.say("sleep")
+        if is_awake:
+            with _dying():
+                await vllm_sleep.sleep(self._llm, self._is_on_gpu)
+
+    async def wake(self) -> None:
+        is_asleep = self._residence.state == "asleep"
+        self._residence.say("wake")
+        if is_asleep:
+            with _dying():
+                await vllm_sleep.wake(self._llm, self._is_on_gpu)
+
+    async def held_bytes(self) -> int:
+        with _dying():
+            return await vllm_sleep.held_bytes(self._llm)
 
     async def load(self, weights: Weights) -> Receipt:
         """Every worker process hashes `weights` before any takes them over; bytes that do not match
         their hash are refused, and the receipt shows the hash that was found.
 
-        Raises RuntimeError while running, ValueError where names or shapes are not the model's.
+        Raises WrongState while serving or asleep, ValueError where names or shapes are not the
+        model's.
         """
-        if self._gate.is_set():
-            raise RuntimeError("load() while running: call pause() first")
-        try:
+        self._residence.check("load")
+        with _dying():
             found = await deliver(self._llm, weights, self._served.shapes)
-        except EngineDeadError as error:
-            raise EngineDied("vLLM's engine process has died") from error
         if found == weights.sha256:
+            self._residence.say("load")
             self.version = weights.version
             self._salt = _new_name()
         return Receipt(weights.version, found)
@@ -202,17 +226,22 @@ class VllmEngine:
         self, name: str, prompt: TokensPrompt, parameters: SamplingParams
     ) -> AsyncIterator[RequestOutput]:
         """What a request brings, until it ends or is ended."""
-        try:
+        with _dying():
             async for output in self._llm.generate(prompt, parameters, name):
                 yield output
-        except EngineDeadError as error:
-            raise EngineDied("vLLM's engine process has died") from error
 
     async def _ask(self, method: str) -> None:
-        try:
+        with _dying():
             await on_every_worker(self._llm, method)
-        except EngineDeadError as error:
-            raise EngineDied("vLLM's engine process has died") from error
+
+
+@contextmanager
+def _dying() -> Iterator[None]:
+    """Tells of vLLM's death in Manta's words."""
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineDied("vLLM's engine process has died") from error
 
 
 def _new_name() -> str:

@@ -56,6 +56,8 @@ def engine_arguments(
         "enable_log_requests": False,
     }
     arguments |= _memory(settings, spec, served)
+    if settings.devices > 0 and settings.placement == "colocated":
+        arguments["enable_sleep_mode"] = True
     if settings.devices == 0:
         # Compiling takes longer than a small run, and a compiler that need not be there.
         arguments |= {"enforce_eager": True, "block_size": CPU_BLOCK}

@@ -1,4 +1,4 @@
-"""What Manta does inside vLLM's worker processes: hash weights, load them, draw tokens.
+"""What Manta does inside vLLM's worker processes: hash weights, load them, draw tokens, sleep.
 
 vLLM mixes this class into its worker (`worker_extension_cls`), so every process that holds a part
 of the model has these methods. Weights come in a file that the engine wrote for them alone; numbers
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
@@ -35,6 +36,7 @@ class WorkerExtension:
     reload_weights: Callable[..., None]
     model_runner: GPUModelRunner
     use_v2_model_runner: bool
+    device: torch.device
 
     def manta_processes(self) -> tuple[int, int]:
         """This one and its parent, the engine core."""
@@ -73,6 +75,39 @@ class WorkerExtension:
             # computes with a packed copy of their old values.
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)
+
+    def manta_sleep(self) -> None:
+        """On a CPU: empties the memory behind weights, keys and values. The tensors stay, so that
+        whoever refers to them finds them filled again after `manta_wake` and a load."""
+        self.manta_emptied = [(each, each.nbytes()) for each in self._storages()]
+        for storage, _ in self.manta_emptied:
+            storage.resize_(0)
+        for module in self.model_runner.get_model().modules():
+            if "cpu_linear" in vars(module):
+                # It holds a packed copy of the weights; loading makes another.
+                module.cpu_linear = functional.linear
+
+    def manta_wake(self) -> None:
+        for storage, size in self.manta_emptied:
+            storage.resize_(size)
+        for cache in self.model_runner.kv_caches:
+            # What is masked is still multiplied: it must be finite.
+            cache.zero_()
+
+    def manta_held_bytes(self) -> int:
+        """Without the packed copies of weights that the kernels of a CPU keep."""
+        if self.device.type == "cpu":
+            return sum(storage.nbytes() for storage in self._storages())
+        from vllm.device_allocator.cumem import CuMemAllocator
+
+        held = CuMemAllocator.get_instance().pointer_to_data.values()
+        return sum(data.handle[1] for data in held if not data.is_asleep)
+
+    def _storages(self) -> list[torch.UntypedStorage]:
+        """Each once, whatever shares it."""
+        tensors = [*self.model_runner.get_model().parameters(), *self.model_runner.kv_caches]
+        found = {storage._cdata: storage for storage in (t.untyped_storage() for t in tensors)}
+        return list(found.values())
 
 
 def _num_drawn(row: CachedRequestState) -> int:

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from manta.actors.backends.protocol import Backend
+from manta.actors.backends.protocol import Backend, Offloads
 from manta.actors.backends.registry import BACKENDS, build_backend
-from manta.actors.backends.settings import LearnerSettings
+from manta.actors.backends.settings import OFFLOADING, LearnerSettings
 from manta.actors.micro_batches import micro_batches
 from manta.actors.models.causal import model_state
 from manta.actors.models.policy import evaluate
@@ -274,3 +274,50 @@ def test_evaluate_leaves_no_gradient(name: str) -> None:
     for key in ("logprob", "entropy"):
         assert not found[key].requires_grad
         torch.testing.assert_close(found[key], wanted[key].detach(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("offloading", OFFLOADING)
+def test_a_backend_that_is_offloaded_between_steps_learns_the_same(
+    offloading: str, dtype: str
+) -> None:
+    rows = tiny_rows(SIZES)
+    loss = PolicyGradient(rows)
+    through, apart = (build_backend(settings_of(offloading), tiny_model(dtype=dtype)) for _ in "12")
+    assert isinstance(apart, Offloads)
+    full = apart.held_bytes()
+    # Gradients at least: float32, whatever the weights are.
+    assert full >= 4 * flat(through).numel()
+    for _ in range(3):
+        apart.restore()
+        assert apart.held_bytes() == full
+        for backend in (through, apart):
+            train(backend, rows, loss, 60, 2)
+        apart.offload()
+        assert apart.held_bytes() == 0
+    assert apart.weights(VERSION).sha256 == through.weights(VERSION).sha256
+
+
+@pytest.mark.parametrize("offloading", OFFLOADING)
+def test_an_offloaded_backend_scores_saves_and_loads_but_updates_nothing(
+    offloading: str, tmp_path: Path
+) -> None:
+    rows = tiny_rows(SIZES)
+    loss = PolicyGradient(rows)
+    backend, resumed = (build_backend(settings_of(offloading), tiny_model(i)) for i in range(2))
+    train(backend, rows, loss, 60, 2)
+    assert isinstance(backend, Offloads)
+    assert isinstance(resumed, Offloads)
+    before = backend.evaluate(rows, ("logprob",), 0.9)["logprob"]
+    for each in (backend, resumed):
+        each.offload()
+        each.offload()
+    assert torch.equal(backend.evaluate(rows, ("logprob",), 0.9)["logprob"], before)
+    with pytest.raises(RuntimeError, match="restore"):
+        train(backend, rows, loss, 60, 1)
+    backend.save(tmp_path)
+    resumed.load(tmp_path)
+    for each in (backend, resumed):
+        each.restore()
+        train(each, rows, loss, 60, 2)
+    assert backend.weights(VERSION).sha256 == resumed.weights(VERSION).sha256

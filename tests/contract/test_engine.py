@@ -12,8 +12,9 @@ import pytest
 
 from manta.actors.engines.embedded import EmbeddedEngine
 from manta.actors.engines.progress import Progress
-from manta.actors.engines.protocol import Engine
+from manta.actors.engines.protocol import Engine, Sleeps
 from manta.actors.engines.registry import build_engine
+from manta.actors.engines.residence import WrongState
 from manta.actors.engines.settings import EngineSettings, SimulatedSettings
 from manta.actors.models.causal import build_model, model_state
 from manta.actors.weight_tensors import pack
@@ -366,3 +367,94 @@ async def test_samples_that_ended_are_told_while_others_go_on(make: Make) -> Non
     assert (progress.num_ended, call.done()) == (1, False)
     await call
     assert progress.num_ended == 2
+
+
+def sleeper(make: Make, **kwargs: float) -> tuple[Engine, Sleeps]:
+    """One engine, as both; the simulated one has nothing to free."""
+    engine = make(**kwargs)
+    if not isinstance(engine, Sleeps):
+        pytest.skip("an engine that holds no memory")
+    return engine, engine
+
+
+async def test_asleep_it_holds_nothing_and_awake_the_weights_that_it_is_given(make: Make) -> None:
+    engine, sleeps = sleeper(make)
+    wanted = request([1, 2], [1, 2], 40)
+    [before] = await engine.generate([wanted])
+    full = await sleeps.held_bytes()
+    await engine.pause()
+    await sleeps.sleep()
+    assert full > 10_000
+    assert await sleeps.held_bytes() == 0
+    await sleeps.wake()
+    assert await sleeps.held_bytes() > 10_000
+    new = weights(1, SECOND)
+    assert (await engine.load(new)).sha256 == new.sha256
+    await engine.resume()
+    [other] = await engine.generate([wanted])
+    await engine.pause()
+    await sleeps.sleep()
+    await sleeps.wake()
+    await engine.load(weights(0, WeightVersion(2, 0)))
+    await engine.resume()
+    [after] = await engine.generate([wanted])
+    assert [c.weight_versions for c in other] == [(VersionSpan(0, SECOND),)] * 2
+    assert not same(before[0], other[0])
+    for first, last in zip(before, after, strict=True):
+        assert same(first, last)
+        np.testing.assert_allclose(first.logprobs, last.logprobs, atol=1e-5)
+
+
+async def test_requests_are_kept_over_a_sleep_and_go_on_exactly(make: Make) -> None:
+    engine, sleeps = sleeper(make, max_rows=3)
+    # One sample more than there are rows, so that one waits with its prefix run.
+    wanted, cut = request([1, 2], [1, 2], 600), request([4], [5, 6], 600)
+    under_way = await started(engine, wanted)
+    given_up = asyncio.ensure_future(engine.generate([cut]))
+    await asyncio.sleep(0.05)
+    await engine.pause()
+    await sleeps.sleep()
+    late = asyncio.ensure_future(engine.generate([request([3], [4], 2)]))
+    await asyncio.sleep(0.05)
+    given_up.cancel()
+    await sleeps.wake()
+    await engine.load(weights(1, SECOND))
+    await engine.resume()
+    [out], [[short]] = await asyncio.gather(under_way, late)
+    assert short.weight_versions == (VersionSpan(0, SECOND),)
+    rows = [np.concatenate([wanted.prefix, c.token_ids]) for c in out]
+    for completion, row, scored in zip(out, rows, await engine.logprobs(rows), strict=True):
+        assert len(row) == 602
+        assert [v for _, v in completion.weight_versions] == [FIRST, SECOND]
+        start = completion.weight_versions[1].start
+        # What was sampled before stays as it was; what came after is the new weights', to the last.
+        np.testing.assert_allclose(completion.logprobs[start:], scored[2 + start :], atol=1e-4)
+        assert np.abs(completion.logprobs[:start] - scored[2 : 2 + start]).max() > 1e-3
+
+
+async def test_asleep_or_without_weights_it_neither_scores_nor_serves(make: Make) -> None:
+    engine, sleeps = sleeper(make)
+    with pytest.raises(WrongState, match="pause"):
+        await sleeps.sleep()
+    await engine.pause()
+    await sleeps.sleep()
+    await sleeps.sleep()
+    await engine.pause()
+    row = np.array([1, 2, 3], np.int32)
+    with pytest.raises(WrongState, match="wake"):
+        await engine.load(weights(1, SECOND))
+    for state in ("asleep", "empty"):
+        for call in (engine.resume(), engine.logprobs([row])):
+            with pytest.raises(WrongState, match=f"while {state}: it holds no weights"):
+                await call
+        await sleeps.wake()
+    good = weights(1, SECOND)
+    data = good.data.copy()
+    data[5] ^= 1
+    await engine.load(Weights(SECOND, good.specs, data, good.sha256))
+    with pytest.raises(WrongState, match="call load"):
+        await engine.resume()
+    await engine.load(good)
+    await engine.resume()
+    [[completion]] = await engine.generate([request([1], [1], 3)])
+    assert completion.weight_versions == (VersionSpan(0, SECOND),)

@@ -37,6 +37,15 @@ def wait_until_it_answers(url: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a deterministic run from start to end without interruption, for reading."""
+    folder = tmp_path_factory.mktemp("finished")
+    result = runs.manta("train", runs.TINY, folder, "run.deterministic=true")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder / "tiny"
+
+
+@pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runs.Environment]:
     """The environment in which commands reach a running head, on localhost."""
     # Each port its own: another Ray on this machine may have taken the usual ones.

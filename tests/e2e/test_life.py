@@ -16,15 +16,6 @@ pytestmark = pytest.mark.e2e
 STEPS = 12
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run from start to end without interruption."""
-    folder = tmp_path_factory.mktemp("finished")
-    result = runs.manta("train", runs.TINY, folder, "run.deterministic=true")
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder / "tiny"
-
-
 def test_a_run_leaves_its_account(finished: Path) -> None:
     trained = runs.check_history(finished, STEPS)
     assert len(trained) == 4 * 16 + 8 * 8

@@ -84,6 +84,9 @@ WORDS = [
      "note: with a context of 6 that task's answers end after 2 of 5 new tokens"),
     ("stages.rl.evaluate=null", "no evaluation"),
     ("evaluate.prompts=500", "evaluation every 5 steps: 20 held-out prompts x 1 sample"),
+    ("rollout.placement=colocated", "engines sleep while it trains, and wake with its new weights "
+     "at every step"),
+    ("rollout.placement=colocated stages.rl.algorithm=sft", "weights at every evaluation"),
     ("stages.rl.kind=generate", "generate stage, trains nothing; 5 steps"),
     ("stages.rl.kind=evaluate", "evaluate stage, trains nothing"),
     ("stages.rl.kind=evaluate", "evaluation once: 10 held-out prompts"),
@@ -111,6 +114,14 @@ def test_roles_ask_for_what_they_use(tmp_path: Path) -> None:
     assert batch_plan.placement_needs(loaded) == [
         ("environment", 3, 0.1), ("rollout", 2, 4.0), ("reward", 1, 0.1), ("learner", 1, 0.5),
     ]  # fmt: skip
+
+
+def test_shared_gpus_are_the_learner_s(tmp_path: Path) -> None:
+    gpus = ("rollout.engine=vllm", "rollout.workers=2", "rollout.devices=2")
+    for overrides, asked in (((), [4, 0]), (("rollout.placement=colocated",), [0, 4])):
+        needs = batch_plan.role_needs(load(tmp_path, *gpus, "learner.workers=4", *overrides))
+        by_role = {need.role: need.workers * need.gpus for need in needs}
+        assert [by_role["rollout"], by_role["learner"]] == asked
 
 
 @pytest.mark.parametrize(
