@@ -16,6 +16,7 @@ from ray.actor import ActorHandle
 
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.cores import available_cores
+from manta.actors.hand_over import HandOver
 from manta.actors.mailbox import Mailbox, StartOrder, StepReport, Stop
 from manta.actors.models.spec import ModelSpec
 from manta.actors.weight_store import WeightStore
@@ -40,7 +41,8 @@ class LearnerStage:
 
 @dataclass(frozen=True, slots=True)
 class LearnerJob:
-    """Everything a rank needs to start; travels in Ray Train's loop config."""
+    """Everything a rank needs to start; travels in Ray Train's loop config. With a `direct`
+    transport ranks hand their weights over when they are told to, else after each step."""
 
     model: ModelSpec
     vocab_size: int
@@ -52,6 +54,7 @@ class LearnerJob:
     probe_rows: tuple[Int32, ...]
     mailbox: ActorHandle[Mailbox]
     weight_store: ActorHandle[WeightStore]
+    direct: str | None = None
 
 
 def learner_loop(config: dict[str, LearnerJob]) -> None:
@@ -74,8 +77,16 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
         backend.load(Path(order.restore_from))
     report = StepReport(Update(start, {}, rank.publish(start)), rank.probe(), {})
     ray.get(job.mailbox.report.remote(order.step, rank_index, report))
-    step = order.step
-    while not isinstance(work := ray.get(job.mailbox.take.remote(step, order.incarnation)), Stop):
+    step, handed = order.step, 0
+    while True:
+        work = ray.get(job.mailbox.take.remote(step, order.incarnation, handed))
+        if isinstance(work, Stop):
+            break
+        if isinstance(work, HandOver):
+            handed = work.number
+            answer = rank.hand_over(work)
+            ray.get(job.mailbox.handed.remote(handed, rank_index, answer))
+            continue
         step = work.plan.step
         report = rank.step(work, order.incarnation)
         ray.get(job.mailbox.report.remote(step, rank_index, report))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from manta.actors.transports.settings import DIRECT
 from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.survey import Prompts, Survey
@@ -46,7 +47,9 @@ def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
     if run_file.needs_learner:
         learner = run_file.learner
         cpus = _computing(learner.threads)
-        needs.append(RoleNeed("learner", learner.workers, cpus, 0))
+        # What is sent to engines directly is sent from a GPU
+        gpus = 1 if run_file.publish.transport in DIRECT else 0
+        needs.append(RoleNeed("learner", learner.workers, cpus, gpus))
     return tuple(needs)
 
 

@@ -49,7 +49,8 @@ def tokenizer_name(run_file: RunFile) -> str:
 
 def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> Crew:
     """Starts every worker; none is waited for."""
-    cpus = {need.role: need.cpus for need in role_needs(run_file)}
+    needs = {need.role: need for need in role_needs(run_file)}
+    cpus = {role: need.cpus for role, need in needs.items()}
     name = tokenizer_name(run_file)
     vocab_size = build_tokenizer(name).vocab_size
     model = ModelSource(run_file.model, vocab_size, run_file.run.seed)
@@ -69,8 +70,10 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
             probe_rows=probe,
             mailbox=client.mailbox,
             weight_store=client.weight_store,
+            direct=transport.direct,
         )
-        learner = LearnerGroup(job, cpus["learner"], run_dir / "learner")
+        need = needs["learner"]
+        learner = LearnerGroup(job, need.cpus, need.gpus, run_dir / "learner")
     rollout = RolloutPool(
         model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic, transport
     )
@@ -95,6 +98,7 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
         Tolerances(run_file.publish.probe_tolerance, run_file.publish.engine_tolerance),
         waits,
         run_file.run.deadline_minutes * 60,
+        is_direct=transport.direct is not None,
     )
     return Crew(rollout, rewards, references, environment, client, learner, publisher)
 

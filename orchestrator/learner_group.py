@@ -21,13 +21,17 @@ class LearnerFailed(RuntimeError):
 
 
 class LearnerGroup:
-    def __init__(self, job: LearnerJob, cpus_per_rank: float, storage: Path) -> None:
+    def __init__(
+        self, job: LearnerJob, cpus_per_rank: float, gpus_per_rank: float, storage: Path
+    ) -> None:
         self._trainer = TorchTrainer(
             learner_loop,
             train_loop_config={"job": job},
             torch_config=TorchConfig(backend="gloo"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=job.settings.workers, resources_per_worker={"CPU": cpus_per_rank}
+                num_workers=job.settings.workers,
+                use_gpu=gpus_per_rank > 0,
+                resources_per_worker={"CPU": cpus_per_rank, "GPU": gpus_per_rank},
             ),
             run_config=ray.train.RunConfig(name="learner", storage_path=str(storage)),
         )

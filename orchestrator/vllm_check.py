@@ -30,6 +30,7 @@ OWNED = {
     "gpu_memory_utilization": "rollout.vllm.gpu_memory_utilization",
     "kv_cache_memory_bytes": "rollout.vllm.kv_cache_gib",
     "seed": "run.seed",
+    "weight_transfer_config": "publish.transport",
 }
 """Engine arguments that follow from other keys of the run file."""
 

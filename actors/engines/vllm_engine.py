@@ -23,8 +23,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -39,6 +39,7 @@ from manta.actors.engines.occupancy import Occupancy
 from manta.actors.engines.progress import Progress
 from manta.actors.engines.protocol import EngineDied
 from manta.actors.engines.settings import EngineSettings
+from manta.actors.engines.vllm_arrivals import TransferInfo
 from manta.actors.engines.vllm_folder import ServedModel, served_model
 from manta.actors.engines.vllm_processes import Processes
 from manta.actors.engines.vllm_sample import (
@@ -48,6 +49,7 @@ from manta.actors.engines.vllm_sample import (
     tokens_prompt,
 )
 from manta.actors.engines.vllm_start import start
+from manta.actors.engines.vllm_transfer import VllmTransfer
 from manta.actors.engines.vllm_weights import deliver, on_every_worker
 from manta.actors.models.spec import ModelSpec
 from manta.actors.weights import Receipt, Weights
@@ -66,14 +68,16 @@ def start_engine(
     seed: int,
     version: WeightVersion,
     occupancy: Occupancy,
+    direct: str | None = None,
 ) -> VllmEngine:
-    """vLLM on the model of `spec`, whose initial weights are called `version`.
+    """vLLM on the model of `spec`, whose initial weights are called `version`; it takes transfers
+    by the `direct` transport, if any.
 
     Raises ValueError where the model was made for less than `spec.context` tokens.
     """
     with tempfile.TemporaryDirectory(prefix="manta-vllm-") as folder:
         served = served_model(spec, vocab_size, seed, Path(folder))
-        llm = start(settings, spec, served)
+        llm = start(settings, spec, served, direct)
     return VllmEngine(llm, served, settings, spec.context, version, occupancy)
 
 
@@ -99,6 +103,7 @@ class VllmEngine:
         self._keeps_kv = settings.kv_on_publish == "keep"
         self._is_prepared = settings.devices > 0
         self._llm = llm
+        self._transfer = VllmTransfer(llm)
         self._served = served
         self._context = context
         self._salt = _new_name()
@@ -152,16 +157,32 @@ class VllmEngine:
 
         Raises RuntimeError while running, ValueError where names or shapes are not the model's.
         """
-        if self._gate.is_set():
-            raise RuntimeError("load() while running: call pause() first")
-        try:
+        self._check_paused()
+        with _telling_of_death():
             found = await deliver(self._llm, weights, self._served.shapes)
-        except EngineDeadError as error:
-            raise EngineDied("vLLM's engine process has died") from error
-        if found == weights.sha256:
-            self.version = weights.version
-            self._salt = _new_name()
-        return Receipt(weights.version, found)
+        return self._loaded(weights.version, weights.sha256, found)
+
+    async def open_transfer(self, info: TransferInfo) -> None:
+        """These four: see `manta.actors.engines.protocol.TakesTransfers`."""
+        self._check_paused()
+        with _telling_of_death():
+            await self._transfer.open(info)
+
+    async def begin_transfer(self, num_bytes: int) -> None:
+        self._check_paused()
+        with _telling_of_death():
+            await self._transfer.begin(num_bytes)
+
+    async def take_transfer(self, info: TransferInfo) -> None:
+        self._check_paused()
+        with _telling_of_death():
+            await self._transfer.take(info)
+
+    async def end_transfer(self, version: WeightVersion, sha256: str) -> Receipt:
+        self._check_paused()
+        with _telling_of_death():
+            found = await self._transfer.end(sha256)
+        return self._loaded(version, sha256, found)
 
     async def end_processes(self) -> None:
         """Ends vLLM's processes at once; requests under way fail."""
@@ -171,6 +192,16 @@ class VllmEngine:
         processes = Processes(each for pair in found for each in pair)
         self._llm.shutdown(timeout=0)
         processes.kill()
+
+    def _check_paused(self) -> None:
+        if self._gate.is_set():
+            raise RuntimeError("load() while running: call pause() first")
+
+    def _loaded(self, version: WeightVersion, expected: str, found: str) -> Receipt:
+        if found == expected:
+            self.version = version
+            self._salt = _new_name()
+        return Receipt(version, found)
 
     async def _run(self, sample: VllmSample) -> None:
         salt = None
@@ -202,17 +233,21 @@ class VllmEngine:
         self, name: str, prompt: TokensPrompt, parameters: SamplingParams
     ) -> AsyncIterator[RequestOutput]:
         """What a request brings, until it ends or is ended."""
-        try:
+        with _telling_of_death():
             async for output in self._llm.generate(prompt, parameters, name):
                 yield output
-        except EngineDeadError as error:
-            raise EngineDied("vLLM's engine process has died") from error
 
     async def _ask(self, method: str) -> None:
-        try:
+        with _telling_of_death():
             await on_every_worker(self._llm, method)
-        except EngineDeadError as error:
-            raise EngineDied("vLLM's engine process has died") from error
+
+
+@contextmanager
+def _telling_of_death() -> Iterator[None]:
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineDied("vLLM's engine process has died") from error
 
 
 def _new_name() -> str:

@@ -24,17 +24,20 @@ EXTENSION = "manta.actors.engines.vllm_worker.WorkerExtension"
 _FEWEST_BATCHED_TOKENS = 8192
 
 
-def start(settings: EngineSettings, spec: ModelSpec, served: ServedModel) -> AsyncLLM:
+def start(
+    settings: EngineSettings, spec: ModelSpec, served: ServedModel, direct: str | None = None
+) -> AsyncLLM:
     """vLLM with `served` loaded; returns when its processes are ready (about 12 s on a CPU)."""
     with _environment(_variables(settings, spec, served)):
-        arguments = AsyncEngineArgs(**engine_arguments(settings, spec, served))
+        arguments = AsyncEngineArgs(**engine_arguments(settings, spec, served, direct))
         return AsyncLLM.from_engine_args(arguments)
 
 
 def engine_arguments(
-    settings: EngineSettings, spec: ModelSpec, served: ServedModel
+    settings: EngineSettings, spec: ModelSpec, served: ServedModel, direct: str | None = None
 ) -> dict[str, object]:
-    """The keywords of vLLM's `AsyncEngineArgs`; the user's `options` come last."""
+    """The keywords of vLLM's `AsyncEngineArgs`; the user's `options` come last. `direct` is the
+    transport, if any, by which vLLM's processes take weights from learner ranks themselves."""
     own = settings.vllm
     arguments: dict[str, object] = {
         "model": served.name,
@@ -56,6 +59,8 @@ def engine_arguments(
         "enable_log_requests": False,
     }
     arguments |= _memory(settings, spec, served)
+    if direct is not None:
+        arguments["weight_transfer_config"] = {"backend": direct}
     if settings.devices == 0:
         # Compiling takes longer than a small run, and a compiler that need not be there.
         arguments |= {"enforce_eager": True, "block_size": CPU_BLOCK}
