@@ -1,7 +1,8 @@
 """What must fit together in a run file, checked before anything starts.
 
 Owns every rule between settings; `manta.orchestrator.vllm_check` has those of the vLLM engine,
-`manta.orchestrator.transport_check` those of how weights travel.
+`manta.orchestrator.transport_check` those of how weights travel, `manta.orchestrator.adapter_check`
+those of `model.lora`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
 algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -20,6 +21,7 @@ from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.registry import build
 from manta.envs.rewards.formula import Formula
 from manta.orchestrator import survey
+from manta.orchestrator.adapter_check import adapter_problems
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
 from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.staleness_check import staleness_problems
@@ -52,7 +54,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         problems += [*seen.problems, *_model_folder(run_file, seen.vocab_size)]
         installed = installed_vllm() if run_file.rollout.engine == "vllm" else None
         problems += vllm_problems(run_file, seen.vocab_size, installed)
-    return problems
+    return [*problems, *adapter_problems(run_file)]
 
 
 def _run(run_file: RunFile) -> Iterator[str]:

@@ -39,6 +39,7 @@ from manta.actors.engines.occupancy import Occupancy
 from manta.actors.engines.progress import Progress
 from manta.actors.engines.protocol import EngineDied
 from manta.actors.engines.settings import EngineSettings
+from manta.actors.engines.vllm_adapter import VllmAdapter
 from manta.actors.engines.vllm_arrivals import TransferInfo
 from manta.actors.engines.vllm_folder import ServedModel, served_model
 from manta.actors.engines.vllm_processes import Processes
@@ -51,6 +52,7 @@ from manta.actors.engines.vllm_sample import (
 from manta.actors.engines.vllm_start import start
 from manta.actors.engines.vllm_transfer import VllmTransfer
 from manta.actors.engines.vllm_weights import deliver, on_every_worker
+from manta.actors.models.adapter import is_adapter
 from manta.actors.models.spec import ModelSpec
 from manta.actors.weights import Receipt, Weights
 from manta.envs.records import Completion, Float32, GenerateRequest, Int32, WeightVersion
@@ -73,7 +75,8 @@ def start_engine(
     """vLLM on the model of `spec`, whose initial weights are called `version`; it takes transfers
     by the `direct` transport, if any.
 
-    Raises ValueError where the model was made for less than `spec.context` tokens.
+    Raises ValueError where the model was made for less than `spec.context` tokens, or has no
+    matrices that `spec.lora` names.
     """
     with tempfile.TemporaryDirectory(prefix="manta-vllm-") as folder:
         served = served_model(spec, vocab_size, seed, Path(folder))
@@ -83,6 +86,7 @@ def start_engine(
 
 class VllmEngine:
     """Serves what `llm`, started with `settings`, has loaded: `served`, within `context` tokens.
+    Weights that are an adapter's go over those, whole ones take an adapter's place.
     Belongs to one event loop.
 
     Every call raises EngineDied once vLLM's processes are gone.
@@ -105,6 +109,7 @@ class VllmEngine:
         self._llm = llm
         self._transfer = VllmTransfer(llm)
         self._served = served
+        self._adapter = None if served.adapter is None else VllmAdapter(llm, served.adapter)
         self._context = context
         self._salt = _new_name()
         self._gate = asyncio.Event()
@@ -159,7 +164,7 @@ class VllmEngine:
         """
         self._check_paused()
         with _telling_of_death():
-            found = await deliver(self._llm, weights, self._served.shapes)
+            found = await self._deliver(weights)
         return self._loaded(weights.version, weights.sha256, found)
 
     async def open_transfer(self, info: TransferInfo) -> None:
@@ -182,6 +187,7 @@ class VllmEngine:
         self._check_paused()
         with _telling_of_death():
             found = await self._transfer.end(sha256)
+        self._forget_adapter()
         return self._loaded(version, sha256, found)
 
     async def end_processes(self) -> None:
@@ -192,6 +198,18 @@ class VllmEngine:
         processes = Processes(each for pair in found for each in pair)
         self._llm.shutdown(timeout=0)
         processes.kill()
+
+    async def _deliver(self, weights: Weights) -> str:
+        if self._adapter is not None and is_adapter(spec.name for spec in weights.specs):
+            return await self._adapter.deliver(weights)
+        found = await deliver(self._llm, weights, self._served.shapes)
+        if found == weights.sha256:
+            self._forget_adapter()
+        return found
+
+    def _forget_adapter(self) -> None:
+        if self._adapter is not None:
+            self._adapter.forget()
 
     def _check_paused(self) -> None:
         if self._gate.is_set():
@@ -234,7 +252,8 @@ class VllmEngine:
     ) -> AsyncIterator[RequestOutput]:
         """What a request brings, until it ends or is ended."""
         with _telling_of_death():
-            async for output in self._llm.generate(prompt, parameters, name):
+            adapter = None if self._adapter is None else self._adapter.request
+            async for output in self._llm.generate(prompt, parameters, name, lora_request=adapter):
                 yield output
 
     async def _ask(self, method: str) -> None:

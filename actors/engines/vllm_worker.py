@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import safe_open
 from torch import Tensor
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
@@ -23,6 +26,7 @@ from manta.actors.engines.sampler import draw
 from manta.actors.engines.vllm_arrivals import Arrivals, TransferInfo, from_plain
 from manta.actors.engines.vllm_weights import DRAWN, Index
 from manta.actors.transports.patience import giving_up
+from manta.actors.weight_stream import StreamHash
 from manta.actors.weights import TensorSpec, content_hash
 
 if TYPE_CHECKING:
@@ -36,6 +40,7 @@ class WorkerExtension:
     What stands here without a value is the worker's own."""
 
     reload_weights: Callable[..., None]
+    add_lora: Callable[[LoRARequest], bool]
     start_weight_update: Callable[[], None]
     update_weights: Callable[[dict[str, object]], None]
     finish_weight_update: Callable[[], None]
@@ -79,6 +84,21 @@ class WorkerExtension:
         self._end_arrivals()
         self.reload_weights(weights_iterator=_tensors(_specs(index), _bytes(path)))
         self._pack_head()
+
+    def manta_hash_adapter(self, folder: str) -> str:
+        """SHA-256 over the adapter's tensors in `folder`, as this process reads them."""
+        stream = StreamHash()
+        with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file:
+            for name in sorted(file.keys()):
+                tensor = file.get_tensor(name)
+                octets = tensor.reshape(-1).view(torch.uint8).numpy()
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                stream.add(name, dtype, tuple(tensor.shape), octets)
+        return stream.close()
+
+    def manta_load_adapter(self, name: str, number: int, folder: str) -> None:
+        """Makes the adapter in `folder` ready for requests that name it by its number."""
+        self.add_lora(LoRARequest(name, number, folder))
 
     def manta_begin_transfer(self) -> None:
         """Makes ready for weights that a learner rank sends."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,8 +17,9 @@ from manta.actors.engines.settings import EngineSettings, VllmSettings
 from manta.actors.models.causal import build_model, model_state
 from manta.actors.models.policy import token_logprobs
 from manta.actors.weight_tensors import pack
-from manta.actors.weights import Receipt, Weights
+from manta.actors.weights import Receipt
 from manta.envs.records import WeightVersion
+from tests.loop_calls import send
 from tests.vllm_here import MODEL, NEEDS_VLLM, VOCAB
 
 if TYPE_CHECKING:
@@ -28,36 +28,9 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.gpu, NEEDS_VLLM, pytest.mark.asyncio(loop_scope="module")]
 
-T = TypeVar("T")
 ROWS = [np.random.default_rng(0).integers(0, VOCAB, n, dtype=np.int32) for n in (5, 40)]
 CLOSE = 1e-3
 """float32 on a GPU, whose products round otherwise than a CPU's."""
-
-
-class LoopCalls:
-    """vLLM's `VLLMWeightSyncClient`, from the sender's thread to an engine in this process."""
-
-    def __init__(
-        self, engine: VllmEngine, loop: asyncio.AbstractEventLoop, weights: Weights
-    ) -> None:
-        self._engine, self._loop, self._weights = engine, loop, weights
-        self.receipt: Receipt | None = None
-
-    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
-
-    def init_weight_transfer_engine(self, init_info: Mapping[str, object]) -> None:
-        self._wait(self._engine.open_transfer(init_info))
-
-    def start_weight_update(self) -> None:
-        self._wait(self._engine.begin_transfer(len(self._weights.data)))
-
-    def update_weights(self, update_info: Mapping[str, object]) -> None:
-        self._wait(self._engine.take_transfer(update_info))
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        end = self._engine.end_transfer(self._weights.version, self._weights.sha256)
-        self.receipt = self._wait(end)
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", params=["ipc", "nccl"])
@@ -97,12 +70,6 @@ def free_address() -> tuple[str, int]:
         return "127.0.0.1", probe.getsockname()[1]
 
 
-async def send(sender: DirectSender, engine: VllmEngine, weights: Weights) -> Receipt | None:
-    calls = LoopCalls(engine, asyncio.get_running_loop(), weights)
-    await asyncio.to_thread(sender.send, weights, calls, ["engine"], 1, free_address)
-    return calls.receipt
-
-
 async def test_weights_arrive_as_they_were_sent_and_are_served(
     ends: tuple[DirectSender, VllmEngine],
 ) -> None:
@@ -111,7 +78,9 @@ async def test_weights_arrive_as_they_were_sent_and_are_served(
         model = noisy(step)
         weights = pack(model_state(model), WeightVersion(step, 0))
         await engine.pause()
-        assert await send(sender, engine, weights) == Receipt(weights.version, weights.sha256)
+        assert await send(sender, engine, weights, free_address()) == Receipt(
+            weights.version, weights.sha256
+        )
         found = await engine.logprobs(ROWS)
         await engine.resume()
         for mine, expected in zip(found, token_logprobs(model, ROWS), strict=True):
@@ -127,11 +96,11 @@ async def test_other_bytes_than_promised_show_in_the_receipt(
     data = good.data.copy()
     data[-1] ^= 1
     await engine.pause()
-    receipt = await send(sender, engine, replace(good, data=data))
+    receipt = await send(sender, engine, replace(good, data=data), free_address())
     assert receipt is not None
     assert receipt.sha256 != good.sha256
     assert engine.version != good.version
-    assert await send(sender, engine, good) == Receipt(good.version, good.sha256)
+    assert await send(sender, engine, good, free_address()) == Receipt(good.version, good.sha256)
     await engine.resume()
 
 
