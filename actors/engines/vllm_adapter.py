@@ -1,8 +1,8 @@
 """The adapter that vLLM serves over the weights it was started with: one at a time.
 
 Owns its way into vLLM's worker processes, a private folder that is gone when it is loaded, and the
-request that samples are put with. Every version is an adapter of its own to vLLM, under one name:
-what prompts share in the prefix cache goes by that name and the salt, so that the salt alone
+request that samples are put with. Every version is an adapter of its own to vLLM, under one name
+and path: what prompts share in the prefix cache goes by these and the salt, so that the salt alone
 decides, as it does for whole weights.
 """
 
@@ -28,7 +28,8 @@ from manta.actors.weights import Weights
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-_NAME = "policy"
+_NAME, _LOADED = "policy", "loaded"
+"""Name and path in every request: what is loaded goes by its number."""
 _NUMBERS = itertools.count(1)
 """An adapter's number is used once in this process: vLLM would take another one of that number for
 loaded."""
@@ -57,7 +58,7 @@ class VllmAdapter:
                 await on_every_worker(self._llm, "manta_load_adapter", _NAME, number, folder)
                 if self.request is not None:
                     await on_every_worker(self._llm, "remove_lora", self.request.lora_int_id)
-                self.request = LoRARequest(_NAME, number, folder)
+                self.request = LoRARequest(_NAME, number, _LOADED)
         return found
 
     def forget(self) -> None:
