@@ -11,7 +11,6 @@ import socket
 from collections.abc import Sequence
 
 import ray
-import torch
 
 from manta.actors.engines.vllm_arrivals import TransferInfo
 from manta.actors.hand_over import HandedOver, Receiver
@@ -57,13 +56,11 @@ class MeetingCalls:
 
 
 class Meetings:
-    """Rank `rank`'s side of all hand-overs of a run by the direct transport `name`."""
+    """Rank `rank`'s side of all hand-overs of a run by the direct transport `name`, as `sender`
+    does it."""
 
-    def __init__(self, name: str, rank: int) -> None:
-        self._name, self._rank = name, rank
-        # Ray Train has made the rank's GPU the current one
-        device = torch.device("cuda", torch.cuda.current_device())
-        self._sender = DirectSender(name, rank, device)
+    def __init__(self, name: str, rank: int, sender: DirectSender) -> None:
+        self._name, self._rank, self._sender = name, rank, sender
         self._weights: Weights | None = None
 
     @property
@@ -93,7 +90,8 @@ class Meetings:
             )
         except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             self._sender.close()
-            return HandedOver(failure=f"{self._name} failed: {error}")
+            cause = str(error).strip().rpartition("\n")[2]  # below an engine's traceback
+            return HandedOver(failure=f"{self._name} failed: {cause}")
         return HandedOver(calls.receipts, len(weights.data))
 
     @property

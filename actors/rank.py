@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
+import torch
 import torch.distributed as dist
 
 from manta.actors.backends.protocol import Backend
@@ -149,5 +150,8 @@ class Rank:
 def _meetings(name: str, rank: int) -> Meetings:
     # Loads vllm, which only a run with a direct transport must have where it learns
     from manta.actors.meeting import Meetings
+    from manta.actors.transports.direct import DirectSender
 
-    return Meetings(name, rank)
+    # Ray Train has made the rank's GPU the current one
+    device = torch.device("cuda", torch.cuda.current_device())
+    return Meetings(name, rank, DirectSender(name, rank, device))

@@ -22,6 +22,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
 from manta.actors.engines.vllm_worker import WorkerExtension
+from tests.spool import read_spool
 
 SPOOL = "spool"
 
@@ -53,15 +54,8 @@ class SpoolTransferEngine(NCCLWeightTransferEngine):  # type: ignore[misc]
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: SpoolUpdate) -> None:
-        octets = torch.from_numpy(np.fromfile(self._folder / update_info.file, np.uint8))
-        tensors = []
-        for name, dtype, shape in zip(
-            update_info.names, update_info.dtype_names, update_info.shapes, strict=True
-        ):
-            kind = getattr(torch, dtype)
-            size = int(np.prod(shape)) * kind.itemsize
-            tensors.append((name, octets[:size].clone().view(kind).reshape(shape)))
-            octets = octets[size:]
+        file = self._folder / update_info.file
+        tensors = read_spool(file, update_info.names, update_info.dtype_names, update_info.shapes)
         self.model.load_weights(tensors)
 
 
