@@ -17,6 +17,7 @@ from ray.actor import ActorHandle
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.cores import available_cores
 from manta.actors.device_place import DevicePlace
+from manta.actors.hand_over import HandOver
 from manta.actors.mailbox import Mailbox, StartOrder, StepReport, Stop
 from manta.actors.models.spec import ModelSpec
 from manta.actors.weight_store import WeightStore
@@ -42,7 +43,8 @@ class LearnerStage:
 @dataclass(frozen=True, slots=True)
 class LearnerJob:
     """Everything a rank needs to start; travels in Ray Train's loop config. `is_colocated`: engines
-    take their turns on the ranks' devices."""
+    take their turns on the ranks' devices. With a `direct` transport ranks hand their weights over
+    when they are told to, else after each step."""
 
     model: ModelSpec
     vocab_size: int
@@ -55,6 +57,7 @@ class LearnerJob:
     mailbox: ActorHandle[Mailbox]
     weight_store: ActorHandle[WeightStore]
     is_colocated: bool = False
+    direct: str | None = None
 
 
 def learner_loop(config: dict[str, LearnerJob]) -> None:
@@ -79,8 +82,16 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
     rank.leave_device()
     report = StepReport(update, probe, {}, _here())
     ray.get(job.mailbox.report.remote(order.step, rank_index, report))
-    step = order.step
-    while not isinstance(work := ray.get(job.mailbox.take.remote(step, order.incarnation)), Stop):
+    step, handed = order.step, 0
+    while True:
+        work = ray.get(job.mailbox.take.remote(step, order.incarnation, handed))
+        if isinstance(work, Stop):
+            break
+        if isinstance(work, HandOver):
+            handed = work.number
+            answer = rank.hand_over(work)
+            ray.get(job.mailbox.handed.remote(handed, rank_index, answer))
+            continue
         step = work.plan.step
         report = rank.step(work, order.incarnation)
         ray.get(job.mailbox.report.remote(step, rank_index, report))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import ray
 
 from manta.actors.device_place import DevicePlace
+from manta.actors.hand_over import HandedOver, HandOver
 from manta.envs.packing import Block
 from manta.envs.records import Float32, StepPlan, Update
 
@@ -74,6 +75,8 @@ class StepLog:
         self._reports: dict[int, dict[int, StepReport]] = {}
         self._world_size: int | None = None
         self._stop: Stop | None = None
+        self._order_to_hand_over: HandOver | None = None
+        self._handed: dict[int, HandedOver] = {}
         self._changed = asyncio.Condition()
 
     def enlist(self, world_size: int) -> StartOrder:
@@ -90,8 +93,28 @@ class StepLog:
             self._stop = stop
             self._changed.notify_all()
 
-    async def take(self, after: int, incarnation: int) -> StepWork | Stop:
-        """The first step after `after`; waits for it.
+    async def hand_over(self, order: HandOver) -> HandedOver:
+        """Has all ranks obey `order`; rank 0's answer, once all have answered."""
+        async with self._changed:
+            self._order_to_hand_over, self._handed = order, {}
+            self._changed.notify_all()
+            await self._changed.wait_for(
+                lambda: bool(self._ranks()) and self._handed.keys() >= set(self._ranks())
+            )
+            return self._handed[0]
+
+    async def handed(self, number: int, rank: int, answer: HandedOver) -> None:
+        async with self._changed:
+            order = self._order_to_hand_over
+            if order is not None and order.number == number:
+                self._handed[rank] = answer
+                self._changed.notify_all()
+
+    async def take(
+        self, after: int, incarnation: int, handed: int = 0
+    ) -> StepWork | HandOver | Stop:
+        """What to do next, waiting for it: an order to hand over after number `handed`, else the
+        first step after `after`.
 
         Raises ValueError where another incarnation has taken over.
         """
@@ -101,11 +124,22 @@ class StepLog:
                 f"({self._order.incarnation})"
             )
         async with self._changed:
-            await self._changed.wait_for(lambda: self._stop is not None or self._next(after))
-            return self._next(after) or self._stop or Stop()
+            await self._changed.wait_for(
+                lambda: (
+                    self._stop is not None
+                    or self._next(after)
+                    or self._next_order(incarnation, handed)
+                )
+            )
+            order = self._next_order(incarnation, handed)
+            return order or self._next(after) or self._stop or Stop()
 
     def _next(self, after: int) -> StepWork | None:
         return self._work.get(min((s for s in self._work if s > after), default=-1))
+
+    def _next_order(self, incarnation: int, handed: int) -> HandOver | None:
+        order = self._order_to_hand_over
+        return order if order is not None and order.is_for(incarnation, handed) else None
 
     async def report(self, step: int, rank: int, report: StepReport) -> None:
         async with self._changed:
@@ -148,8 +182,16 @@ class Mailbox:
     async def stop(self, stop: Stop) -> None:
         await self._log.stop(stop)
 
-    async def take(self, after: int, incarnation: int) -> StepWork | Stop:
-        return await self._log.take(after, incarnation)
+    async def hand_over(self, order: HandOver) -> HandedOver:
+        return await self._log.hand_over(order)
+
+    async def handed(self, number: int, rank: int, answer: HandedOver) -> None:
+        await self._log.handed(number, rank, answer)
+
+    async def take(
+        self, after: int, incarnation: int, handed: int = 0
+    ) -> StepWork | HandOver | Stop:
+        return await self._log.take(after, incarnation, handed)
 
     async def report(self, step: int, rank: int, report: StepReport) -> None:
         await self._log.report(step, rank, report)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
+import torch
 import torch.distributed as dist
 
 from manta.actors.backends.protocol import Backend, Offloads
 from manta.actors.backends.registry import build_backend
 from manta.actors.backends.settings import OFFLOADING
 from manta.actors.collectives import alone, sum_over
+from manta.actors.hand_over import HandedOver, HandOver
 from manta.actors.learner import LearnerJob
 from manta.actors.learning import Learner
 from manta.actors.mailbox import StepReport, StepWork
@@ -26,6 +29,9 @@ from manta.actors.rows import rows_of
 from manta.actors.sharding import IntArray
 from manta.actors.transports.outbox import Outbox
 from manta.envs.records import Float32, GroupId, ScoredGroup, Update, WeightVersion
+
+if TYPE_CHECKING:
+    from manta.actors.meeting import Meetings
 
 
 class Rank:
@@ -38,6 +44,7 @@ class Rank:
         self._files = RankFiles(Path(job.run_dir), rank)
         self._model = build_model(job.model, job.vocab_size, job.seed)
         self._outbox = Outbox()
+        self._meetings = None if job.direct is None else _meetings(job.direct, rank)
         self._stage = ""
         self._learner: Learner | None = None
 
@@ -65,7 +72,13 @@ class Rank:
         return self._backend
 
     def publish(self, version: WeightVersion) -> str:
-        """Rank 0 hands the weights to the store, as a delta where that is smaller; their hash."""
+        """Rank 0 hands the weights to the store, as a delta where that is smaller; their hash.
+
+        With a direct transport they are kept until `hand_over`."""
+        if self._meetings is not None:
+            if self._meetings.needs_weights:
+                self._meetings.keep(self._backend.weights(version))
+            return self._meetings.kept.sha256 if self._rank == 0 else ""
         if self._rank != 0:
             return ""
         weights = self._backend.weights(version)
@@ -73,6 +86,15 @@ class Rank:
         if not ray.get(store.put.remote(content)):
             ray.get(store.put.remote(weights))
         return weights.sha256
+
+    def hand_over(self, order: HandOver) -> HandedOver:
+        """Brings the newest weights where `order` says."""
+        assert self._meetings is not None
+        if order.receivers is not None:
+            return self._meetings.meet(order.receivers)
+        if self._rank == 0:
+            ray.get(self._job.weight_store.put.remote(self._meetings.kept))
+        return HandedOver()
 
     def probe(self) -> tuple[Float32, ...]:
         """Log-probs of the fixed probe rows, which every engine must reproduce."""
@@ -142,3 +164,13 @@ class Rank:
             work.plan.groups[g]: pulled[block].groups[entry]
             for g, (block, entry) in zip(needed, places, strict=True)
         }
+
+
+def _meetings(name: str, rank: int) -> Meetings:
+    # Loads vllm, which only a run with a direct transport must have where it learns
+    from manta.actors.meeting import Meetings
+    from manta.actors.transports.direct import DirectSender
+
+    # Ray Train has made the rank's GPU the current one
+    device = torch.device("cuda", torch.cuda.current_device())
+    return Meetings(name, rank, DirectSender(name, rank, device))

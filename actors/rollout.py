@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from manta.actors.engine_calls import EngineCalls
 from manta.actors.engines.occupancy import Occupancy, RowSeconds
-from manta.actors.engines.protocol import EngineDied, OwnsProcesses, Sleeps
+from manta.actors.engines.protocol import EngineDied, OwnsProcesses, Sleeps, TakesTransfers
 from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.leases import Ticket
@@ -17,6 +17,7 @@ from manta.actors.transports.inbox import Inbox
 from manta.actors.transports.protocol import Delivery, Parcel
 from manta.actors.transports.registry import build_transport
 from manta.actors.transports.settings import TransportSettings
+from manta.actors.weights import Receipt
 from manta.envs.packing import PackedCompletions
 from manta.envs.records import Float32, GenerateRequest, Int32, WeightVersion
 
@@ -45,6 +46,7 @@ class RolloutWorker:
             deterministic,
             WeightVersion(0, 0),
             self._occupancy,
+            transport.direct,
         )
         self._inbox = Inbox(build_transport(transport))
         self._calls = EngineCalls(self._engine)
@@ -87,9 +89,38 @@ class RolloutWorker:
     async def load(self, parcel: Parcel) -> Delivery:
         """Weights for the paused engine, which wakes first if it sleeps."""
         with _ending_with_the_engine():
-            if isinstance(self._engine, Sleeps):
-                await self._engine.wake()
+            await self._wake()
             return await self._inbox.deliver(parcel, self._engine.load)
+
+    async def open_transfer(self, info: Mapping[str, object]) -> None:
+        """These four: see `manta.actors.engines.protocol.TakesTransfers`. The paused engine wakes
+        first if it sleeps, as it does to `load`."""
+        with _ending_with_the_engine():
+            await self._wake()
+            await self._taker.open_transfer(info)
+
+    async def begin_transfer(self, num_bytes: int) -> None:
+        with _ending_with_the_engine():
+            # Ranks that met this engine before do not open again
+            await self._wake()
+            await self._taker.begin_transfer(num_bytes)
+
+    async def take_transfer(self, info: Mapping[str, object]) -> None:
+        with _ending_with_the_engine():
+            await self._taker.take_transfer(info)
+
+    async def end_transfer(self, version: WeightVersion, sha256: str) -> Receipt:
+        with _ending_with_the_engine():
+            return await self._taker.end_transfer(version, sha256)
+
+    async def _wake(self) -> None:
+        if isinstance(self._engine, Sleeps):
+            await self._engine.wake()
+
+    @property
+    def _taker(self) -> TakesTransfers:
+        assert isinstance(self._engine, TakesTransfers), "checked before the run"
+        return self._engine
 
     async def resume(self) -> None:
         await self._engine.resume()

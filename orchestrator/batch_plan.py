@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from manta.actors.transports.settings import DIRECT
 from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.survey import Prompts, Survey
@@ -48,8 +49,10 @@ def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
     if run_file.needs_learner:
         learner = run_file.learner
         cpus = _computing(learner.threads)
-        # The learner owns the GPUs that engines stand on
-        gpus = 1 if is_colocated and run_file.rollout.devices else 0
+        # It owns the GPUs that engines stand on, and sends from one what goes to engines directly
+        needs_gpu = is_colocated and run_file.rollout.devices > 0
+        needs_gpu |= run_file.publish.transport in DIRECT
+        gpus = 1 if needs_gpu else 0
         needs.append(RoleNeed("learner", learner.workers, cpus, gpus))
     return tuple(needs)
 

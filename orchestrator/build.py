@@ -66,7 +66,7 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     probe = probe_rows(vocab_size, run_file.model.context)
     learner = None
     if run_file.needs_learner:
-        job = _learner_job(run_file, vocab_size, run_dir, probe, client)
+        job = _learner_job(run_file, vocab_size, run_dir, probe, client, transport.direct)
         need = needs["learner"]
         learner = LearnerGroup(job, need.cpus, need.gpus, run_dir / "learner")
     rollout = RolloutPool(
@@ -97,6 +97,7 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
         waits,
         deadline,
         device.publishing if device else nullcontext,
+        is_direct=transport.direct is not None,
     )
     return Crew(
         rollout,
@@ -129,6 +130,7 @@ def _learner_job(
     run_dir: Path,
     probe: tuple[Int32, ...],
     client: MailboxClient,
+    direct: str | None,
 ) -> LearnerJob:
     return LearnerJob(
         model=run_file.model,
@@ -142,6 +144,7 @@ def _learner_job(
         mailbox=client.mailbox,
         weight_store=client.weight_store,
         is_colocated=run_file.rollout.placement == "colocated",
+        direct=direct,
     )
 
 

@@ -144,7 +144,7 @@ class PublishConfig:
     |engine - engine|, of engines that run one program on one kind of device.
     """
 
-    transport: Literal["object_store", "disk"] = "object_store"
+    transport: Literal["object_store", "disk", "nccl", "ipc"] = "object_store"
     path: str | None = None
     probe_tolerance: float = 1e-3
     engine_tolerance: float = 1e-4

@@ -1,6 +1,8 @@
 """What must fit together in a run file, checked before anything starts.
 
-Owns every rule between settings; `manta.orchestrator.vllm_check` has those of the vLLM engine.
+Owns every rule between settings; `manta.orchestrator.vllm_check` has those of the vLLM engine,
+`manta.orchestrator.transport_check` those of how weights travel, `manta.orchestrator.adapter_check`
+those of `model.lora`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
 algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -19,12 +21,14 @@ from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.registry import build
 from manta.envs.rewards.formula import Formula
 from manta.orchestrator import survey
+from manta.orchestrator.adapter_check import adapter_problems
 from manta.orchestrator.colocation_check import colocation_problems
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
 from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.staleness_check import staleness_problems
 from manta.orchestrator.strict import nearest
 from manta.orchestrator.survey import Survey
+from manta.orchestrator.transport_check import transport_problems
 from manta.orchestrator.vllm_check import vllm_problems
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -40,7 +44,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *_model(run_file),
         *_numbers(run_file),
         *_sampling(run_file),
-        *_publish(run_file),
+        *transport_problems(run_file),
         *staleness_problems(run_file),
         *colocation_problems(run_file),
         *_stage_names(run_file),
@@ -52,7 +56,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         problems += [*seen.problems, *_model_folder(run_file, seen.vocab_size)]
         installed = installed_vllm() if run_file.rollout.engine == "vllm" else None
         problems += vllm_problems(run_file, seen.vocab_size, installed)
-    return problems
+    return [*problems, *adapter_problems(run_file)]
 
 
 def _run(run_file: RunFile) -> Iterator[str]:
@@ -217,24 +221,6 @@ def _sampling(run_file: RunFile) -> Iterator[str]:
             f"rollout.temperature: is {rollout.temperature:g}, must be above 0 while training: "
             "greedy samples of a prompt are all equal and have no log-probs to learn from"
         )
-
-
-def _publish(run_file: RunFile) -> Iterator[str]:
-    publish = run_file.publish
-    if publish.transport != "disk":
-        if publish.path is not None:
-            yield (
-                f"publish.path: has no effect with transport {publish.transport}: remove it, or "
-                "set publish.transport: disk"
-            )
-        return
-    if publish.path is None:
-        yield (
-            "publish.path: transport disk needs one: a folder that the driver and every rollout "
-            "worker reach, or a URI such as s3://bucket/folder"
-        )
-    elif run_file.needs_learner:
-        yield from survey.unreachable(publish.path)
 
 
 def _trains_on_samples(stage: StageConfig) -> bool:

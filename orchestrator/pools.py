@@ -20,6 +20,7 @@ from manta.actors.dispatch import DispatchSettings
 from manta.actors.engines.occupancy import RowSeconds
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.environment import EnvironmentWorker
+from manta.actors.hand_over import HandedOver, HandOver, Receiver
 from manta.actors.lanes import Admission, BlockSummary, Lane
 from manta.actors.mailbox import Mailbox, Place, StartOrder, StepReport, StepWork, Stop
 from manta.actors.models.spec import ModelSpec
@@ -84,6 +85,7 @@ class RolloutPool:
         self.dispatch = DispatchSettings(
             settings.rows_ahead, settings.progress_seconds, restarts=deterministic
         )
+        self._processes = settings.vllm.tensor_parallel * settings.vllm.data_parallel
         most_rows = settings.max_rows + settings.rows_ahead
         self.router: ActorHandle[Router] = start(
             Router, 0, settings.max_rows, most_rows, settings.adaptive_rows
@@ -141,6 +143,10 @@ class RolloutPool:
             await self._engines[name].sleep.remote()
             return True
         return False
+
+    def receiver(self, name: str) -> Receiver:
+        """What a learner rank needs to bring weights to the engine itself."""
+        return Receiver(name, self._engines[name], self._processes)
 
     async def load(self, name: str, parcel: ray.ObjectRef[Parcel]) -> Delivery:
         return await self._engines[name].load.remote(parcel)
@@ -348,6 +354,10 @@ class MailboxClient:
 
     async def forget(self, step: int) -> None:
         await self.mailbox.forget.remote(step)
+
+    async def hand_over(self, order: HandOver) -> HandedOver:
+        """Has the learner ranks obey `order`; rank 0's answer."""
+        return await self.mailbox.hand_over.remote(order)
 
     async def put_weights(self, weights: Weights) -> None:
         """Brings the driver's own `weights`, read from a checkpoint, to the weight store."""

@@ -47,7 +47,7 @@ class Tolerances:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an engine showed after a delivery; `probe` is empty where it loaded nothing."""
+    """What an engine showed after a delivery; `probe` is empty where its receipt is wrong."""
 
     delivery: Delivery
     probe: tuple[Float32, ...]

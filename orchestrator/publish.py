@@ -9,6 +9,7 @@ it out of service, by name. The driver handles references to parcels only.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ import ray
 
 from manta.actors.engines.occupancy import NOT_COUNTED, RowSeconds
 from manta.actors.mailbox import StepReport
-from manta.actors.transports.protocol import Parcel
 from manta.envs.records import Int32, WeightVersion
 from manta.envs.side_by_side import side_by_side
+from manta.orchestrator.delivery import StoreDelivery
+from manta.orchestrator.direct_delivery import DirectDelivery
 from manta.orchestrator.pools import MailboxClient, RolloutPool
 from manta.orchestrator.probe import Answer, Proofs, Tolerances, largest_gap
 from manta.orchestrator.wait import Waits
@@ -61,9 +63,12 @@ class Publisher:
         waits: Waits,
         deadline_seconds: float,
         turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+        is_direct: bool = False,
     ) -> None:
         """Each publish is made inside a `turn`."""
         self._rollout, self._client, self._probe = rollout, client, probe
+        self._is_direct = is_direct
+        self._orders = itertools.count(1)
         self._waits, self._deadline = waits, deadline_seconds
         self._proofs = Proofs(tolerances)
         self._turn = turn
@@ -77,7 +82,7 @@ class Publisher:
         Raises NoEngineLeft where no engine passes.
         """
         names = self._rollout.names
-        delivery = _Delivery(self._rollout, self._client, self._probe, report, self._newest)
+        delivery = self._delivery(report)
         with self._turn():
             published = await self._waits.wait(
                 f"engines {', '.join(names)} to take weights {report.update.version}",
@@ -87,16 +92,21 @@ class Publisher:
         self._newest = report.update.weights_hash
         return published
 
-    async def _bring(self, names: Sequence[str], delivery: _Delivery) -> Published:
+    def _delivery(self, report: StepReport) -> StoreDelivery:
+        parts = (self._rollout, self._client, self._probe, report)
+        if self._is_direct:
+            return DirectDelivery(*parts, self._orders)
+        return StoreDelivery(*parts, self._newest)
+
+    async def _bring(self, names: Sequence[str], delivery: StoreDelivery) -> Published:
         report = delivery.report
         passed: dict[str, Answer] = {}
         problems: list[tuple[str, str]] = []
         pending = list(names)
         for in_full in (False, True):
             delivery.send_afresh(in_full)
-            bases = [None if in_full else self._proofs.holds(name) for name in pending]
-            offers = [delivery.offer(name, base) for name, base in zip(pending, bases, strict=True)]
-            answers = dict(zip(pending, await side_by_side(offers), strict=True))
+            bases = {name: None if in_full else self._proofs.holds(name) for name in pending}
+            answers = await delivery.offer(bases)
             alive = {name: answer for name, answer in answers.items() if answer is not None}
             wrong = self._proofs.problems(alive, passed, report)
             wrong |= {name: DIED for name, answer in answers.items() if answer is None}
@@ -136,56 +146,8 @@ class Publisher:
         await self._rollout.retire(name)
 
 
-class _Delivery:
-    """One publish: each parcel is asked for once, whoever gets it."""
-
-    def __init__(
-        self,
-        rollout: RolloutPool,
-        client: MailboxClient,
-        probe: Sequence[Int32],
-        report: StepReport,
-        newest: str | None,
-    ) -> None:
-        """`newest`: the hash of the weights of the publish before, which a delta starts from."""
-        self.report = report
-        self.num_bytes = self.resent = 0
-        self.rows = NOT_COUNTED
-        self._rollout, self._client, self._probe = rollout, client, probe
-        self._newest, self._is_afresh = newest, False
-        self._offered: set[str] = set()
-        self._parcels: dict[str | None, ray.ObjectRef[Parcel]] = {}
-
-    def send_afresh(self, is_afresh: bool) -> None:
-        """From here on no parcel that was handed out before is handed out again."""
-        self._is_afresh = is_afresh
-        self._parcels = {}
-
-    async def offer(self, name: str, base: str | None) -> Answer | None:
-        """Brings the weights to the paused engine, which holds `base`; None if it died."""
-        self.resent += name in self._offered
-        self._offered.add(name)
-        parcel = self._parcel(base if base == self._newest else None)
-        with suppress(ray.exceptions.RayActorError):
-            rows = await self._rollout.pause(name)
-            self.rows += rows
-            delivery = await self._rollout.load(name, parcel)
-            self.num_bytes += delivery.num_bytes
-            if delivery.receipt.sha256 != self.report.update.weights_hash:
-                # It took nothing over; one that slept has no weights to score with.
-                return Answer(delivery, ())
-            return Answer(delivery, tuple(await self._rollout.logprobs(name, self._probe)))
-        return None
-
-    def _parcel(self, base: str | None) -> ray.ObjectRef[Parcel]:
-        if base not in self._parcels:
-            version = self.report.update.version
-            self._parcels[base] = self._client.parcel(version, base, self._is_afresh)
-        return self._parcels[base]
-
-
 def _published(
-    delivery: _Delivery,
+    delivery: StoreDelivery,
     passed: dict[str, Answer],
     retired: tuple[str, ...],
     problems: Sequence[tuple[str, str]],

@@ -31,10 +31,16 @@ OWNED = {
     "kv_cache_memory_bytes": "rollout.vllm.kv_cache_gib",
     "seed": "run.seed",
     "enable_sleep_mode": "rollout.placement",
+    "weight_transfer_config": "publish.transport",
+    "enable_lora": "model.lora",
+    "max_lora_rank": "model.lora",
+    "max_loras": "model.lora",
+    "max_cpu_loras": "model.lora",
+    "lora_target_modules": "model.lora",
 }
 """Engine arguments that follow from other keys of the run file."""
 
-FIXED = ("logprobs_mode", "worker_extension_cls", "generation_config", "enable_lora")
+FIXED = ("logprobs_mode", "worker_extension_cls", "generation_config")
 """Engine arguments on which the log-probs or the loading of weights depend."""
 
 COLDEST = 0.01

@@ -18,11 +18,15 @@ MAY_IMPORT = {
 }
 MAY_USE_RAY = {
     "actors/environment.py",
+    "actors/hand_over.py",
     "actors/learner.py",
     "actors/mailbox.py",
+    "actors/meeting.py",
     "actors/rank.py",
     "actors/router.py",
     "actors/router_client.py",
+    "orchestrator/delivery.py",
+    "orchestrator/direct_delivery.py",
     "orchestrator/learner_group.py",
     "orchestrator/placement.py",
     "orchestrator/pools.py",

@@ -5,13 +5,13 @@ One contract test (`tests/contract/test_engine.py`) holds every engine to it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from manta.actors.engines.progress import Progress
 from manta.actors.weights import Receipt, Weights
 from manta.envs.failures import WorldBroke
-from manta.envs.records import Completion, Float32, GenerateRequest, Int32
+from manta.envs.records import Completion, Float32, GenerateRequest, Int32, WeightVersion
 
 
 class EngineDied(WorldBroke):
@@ -84,4 +84,21 @@ class OwnsProcesses(Protocol):
 
     async def end_processes(self) -> None:
         """Ends them; requests under way fail. Killed without it, they leave shared memory."""
+        ...
+
+
+@runtime_checkable
+class TakesTransfers(Protocol):
+    """An engine whose processes take weights from learner ranks directly (transports nccl and
+    ipc). A rank calls these in this order, while the engine is paused; `open_transfer` once for
+    all transfers among the same processes, `take_transfer` for each part."""
+
+    async def open_transfer(self, info: Mapping[str, object]) -> None: ...
+
+    async def begin_transfer(self, num_bytes: int) -> None: ...
+
+    async def take_transfer(self, info: Mapping[str, object]) -> None: ...
+
+    async def end_transfer(self, version: WeightVersion, sha256: str) -> Receipt:
+        """The hash over all that arrived; `sha256` is what it should be."""
         ...

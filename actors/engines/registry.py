@@ -17,7 +17,8 @@ from manta.envs.records import WeightVersion
 class EngineParts:
     """What an engine is built from. `seed` and `vocab_size` are those of the learner's model, so
     that both begin with the same weights; these are then called `version`. The engine tells
-    `occupancy` how many rows it holds."""
+    `occupancy` how many rows it holds. `direct` is the transport by which its processes take
+    weights from learner ranks themselves, if any."""
 
     settings: EngineSettings
     model: ModelSpec
@@ -26,6 +27,7 @@ class EngineParts:
     deterministic: bool
     version: WeightVersion
     occupancy: Occupancy
+    direct: str | None = None
 
 
 # Each builder imports its engine itself: a simulated worker should not load transformers.
@@ -57,6 +59,7 @@ def _vllm(parts: EngineParts) -> Engine:
         parts.seed,
         parts.version,
         parts.occupancy,
+        parts.direct,
     )
 
 
@@ -88,6 +91,7 @@ def build_engine(
     deterministic: bool,
     version: WeightVersion,
     occupancy: Occupancy | None = None,
+    direct: str | None = None,
 ) -> Engine:
     """The engine that `settings.engine` names, serving the model's initial weights as `version`.
 
@@ -100,5 +104,5 @@ def build_engine(
         raise ValueError(f"rollout.engine is {settings.engine!r}, which is no engine{hint}")
     occupancy = occupancy or Occupancy(settings.max_rows)
     return builder(
-        EngineParts(settings, model, vocab_size, seed, deterministic, version, occupancy)
+        EngineParts(settings, model, vocab_size, seed, deterministic, version, occupancy, direct)
     )

@@ -3,13 +3,14 @@
 | state | weights | keys and values | may be asked |
 | --- | --- | --- | --- |
 | `serving` | yes | yes | `pause`, `wake`, `resume`, `score` |
-| `paused` | yes | yes | `pause`, `sleep`, `wake`, `load`, `resume`, `score` |
+| `paused` | yes | yes | `pause`, `sleep`, `wake`, `load`, `adapt`, `resume`, `score` |
 | `asleep` | no | no | `pause`, `sleep`, `wake` |
 | `empty` | room for them | room for them | `pause`, `sleep`, `wake`, `load` |
 
 Requests are in none of this: they are kept, as tokens, in every state, and go on while `serving`.
-So an engine that has slept serves nothing before it took weights. Whether those are the right ones
-is the publisher's proof. Owns the transitions only; freeing memory is the engine's.
+So an engine that has slept serves nothing before it took weights, whole ones: `adapt` is to load an
+adapter, which goes over weights that are there. Whether those are the right ones is the publisher's
+proof. Owns the transitions only; freeing memory is the engine's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias
 
 EngineState: TypeAlias = Literal["serving", "paused", "asleep", "empty"]
-Word: TypeAlias = Literal["pause", "sleep", "wake", "load", "resume", "score"]
+Word: TypeAlias = Literal["pause", "sleep", "wake", "load", "adapt", "resume", "score"]
 
 TRANSITIONS: Final[Mapping[EngineState, Mapping[Word, EngineState]]] = {
     "serving": {"pause": "paused", "wake": "serving", "resume": "serving", "score": "serving"},
@@ -27,6 +28,7 @@ TRANSITIONS: Final[Mapping[EngineState, Mapping[Word, EngineState]]] = {
         "sleep": "asleep",
         "wake": "paused",
         "load": "paused",
+        "adapt": "paused",
         "resume": "serving",
         "score": "paused",
     },
@@ -39,7 +41,7 @@ _FIRST: Final[Mapping[EngineState, str]] = {
     "serving": "call pause() first",
     "paused": "nothing is missing",
     "asleep": "it holds no weights, call wake() and load() first",
-    "empty": "it holds no weights since it slept, call load() first",
+    "empty": "it holds no weights since it slept, call load() with whole ones first",
 }
 
 

@@ -39,8 +39,10 @@ from manta.actors.engines.limits import check_request, check_row
 from manta.actors.engines.occupancy import Occupancy
 from manta.actors.engines.progress import Progress
 from manta.actors.engines.protocol import EngineDied
-from manta.actors.engines.residence import Residence
+from manta.actors.engines.residence import Residence, Word
 from manta.actors.engines.settings import EngineSettings
+from manta.actors.engines.vllm_adapter import VllmAdapter
+from manta.actors.engines.vllm_arrivals import TransferInfo
 from manta.actors.engines.vllm_folder import ServedModel, served_model
 from manta.actors.engines.vllm_processes import Processes
 from manta.actors.engines.vllm_sample import (
@@ -50,7 +52,9 @@ from manta.actors.engines.vllm_sample import (
     tokens_prompt,
 )
 from manta.actors.engines.vllm_start import start
+from manta.actors.engines.vllm_transfer import VllmTransfer
 from manta.actors.engines.vllm_weights import deliver, on_every_worker
+from manta.actors.models.adapter import is_adapter
 from manta.actors.models.spec import ModelSpec
 from manta.actors.weights import Receipt, Weights
 from manta.envs.records import Completion, Float32, GenerateRequest, Int32, WeightVersion
@@ -68,19 +72,23 @@ def start_engine(
     seed: int,
     version: WeightVersion,
     occupancy: Occupancy,
+    direct: str | None = None,
 ) -> VllmEngine:
-    """vLLM on the model of `spec`, whose initial weights are called `version`.
+    """vLLM on the model of `spec`, whose initial weights are called `version`; it takes transfers
+    by the `direct` transport, if any.
 
-    Raises ValueError where the model was made for less than `spec.context` tokens.
+    Raises ValueError where the model was made for less than `spec.context` tokens, or has no
+    matrices that `spec.lora` names.
     """
     with tempfile.TemporaryDirectory(prefix="manta-vllm-") as folder:
         served = served_model(spec, vocab_size, seed, Path(folder))
-        llm = start(settings, spec, served)
+        llm = start(settings, spec, served, direct)
     return VllmEngine(llm, served, settings, spec.context, version, occupancy)
 
 
 class VllmEngine:
     """Serves what `llm`, started with `settings`, has loaded: `served`, within `context` tokens.
+    Weights that are an adapter's go over those, whole ones take an adapter's place.
     Belongs to one event loop.
 
     Every call raises EngineDied once vLLM's processes are gone.
@@ -103,7 +111,9 @@ class VllmEngine:
         self._is_prepared = self._is_on_gpu
         self._residence = Residence()
         self._llm = llm
+        self._transfer = VllmTransfer(llm)
         self._served = served
+        self._adapter = None if served.adapter is None else VllmAdapter(llm, served.adapter)
         self._context = context
         self._salt = _new_name()
         self._gate = asyncio.Event()
@@ -157,35 +167,61 @@ class VllmEngine:
         is_awake = self._residence.state != "asleep"
         self._residence.say("sleep")
         if is_awake:
-            with _dying():
+            with _telling_of_death():
                 await vllm_sleep.sleep(self._llm, self._is_on_gpu)
 
     async def wake(self) -> None:
         is_asleep = self._residence.state == "asleep"
         self._residence.say("wake")
         if is_asleep:
-            with _dying():
+            with _telling_of_death():
                 await vllm_sleep.wake(self._llm, self._is_on_gpu)
 
     async def held_bytes(self) -> int:
-        with _dying():
+        with _telling_of_death():
             return await vllm_sleep.held_bytes(self._llm)
 
     async def load(self, weights: Weights) -> Receipt:
         """Every worker process hashes `weights` before any takes them over; bytes that do not match
         their hash are refused, and the receipt shows the hash that was found.
 
-        Raises WrongState while serving or asleep, ValueError where names or shapes are not the
-        model's.
+        Raises WrongState while serving or asleep, and for an adapter where whole weights are
+        missing since it slept; ValueError where names or shapes are not the model's.
         """
+        if self._adapter is not None and is_adapter(spec.name for spec in weights.specs):
+            self._residence.check("adapt")
+            with _telling_of_death():
+                found = await self._adapter.deliver(weights)
+            return self._loaded("adapt", weights.version, weights.sha256, found)
         self._residence.check("load")
-        with _dying():
+        with _telling_of_death():
             found = await deliver(self._llm, weights, self._served.shapes)
         if found == weights.sha256:
-            self._residence.say("load")
-            self.version = weights.version
-            self._salt = _new_name()
-        return Receipt(weights.version, found)
+            self._forget_adapter()
+        return self._loaded("load", weights.version, weights.sha256, found)
+
+    async def open_transfer(self, info: TransferInfo) -> None:
+        """These four: see `manta.actors.engines.protocol.TakesTransfers`."""
+        self._residence.check("load")
+        with _telling_of_death():
+            await self._transfer.open(info)
+
+    async def begin_transfer(self, num_bytes: int) -> None:
+        self._residence.check("load")
+        with _telling_of_death():
+            await self._transfer.begin(num_bytes)
+
+    async def take_transfer(self, info: TransferInfo) -> None:
+        self._residence.check("load")
+        with _telling_of_death():
+            await self._transfer.take(info)
+
+    async def end_transfer(self, version: WeightVersion, sha256: str) -> Receipt:
+        self._residence.check("load")
+        with _telling_of_death():
+            found = await self._transfer.end(sha256)
+        self._forget_adapter()
+        return self._loaded("load", version, sha256, found)
 
     async def end_processes(self) -> None:
         """Ends vLLM's processes at once; requests under way fail."""
@@ -195,6 +231,17 @@ class VllmEngine:
         processes = Processes(each for pair in found for each in pair)
         self._llm.shutdown(timeout=0)
         processes.kill()
+
+    def _forget_adapter(self) -> None:
+        if self._adapter is not None:
+            self._adapter.forget()
+
+    def _loaded(self, word: Word, version: WeightVersion, expected: str, found: str) -> Receipt:
+        if found == expected:
+            self._residence.say(word)
+            self.version = version
+            self._salt = _new_name()
+        return Receipt(version, found)
 
     async def _run(self, sample: VllmSample) -> None:
         salt = None
@@ -226,17 +273,18 @@ class VllmEngine:
         self, name: str, prompt: TokensPrompt, parameters: SamplingParams
     ) -> AsyncIterator[RequestOutput]:
         """What a request brings, until it ends or is ended."""
-        with _dying():
-            async for output in self._llm.generate(prompt, parameters, name):
+        with _telling_of_death():
+            adapter = None if self._adapter is None else self._adapter.request
+            async for output in self._llm.generate(prompt, parameters, name, lora_request=adapter):
                 yield output
 
     async def _ask(self, method: str) -> None:
-        with _dying():
+        with _telling_of_death():
             await on_every_worker(self._llm, method)
 
 
 @contextmanager
-def _dying() -> Iterator[None]:
+def _telling_of_death() -> Iterator[None]:
     """Tells of vLLM's death in Manta's words."""
     try:
         yield

@@ -15,26 +15,37 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from manta.actors.engines.kv_memory import KeyValueShape
+from manta.actors.models.adapter import adapter_shapes
 from manta.actors.models.causal import build_model, model_state
-from manta.actors.models.spec import ModelSpec
+from manta.actors.models.spec import LoraSpec, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ServedAdapter:
+    """`shapes` are those of the tensors of an adapter of `lora`, by name."""
+
+    lora: LoraSpec
+    shapes: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """`name` is what vLLM's `model` argument takes. `shapes` are those of the tensors that learners
     publish, by name; `positions` is how many tokens the config allows, if it says so; `kv` is None
-    where the config has no plain keys and values."""
+    where the config has no plain keys and values, `adapter` where learners publish none."""
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
     positions: int | None
     kv: KeyValueShape | None
+    adapter: ServedAdapter | None = None
 
 
 def served_model(spec: ModelSpec, vocab_size: int, seed: int, folder: Path) -> ServedModel:
     """The model of `spec`; one that is built is written into `folder` with its initial weights.
 
-    Raises ValueError where the model was made for less than `spec.context` tokens.
+    Raises ValueError where the model was made for less than `spec.context` tokens, or has no such
+    matrices as `spec.lora` names.
     """
     if spec.path is None:
         model = cast(PreTrainedModel, build_model(spec, vocab_size, seed))
@@ -52,7 +63,10 @@ def served_model(spec: ModelSpec, vocab_size: int, seed: int, folder: Path) -> S
             f"{positions:,}: lower model.context"
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in model_state(model).items()}
-    return ServedModel(name, shapes, positions, _kv_shape(config, spec.dtype))
+    adapter = None
+    if spec.lora is not None:
+        adapter = ServedAdapter(spec.lora, adapter_shapes(spec.lora, shapes))
+    return ServedModel(name, shapes, positions, _kv_shape(config, spec.dtype), adapter)
 
 
 def _kv_shape(config: PretrainedConfig, dtype: str) -> KeyValueShape | None:

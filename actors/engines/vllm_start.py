@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import get_args
 
+from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -17,24 +19,27 @@ from manta.actors.cores import available_cores
 from manta.actors.engines.kv_memory import CPU_BLOCK, CPU_BYTES, default_cpu_bytes
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.engines.vllm_folder import ServedModel
-from manta.actors.models.spec import ModelSpec
+from manta.actors.models.spec import LoraSpec, ModelSpec
 from manta.envs.records import Json
 
 EXTENSION = "manta.actors.engines.vllm_worker.WorkerExtension"
 _FEWEST_BATCHED_TOKENS = 8192
 
 
-def start(settings: EngineSettings, spec: ModelSpec, served: ServedModel) -> AsyncLLM:
+def start(
+    settings: EngineSettings, spec: ModelSpec, served: ServedModel, direct: str | None = None
+) -> AsyncLLM:
     """vLLM with `served` loaded; returns when its processes are ready (about 12 s on a CPU)."""
     with _environment(_variables(settings, spec, served)):
-        arguments = AsyncEngineArgs(**engine_arguments(settings, spec, served))
+        arguments = AsyncEngineArgs(**engine_arguments(settings, spec, served, direct))
         return AsyncLLM.from_engine_args(arguments)
 
 
 def engine_arguments(
-    settings: EngineSettings, spec: ModelSpec, served: ServedModel
+    settings: EngineSettings, spec: ModelSpec, served: ServedModel, direct: str | None = None
 ) -> dict[str, object]:
-    """The keywords of vLLM's `AsyncEngineArgs`; the user's `options` come last."""
+    """The keywords of vLLM's `AsyncEngineArgs`; the user's `options` come last. `direct` is the
+    transport, if any, by which vLLM's processes take weights from learner ranks themselves."""
     own = settings.vllm
     arguments: dict[str, object] = {
         "model": served.name,
@@ -58,10 +63,25 @@ def engine_arguments(
     arguments |= _memory(settings, spec, served)
     if settings.devices > 0 and settings.placement == "colocated":
         arguments["enable_sleep_mode"] = True
+    if spec.lora is not None:
+        arguments |= _adapter(spec.lora)
+    if direct is not None:
+        arguments["weight_transfer_config"] = {"backend": direct}
     if settings.devices == 0:
         # Compiling takes longer than a small run, and a compiler that need not be there.
         arguments |= {"enforce_eager": True, "block_size": CPU_BLOCK}
     return arguments | dict(own.options)
+
+
+def _adapter(lora: LoraSpec) -> Mapping[str, object]:
+    """One adapter at a time; the one before it is still there while the next one is loaded."""
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_cpu_loras": 2,
+        "max_lora_rank": min(rank for rank in get_args(MaxLoRARanks) if rank >= lora.rank),
+        "lora_target_modules": list(lora.targets),
+    }
 
 
 def _memory(settings: EngineSettings, spec: ModelSpec, served: ServedModel) -> Mapping[str, Json]:

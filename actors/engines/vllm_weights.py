@@ -50,7 +50,7 @@ async def deliver(llm: AsyncLLM, weights: Weights, shapes: Mapping[str, tuple[in
         hashes = await on_every_worker(llm, "manta_hash", path, index)
         found = first_other(weights.sha256, [str(each) for each in hashes])
         if found == weights.sha256:
-            _check(weights, shapes)
+            check_shapes(weights, shapes)
             await on_every_worker(llm, "manta_load", path, index)
         return found
 
@@ -64,7 +64,8 @@ def _index(specs: Iterable[TensorSpec]) -> Index:
     return [(s.name, s.dtype, list(s.shape), s.start, s.end) for s in specs]
 
 
-def _check(weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError where names or shapes of `weights` are not `shapes`."""
     given = {spec.name: spec.shape for spec in weights.specs}
     if given != shapes:
         differing = sorted(n for n in {*given, *shapes} if given.get(n) != shapes.get(n))
@@ -76,7 +77,7 @@ def _check(weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 @contextmanager
 def _file(weights: Weights) -> Iterator[str]:
-    number, path = tempfile.mkstemp(".weights", "manta-", _folder(len(weights.data)))
+    number, path = tempfile.mkstemp(".weights", "manta-", folder_for(len(weights.data)))
     try:
         with os.fdopen(number, "wb") as file:
             file.write(weights.data.data)
@@ -85,7 +86,8 @@ def _file(weights: Weights) -> Iterator[str]:
         os.unlink(path)
 
 
-def _folder(size: int) -> Path:
+def folder_for(size: int) -> Path:
+    """Where `size` bytes fit: shared memory, or else the folder of temporary files."""
     if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size:
         return SHARED_MEMORY
     return Path(tempfile.gettempdir())

@@ -9,22 +9,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
 from manta.actors.engines.draws import seed_tensor, uniform
 from manta.actors.engines.sampler import draw
+from manta.actors.engines.vllm_arrivals import Arrivals, TransferInfo, from_plain
 from manta.actors.engines.vllm_weights import DRAWN, Index
+from manta.actors.transports.patience import giving_up
+from manta.actors.weight_stream import StreamHash
 from manta.actors.weights import TensorSpec, content_hash
 
 if TYPE_CHECKING:
+    from vllm.distributed.weight_transfer.base import WeightTransferEngine
     from vllm.v1.worker.gpu_input_batch import CachedRequestState
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -34,9 +41,16 @@ class WorkerExtension:
     What stands here without a value is the worker's own."""
 
     reload_weights: Callable[..., None]
+    add_lora: Callable[[LoRARequest], bool]
+    start_weight_update: Callable[[], None]
+    update_weights: Callable[[dict[str, object]], None]
+    finish_weight_update: Callable[[], None]
+    weight_transfer_engine: WeightTransferEngine | None
     model_runner: GPUModelRunner
     use_v2_model_runner: bool
     device: torch.device
+    _weight_update_active: bool
+    _arrivals: Arrivals | None = None
 
     def manta_processes(self) -> tuple[int, int]:
         """This one and its parent, the engine core."""
@@ -69,7 +83,57 @@ class WorkerExtension:
 
     def manta_load(self, path: str, index: Index) -> None:
         """Takes the tensors of the file over, in the layouts that vLLM's kernels want."""
+        self._end_arrivals()
         self.reload_weights(weights_iterator=_tensors(_specs(index), _bytes(path)))
+        self._pack_head()
+
+    def manta_hash_adapter(self, folder: str) -> str:
+        """SHA-256 over the adapter's tensors in `folder`, as this process reads them."""
+        stream = StreamHash()
+        with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file:
+            for name in sorted(file.keys()):
+                tensor = file.get_tensor(name)
+                octets = tensor.reshape(-1).view(torch.uint8).numpy()
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                stream.add(name, dtype, tuple(tensor.shape), octets)
+        return stream.close()
+
+    def manta_load_adapter(self, name: str, number: int, folder: str) -> None:
+        """Makes the adapter in `folder` ready for requests that name it by its number."""
+        self.add_lora(LoRARequest(name, number, folder))
+
+    def manta_begin_transfer(self) -> None:
+        """Makes ready for weights that a learner rank sends."""
+        self._end_arrivals()
+        self.start_weight_update()
+        assert self.weight_transfer_engine is not None
+        self._arrivals = Arrivals(self.weight_transfer_engine.model)
+
+    def manta_take_transfer(self, info: TransferInfo, seconds: float) -> None:
+        """Receives and loads what `info` describes. What takes longer than `seconds` waits for a
+        sender that died: the connection is ended, and the hash of what came is not right."""
+        assert self.weight_transfer_engine is not None
+        with giving_up(seconds, self.weight_transfer_engine.shutdown):
+            self.update_weights(dict(from_plain(info)))
+
+    def manta_end_transfer(self) -> str:
+        """SHA-256 over the tensors that have arrived, which are served from here on."""
+        self.finish_weight_update()
+        self._pack_head()
+        assert self._arrivals is not None
+        arrivals, self._arrivals = self._arrivals, None
+        return arrivals.close()
+
+    def _end_arrivals(self) -> None:
+        """After a transfer that broke off: vLLM's reload must start from whole layers."""
+        if self._arrivals is None:
+            return
+        self._arrivals.close()
+        self._arrivals = None
+        self._weight_update_active = True
+        self.finish_weight_update()
+
+    def _pack_head(self) -> None:
         for module in self.model_runner.get_model().modules():
             # A head tied to the embeddings is none of the layers that vLLM reloads, and on a CPU it
             # computes with a packed copy of their old values.

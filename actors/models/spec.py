@@ -24,11 +24,30 @@ class BuildSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraSpec:
+    """A low-rank adapter (arXiv 2106.09685) over a model whose own weights stay as they are: every
+    linear layer whose last name is in `targets` computes with W + alpha / rank * B A."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Either `path` (a Hugging Face folder or name) or `build`.
 
     `tokenizer` is `byte`, `char:ALPHABET`, or a path of a `tokenizer.json` or its folder; without
-    it the tokenizer in `path` is used. `context` bounds prompt plus answer, in tokens.
+    it the tokenizer in `path` is used. `context` bounds prompt plus answer, in tokens. With `lora`
+    what is learnt and published is an adapter.
     """
 
     path: str | None = None
@@ -36,3 +55,4 @@ class ModelSpec:
     tokenizer: str | None = None
     context: int = 512
     dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: LoraSpec | None = None

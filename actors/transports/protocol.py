@@ -6,8 +6,8 @@ what to send to whom, and the proof that the right bytes arrived are the same fo
 (`tests/contract/test_transport.py`) holds every transport to it.
 
 The driver sees parcels as references only. A parcel may hold the content itself, or say where it
-is: a file, or the meeting place of a group of processes in which learner ranks send and engines
-receive; then `send` runs on the ranks instead of in the store, and the rest stays as it is.
+is. The direct transports, nccl and ipc, send no parcels: learner ranks and the engines' processes
+meet (`manta.actors.meeting`), and what must be sent again comes through the store after all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Transports by the name that the run file uses."""
+"""Transports of the weight store's parcels, by the name that the run file uses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from manta.actors.transports.disk import DiskTransport
 from manta.actors.transports.object_store import ObjectStoreTransport
 from manta.actors.transports.protocol import Transport
-from manta.actors.transports.settings import TransportSettings
+from manta.actors.transports.settings import DIRECT, TransportSettings
 
 
 def _object_store(_: TransportSettings) -> Transport:
@@ -28,10 +28,14 @@ TRANSPORTS: dict[str, Callable[[TransportSettings], Transport]] = {
 
 
 def build_transport(settings: TransportSettings) -> Transport:
-    """Raises ValueError for an unknown name, or a folder that is missing or not understood."""
-    builder = TRANSPORTS.get(settings.name)
+    """What moves parcels of the weight store.
+
+    Raises ValueError for an unknown name, or a folder that is missing or not understood.
+    """
+    builder = TRANSPORTS.get(settings.of_store)
     if builder is None:
-        near = difflib.get_close_matches(settings.name, TRANSPORTS, n=1)
-        hint = f": did you mean {near[0]!r}?" if near else f": choose one of {sorted(TRANSPORTS)}"
+        names = sorted([*TRANSPORTS, *DIRECT])
+        near = difflib.get_close_matches(settings.name, names, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else f": choose one of {names}"
         raise ValueError(f"publish.transport is {settings.name!r}, which is no transport{hint}")
     return builder(settings)

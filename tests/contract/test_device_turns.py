@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from manta.actors.backends.settings import LearnerSettings
 from manta.actors.device_turns import NotYourTurn
 from manta.actors.engines.embedded import EmbeddedEngine
 from manta.actors.engines.occupancy import RowSeconds
+from manta.actors.engines.registry import ENGINES
+from manta.actors.engines.residence import WrongState
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.leases import Ticket
 from manta.actors.mailbox import StepReport, StepWork
@@ -41,6 +44,7 @@ from manta.orchestrator.publish import NoEngineLeft, Publisher
 from manta.orchestrator.shared_device import SharedDevice
 from manta.orchestrator.wait import Waits
 from tests.contract.test_backend import PolicyGradient
+from tests.e2e.spool_worker import spool_engine
 from tiny import VOCABULARY, groups_of, plan_of, tiny_model, tiny_rows
 
 SIZES = BuildSpec(layers=2, width=16, heads=2, kv_heads=1, mlp_width=24)
@@ -300,3 +304,21 @@ async def go_through(turns: list[tuple[int, dict[str, str]]]) -> None:
         assert set(room.engines.names) == left
         await room.check_that_it_serves(report)
     await room.close()
+
+
+async def test_an_engine_that_slept_wakes_to_weights_from_a_rank(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(ENGINES, "embedded", spool_engine)
+    made = EngineSettings(threads=1, max_rows=4)
+    worker = RolloutWorker(made, MODEL, VOCABULARY, 0, False, TRANSPORT)
+    engine = worker._engine
+    assert isinstance(engine, EmbeddedEngine)
+    for call in (worker.open_transfer({"folder": str(tmp_path)}), worker.begin_transfer(8)):
+        await worker.sleep()
+        assert await engine.held_bytes() == 0
+        await call
+        assert await engine.held_bytes() > 0
+        with pytest.raises(WrongState, match="while empty"):
+            await worker.resume()
+    engine.close()

@@ -359,7 +359,7 @@ def test_a_uri_names_a_folder_too(tmp_path: Path) -> None:
     ("settings_", "message"),
     [
         (TransportSettings("disc"), "publish.transport is 'disc', .*: did you mean 'disk'?"),
-        (TransportSettings("nccl"), "choose one of \\['disk', 'object_store'\\]"),
+        (TransportSettings("smoke"), "choose one of \\['disk', 'ipc', 'nccl', 'object_store'\\]"),
         (TransportSettings("disk"), "publish.path: transport 'disk' needs a folder or a URI"),
         (TransportSettings("disk", "some/where"), "neither an absolute path nor a URI"),
         (TransportSettings("disk", "nope://x/y"), "'nope://x/y' cannot be opened"),

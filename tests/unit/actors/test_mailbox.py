@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from manta.actors.hand_over import HandedOver, HandOver
 from manta.actors.mailbox import StartOrder, StepLog, StepReport, StepWork, Stop
 from manta.envs.records import Update, WeightVersion
 from tests.tiny import groups_of, plan_of
@@ -33,7 +34,7 @@ async def waiting(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     return task
 
 
-def step_of(taken: StepWork | Stop) -> int:
+def step_of(taken: StepWork | HandOver | Stop) -> int:
     assert isinstance(taken, StepWork)
     return taken.plan.step
 
@@ -126,3 +127,43 @@ async def test_what_a_checkpoint_covers_is_forgotten() -> None:
     assert step_of(await log.take(4, 2)) == 7
     assert list(await log.result(7)) == [0]
     (await waiting(log.result(6))).cancel()
+
+
+def order(number: int, step: int = 5, incarnation: int = 2) -> HandOver:
+    return HandOver(number, WeightVersion(step, incarnation), ())
+
+
+async def test_an_order_to_hand_over_comes_before_the_next_step_and_once_to_each_rank() -> None:
+    log = StepLog(ORDER)
+    log.enlist(2)
+    waits = await waiting(log.take(5, 2))
+    handing = await waiting(log.hand_over(order(1)))
+    assert await waits == order(1)
+    await log.put(work(6))
+    assert await log.take(5, 2) == order(1), "the other rank has yet to see it"
+    await log.handed(1, 1, HandedOver())
+    assert not handing.done()
+    await log.handed(1, 0, HandedOver(num_bytes=7))
+    assert await handing == HandedOver(num_bytes=7)
+    assert step_of(await log.take(5, 2, handed=1)) == 6
+
+
+async def test_answers_to_an_earlier_order_do_not_count() -> None:
+    log = StepLog(ORDER)
+    log.enlist(1)
+    await waiting(log.hand_over(order(1)))
+    second = await waiting(log.hand_over(order(2)))
+    await log.handed(1, 0, HandedOver(failure="late"))
+    assert not second.done()
+    assert await log.take(5, 2, handed=1) == order(2)
+    await log.handed(2, 0, HandedOver())
+    assert await second == HandedOver()
+
+
+async def test_an_order_about_another_life_s_weights_is_none() -> None:
+    log = StepLog(ORDER)
+    log.enlist(1)
+    await waiting(log.hand_over(order(1, incarnation=1)))
+    waits = await waiting(log.take(5, 2))
+    await log.put(work(6))
+    assert step_of(await waits) == 6

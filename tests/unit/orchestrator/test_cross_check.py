@@ -59,6 +59,11 @@ REFUSED = [
     ("publish.transport=disk", "publish.path: transport disk needs one: a folder that the driver "
      "and every rollout worker reach, or a URI such as s3://bucket/folder"),
     ("publish.path=weights", "publish.path: has no effect with transport object_store: remove it"),
+    ("publish.transport=nccl", "publish.transport: is nccl, which is vLLM's own, and "
+     "rollout.engine is embedded: set rollout.engine: vllm, or choose object_store"),
+    ("publish.transport=ipc", "publish.transport: is ipc, which is vLLM's own, and rollout.engine "
+     "is embedded: set rollout.engine: vllm, or choose object_store"),
+    ("publish={transport: nccl, path: weights}", "publish.path: has no effect with transport nccl"),
     ("publish={transport: disk, path: /dev/null/weights}", "publish.path: '/dev/null/weights' "
      "cannot be used from here: "),
     ("publish={transport: disk, path: 'nope://x/y'}", "publish.path: 'nope://x/y' cannot be used "

@@ -8,7 +8,7 @@ import pytest
 
 from manta.actors.engines.residence import TRANSITIONS, Residence, Word, WrongState
 
-WORDS: tuple[Word, ...] = ("pause", "sleep", "wake", "load", "resume", "score")
+WORDS: tuple[Word, ...] = ("pause", "sleep", "wake", "load", "adapt", "resume", "score")
 
 
 def test_a_turn_goes_through_every_state() -> None:
