@@ -1,6 +1,7 @@
 """What must fit together in a run file, checked before anything starts.
 
-Owns every rule between settings; `manta.orchestrator.vllm_check` has those of the vLLM engine.
+Owns every rule between settings; `manta.orchestrator.staleness_check`, `length_check` and
+`vllm_check` have those of staleness, of lengths and of the vLLM engine.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
 algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -21,6 +22,7 @@ from manta.envs.rewards.formula import Formula
 from manta.orchestrator import survey
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
 from manta.orchestrator.installed_vllm import installed_vllm
+from manta.orchestrator.length_check import length_problems
 from manta.orchestrator.staleness_check import staleness_problems
 from manta.orchestrator.strict import nearest
 from manta.orchestrator.survey import Survey
@@ -41,6 +43,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *_sampling(run_file),
         *_publish(run_file),
         *staleness_problems(run_file),
+        *length_problems(run_file),
         *_stage_names(run_file),
     ]
     for index, stage in enumerate(run_file.stages):
