@@ -120,6 +120,16 @@ def test_carrying_over_keeps_what_was_made_and_nothing_is_late() -> None:
     assert lengths(found).max() == cluster.CAP
 
 
+def test_a_step_ahead_carries_samples_over_too_with_more_groups_in_flight() -> None:
+    ahead = measured(Feed(order(), 2 * PROMPTS, keeps_place=False), staleness=1)
+    carried = measured(CarryingFeed(order(), PROMPTS, 2 * PROMPTS, 1), staleness=1)
+    assert ahead.step_seconds == pytest.approx(2.22, abs=0.01)
+    assert ahead.idle_share == pytest.approx(0.414, abs=0.001)
+    assert carried.step_seconds == pytest.approx(ahead.step_seconds, rel=0.01)
+    few = measured(CarryingFeed(order(), PROMPTS, PROMPTS * 5 // 4, 1), staleness=1)
+    assert ages(few)[1] < 0.35 * ages(few).total() < 0.5 * ages(ahead)[1]
+
+
 def test_races_drop_what_they_overtake() -> None:
     with TemporaryDirectory() as folder:
         feed: RacingFeed[Finished] = RacingFeed(order(), PROMPTS, PROMPTS * 5 // 4)
@@ -193,3 +203,13 @@ def test_a_resumed_feed_begins_anew_what_it_carried(tmp_path: Path) -> None:
     resumed.restore(replace(state, outstanding=state.outstanding))
     again = [admission.id for admission in resumed.admit()]
     assert again == [*(g._replace(attempt=1) for g in state.outstanding), *new]
+
+
+def test_a_checkpoint_knows_what_the_cap_followed(tmp_path: Path) -> None:
+    cap = LengthCap(CapSettings(medians=4), 100)
+    feed: Feed[Finished] = Feed(short_order(), 4, keeps_place=False)
+    stage = SimulatedStage(tmp_path, 1, feed, 4, AgePolicy(0), steps=3, breaking=0.0, cap=cap)
+    virtual_time.run(stage.run())
+    state = stage.loop.feed_state(3)
+    assert state.median_length == cap.median == 2.0, "each sample of this pool has two tokens"
+    assert LengthCap(CapSettings(medians=4), 100, state.median_length).tokens == cap.tokens == 8
