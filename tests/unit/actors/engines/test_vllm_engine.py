@@ -254,9 +254,11 @@ async def test_ended_samples_make_room_in_the_router_while_their_call_goes_on(
 
 async def test_rows_that_hold_no_sample_count_as_idle(vllm: VllmEngine) -> None:
     occupancy = vllm._occupancy
+    await vllm.generate([mixed(5)])
+    occupancy.take()  # what came before, loading included
     await vllm.generate([mixed(600, 5, 5)])
     one_of_three = occupancy.take()
-    assert 1 / 3 < one_of_three.busy / one_of_three.total < 0.6
+    assert 0.3 < one_of_three.busy / one_of_three.total < 0.6
     await vllm.generate([mixed(*[200] * 6)])
     full = occupancy.take()
     assert 0.8 < full.busy / full.total <= 1.0, "six samples keep three rows busy, and no more"
