@@ -40,6 +40,11 @@ class _Draft:
     finish_reason: FinishReason | None = None
     extras: Extras = field(default_factory=dict)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Has it no token yet, and not ended?"""
+        return self.length == 0 and self.finish_reason is None
+
     def rest(self) -> GenerateRequest:
         """What is left of it, as a request of its own."""
         request = self.request
@@ -49,6 +54,7 @@ class _Draft:
             seeds=(request.seeds[self.sample],),
             budgets=(request.budgets[self.sample] - self.length,),
             drawn=request.drawn + self.length,
+            enough=None,
         )
 
     def grow(self, completion: Completion, skip: int) -> None:
@@ -70,7 +76,8 @@ class _Draft:
 
     def completion(self) -> Completion:
         assert self.finish_reason is not None
-        tokens, logprobs = np.concatenate(self.tokens), np.concatenate(self.logprobs)
+        tokens = np.concatenate([np.zeros(0, np.int32), *self.tokens])
+        logprobs = np.concatenate([np.zeros(0, np.float32), *self.logprobs])
         return Completion(tokens, logprobs, self.spans, self.finish_reason, self.extras)
 
     def reopen(self) -> None:
@@ -88,7 +95,9 @@ class _Draft:
 class Drafts:
     """The samples of `requests`. Ask `open` what to send, and tell what comes back.
 
-    Of an engine's extras, those of samples that it made from their start are kept.
+    Of an engine's extras, those of samples that it made from their start are kept. Where an engine
+    is lost under a request that wants `enough` of its samples, those that are furthest go on, as
+    many as are still wanted; the others are cut: no sample is made anew to be thrown away.
     """
 
     def __init__(self, requests: Sequence[GenerateRequest]) -> None:
@@ -108,13 +117,16 @@ class Drafts:
         self._sent = []
         requests = []
         for group in self._groups:
+            is_whole = all(draft.is_fresh for draft in group)
             for draft in group:
                 draft.reopen()
+            if not is_whole:
+                _cut(group)
             left = [draft for draft in group if draft.finish_reason is None]
             fresh = [draft for draft in left if draft.length == 0]
             if fresh:
                 self._sent.append(fresh)
-                requests.append(_fresh(fresh))
+                requests.append(_fresh(fresh, group[0].request.enough if is_whole else None))
             for draft in left:
                 if draft.length:
                     self._sent.append([draft])
@@ -144,10 +156,22 @@ class Drafts:
         return [[draft.completion() for draft in group] for group in self._groups]
 
 
-def _fresh(drafts: Sequence[_Draft]) -> GenerateRequest:
+def _cut(group: Sequence[_Draft]) -> None:
+    """Leaves no more drafts open than the request still wants, those with the most tokens."""
+    enough = group[0].request.enough
+    if enough is None:
+        return
+    wanted = enough - sum(draft.finish_reason in ("stop", "length") for draft in group)
+    left = [draft for draft in group if draft.finish_reason is None]
+    for draft in sorted(left, key=lambda draft: -draft.length)[max(0, wanted) :]:
+        draft.finish_reason = "abort"
+
+
+def _fresh(drafts: Sequence[_Draft], enough: int | None) -> GenerateRequest:
     request = drafts[0].request
     return replace(
         request,
+        enough=enough,
         seeds=tuple(request.seeds[draft.sample] for draft in drafts),
         budgets=tuple(request.budgets[draft.sample] for draft in drafts),
     )

@@ -26,6 +26,7 @@ class RewardSpec:
 class Lane:
     """`samples_from`: an engine (`policy`), gold answers (`given`) or a folder (`written`).
 
+    `redundant_samples` more than `samples_per_prompt` are begun, and the first to end are taken.
     `purpose` seeds sampling apart from other lanes; `context` bounds prompt plus answer in tokens.
     With `ignore_eos` samples end at their budget only.
     """
@@ -46,6 +47,7 @@ class Lane:
     reward: RewardSpec | None = None
     uses_reference: bool = False
     trajectories: str | None = None
+    redundant_samples: int = 0
 
     @property
     def priority(self) -> int:
@@ -60,11 +62,13 @@ class Lane:
 @dataclass(frozen=True, slots=True)
 class Admission:
     """A place in the order and the task that stands there; `index` is its place in the source.
-    Lower ranks go to engines first; without `order` the place is the rank."""
+    Lower ranks go to engines first; without `order` the place is the rank. `cap` bounds the new
+    tokens of each sample, below the lane's own bound."""
 
     id: GroupId
     index: int
     order: tuple[int, ...] = ()
+    cap: int | None = None
 
     @property
     def rank(self) -> tuple[int, ...]:

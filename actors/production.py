@@ -47,10 +47,20 @@ class SampledGroups:
         return len(self.source)
 
     async def make(self, admission: Admission) -> ScoredGroup:
-        draw = Draw(admission.id, self.lane.seed, self.lane.purpose, self.lane.samples_per_prompt)
+        lane = self.lane
+        draw = Draw(
+            admission.id,
+            lane.seed,
+            lane.purpose,
+            lane.samples_per_prompt,
+            redundant=lane.redundant_samples,
+        )
+        limits = self.limits
+        if admission.cap is not None:
+            limits = replace(limits, max_new_tokens=min(admission.cap, limits.max_new_tokens))
         task = self.source.task(admission.index)
         return await run_group(
-            self.env, task, self.renderer, self.speaker, draw, self.limits, self.scoring
+            self.env, task, self.renderer, self.speaker, draw, limits, self.scoring
         )
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from manta.envs.episode import Limits, Speaker, finished, prompt_ids, run_episode
 from manta.envs.failures import GroupBroken, WorldBroke
@@ -34,6 +34,14 @@ from manta.envs.transcript import given_trajectory
 T = TypeVar("T")
 
 
+class _Episodes(NamedTuple):
+    """`reasons` are of the samples that the world broke, `cut_off` the tokens of redundant ones."""
+
+    whole: list[Trajectory]
+    reasons: list[str]
+    cut_off: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Scoring:
     """What looks at a group: its rewards, their versions, and the reference model if any."""
@@ -47,8 +55,9 @@ class Scoring:
 class Draw:
     """Which samples of which group: with the same draw an engine returns the same samples.
 
-    `purpose` keeps the streams of training and evaluation apart (such as `rl/train`).
-    Raises ValueError unless 1 <= min_samples <= num_samples.
+    `purpose` keeps the streams of training and evaluation apart (such as `rl/train`). `redundant`
+    more samples are begun, and the first `num_samples` to end make the group.
+    Raises ValueError unless 1 <= min_samples <= num_samples and redundant >= 0.
     """
 
     group: GroupId
@@ -56,6 +65,7 @@ class Draw:
     purpose: str
     num_samples: int
     min_samples: int = 1
+    redundant: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_samples <= self.num_samples:
@@ -63,6 +73,12 @@ class Draw:
                 f"min_samples is {self.min_samples}: it must lie in 1..{self.num_samples}, the "
                 "samples per prompt"
             )
+        if self.redundant < 0:
+            raise ValueError(f"redundant samples are {self.redundant}: give 0 or more")
+
+    @property
+    def num_begun(self) -> int:
+        return self.num_samples + self.redundant
 
     def seed(self, sample: int, turn: int) -> int:
         return sample_seed(
@@ -85,18 +101,25 @@ async def run_group(
     side. Samples that the world broke (aborted by an engine, or left without a score) are dropped.
     `timings` are the seconds of `generate`, `score` and, with a reference, `reference`.
 
-    Raises ValueError where the prompt does not fit the context, GroupBroken where fewer than
-    `draw.min_samples` are whole.
+    Raises ValueError where the prompt does not fit the context, or redundant samples are asked of
+    an environment of several turns; GroupBroken where fewer than `draw.min_samples` are whole.
     """
     prompt = prompt_ids(task, renderer, limits)
     budgets = _budgets(env, task, draw, limits, len(prompt))
     if env.single_turn:
         episodes = _one_turn(task, prompt, renderer, speaker, draw, budgets)
+    elif draw.redundant:
+        raise ValueError(
+            f"environment {task.env!r} has several turns, so that its samples are requests of "
+            "their own, which end one by one: set rollout.redundant_samples to 0"
+        )
     else:
         episodes = _many_turns(env, task, renderer, speaker, draw, budgets, limits)
-    (trajectories, reasons), seconds = await _timed(episodes)
+    made, seconds = await _timed(episodes)
+    trajectories, reasons = made.whole, made.reasons
     _at_least(draw, task, len(trajectories), reasons)
     group = await _scored(draw.group, task, trajectories, scoring, seconds)
+    group = replace(group, cut_off=made.cut_off)
     unscored = [score.note for score in group.scores if math.isnan(score.value)]
     group = _whole(group) if unscored else group
     _at_least(draw, task, len(group.scores), [*reasons, *unscored])
@@ -131,12 +154,12 @@ async def given_group(
 
 
 def _budgets(env: Env, task: Task, draw: Draw, limits: Limits, num_prompt: int) -> tuple[int, ...]:
-    budgets = env.budgets(task, draw.num_samples, limits.max_new_tokens)
+    budgets = env.budgets(task, draw.num_begun, limits.max_new_tokens)
     in_bounds = all(1 <= budget <= limits.max_new_tokens for budget in budgets)
-    if len(budgets) != draw.num_samples or not in_bounds:
+    if len(budgets) != draw.num_begun or not in_bounds:
         raise ValueError(
             f"environment {task.env!r}, task {task.id}: budgets {budgets} must be "
-            f"{draw.num_samples} numbers in 1..{limits.max_new_tokens}"
+            f"{draw.num_begun} numbers in 1..{limits.max_new_tokens}"
         )
     room = limits.context - num_prompt
     return tuple(min(budget, room) for budget in budgets)
@@ -149,18 +172,24 @@ async def _one_turn(
     speaker: Speaker,
     draw: Draw,
     budgets: tuple[int, ...],
-) -> tuple[list[Trajectory], list[str]]:
-    seeds = tuple(draw.seed(sample, 0) for sample in range(draw.num_samples))
-    request = GenerateRequest(prompt, seeds, budgets, speaker.sampling)
+) -> _Episodes:
+    seeds = tuple(draw.seed(sample, 0) for sample in range(draw.num_begun))
+    enough = draw.num_samples if draw.redundant else None
+    request = GenerateRequest(prompt, seeds, budgets, speaker.sampling, enough=enough)
     [completions] = await speaker.generate([request])
     whole: list[Trajectory] = []
     reasons: list[str] = []
+    cut_off: list[int] = []
     for sample, (completion, _) in enumerate(zip(completions, seeds, strict=True)):
+        # Where more ended at once than are wanted, chance decides, and not their length.
+        if len(whole) == draw.num_samples or (enough and completion.finish_reason == "abort"):
+            cut_off.append(len(completion.token_ids))
+            continue
         try:
             whole.append(finished(task, prompt, completion, sample, speaker, renderer))
         except WorldBroke as error:
             reasons.append(str(error))
-    return whole, reasons
+    return _Episodes(whole, reasons, tuple(cut_off))
 
 
 async def _many_turns(
@@ -171,7 +200,7 @@ async def _many_turns(
     draw: Draw,
     budgets: tuple[int, ...],
     limits: Limits,
-) -> tuple[list[Trajectory], list[str]]:
+) -> _Episodes:
     async def episode(sample: int, budget: int) -> Trajectory | str:
         try:
             return await run_episode(
@@ -190,7 +219,7 @@ async def _many_turns(
 
     results = await side_by_side([episode(i, budget) for i, budget in enumerate(budgets)])
     whole = [result for result in results if isinstance(result, Trajectory)]
-    return whole, [result for result in results if isinstance(result, str)]
+    return _Episodes(whole, [result for result in results if isinstance(result, str)])
 
 
 async def _scored(

@@ -149,6 +149,7 @@ class Block:
                 None if group.reference is None else group.reference.version,
                 dict(group.reward_versions),
                 dict(group.timings),
+                group.cut_off,
             )
             for group in self.groups
         )
@@ -156,7 +157,14 @@ class Block:
 
 
 _GroupRest: TypeAlias = tuple[
-    GroupId, Task, int, tuple[Score, ...], str | None, dict[str, str], dict[str, float]
+    GroupId,
+    Task,
+    int,
+    tuple[Score, ...],
+    str | None,
+    dict[str, str],
+    dict[str, float],
+    tuple[int, ...],
 ]
 
 
@@ -164,7 +172,7 @@ def _block(packed: PackedTrajectories, references: Float32, rest: tuple[_GroupRe
     trajectories = packed.unpack()
     groups = []
     first = start = 0
-    for name, task, count, scores, version, reward_versions, timings in rest:
+    for name, task, count, scores, version, reward_versions, timings, cut_off in rest:
         own = trajectories[first : first + count]
         first += count
         reference = None
@@ -174,7 +182,9 @@ def _block(packed: PackedTrajectories, references: Float32, rest: tuple[_GroupRe
             reference = ReferenceStatistics(
                 version, tuple(references[low:high] for low, high in pairwise(ends))
             )
-        groups.append(ScoredGroup(name, task, own, scores, reference, reward_versions, timings))
+        groups.append(
+            ScoredGroup(name, task, own, scores, reference, reward_versions, timings, cut_off)
+        )
     return Block(tuple(groups))
 
 

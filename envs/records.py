@@ -97,6 +97,8 @@ class GenerateRequest:
     `budgets[i]` bounds the new tokens of sample i. A stop token ends a sample and belongs to it.
     The last `drawn` tokens of the prefix were drawn by an earlier request with these seeds: the
     random stream goes on behind them. Requests with one `session` share the start of their prefix.
+    With `enough` the request is done once that many samples have ended (more, where several end at
+    once): the others are cut where they are, with finish reason `abort`.
     """
 
     prefix: Int32
@@ -105,6 +107,7 @@ class GenerateRequest:
     sampling: Sampling
     drawn: int = 0
     session: str = ""
+    enough: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +192,10 @@ class ReferenceStatistics:
 
 @dataclass(frozen=True, slots=True)
 class ScoredGroup:
-    """A task with its trajectories and their scores, in sample order."""
+    """A task with its trajectories and their scores, in sample order.
+
+    `cut_off` is how many tokens each redundant sample had when the group was complete without it.
+    """
 
     id: GroupId
     task: Task
@@ -198,6 +204,7 @@ class ScoredGroup:
     reference: ReferenceStatistics | None
     reward_versions: Mapping[str, str]
     timings: Mapping[str, float]
+    cut_off: tuple[int, ...] = ()
 
     def content_hash(self) -> str:
         """SHA-256 of what trains: task, tokens, masks, behaviour log-probs and rewards."""
@@ -218,7 +225,8 @@ class GroupSummary:
     `components` holds NaN where a component is absent. `num_tokens` counts trained tokens,
     `lengths` all tokens. `oldest` and `newest` bound the weight versions sampled from (None for
     given answers), `tokens_by_version` int32[n] counts each sample's trained tokens by the version
-    they were sampled under. `num_too_old` more left the loss for their age.
+    they were sampled under. `num_too_old` more left the loss for their age. `is_truncated` bool[n]
+    is True where a bound on its length ended a sample; `cut_off` is as in `ScoredGroup`.
     """
 
     id: GroupId
@@ -227,13 +235,14 @@ class GroupSummary:
     components: Mapping[str, Float32]
     num_tokens: Int32
     lengths: Int32
-    num_truncated: int
+    is_truncated: Bool
     oldest: WeightVersion | None
     newest: WeightVersion | None
     content_hash: str
     timings: Mapping[str, float]
     tokens_by_version: Mapping[WeightVersion, Int32] = field(default_factory=dict)
     num_too_old: int = 0
+    cut_off: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,12 +292,13 @@ def summarise(group: ScoredGroup) -> GroupSummary:
         },
         num_tokens=np.array([t.loss_mask.sum() for t in group.trajectories], np.int32),
         lengths=np.array([len(t.token_ids) for t in group.trajectories], np.int32),
-        num_truncated=sum(t.finish_reason == "length" for t in group.trajectories),
+        is_truncated=np.array([t.finish_reason == "length" for t in group.trajectories], np.bool_),
         oldest=min(versions, default=None),
         newest=max(versions, default=None),
         content_hash=group.content_hash(),
         timings=group.timings,
         tokens_by_version=_tokens_by_version(group.trajectories),
+        cut_off=group.cut_off,
     )
 
 

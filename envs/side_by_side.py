@@ -24,6 +24,20 @@ async def ending(*tasks: asyncio.Future[Any]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def until_enough(
+    coroutines: Sequence[Coroutine[object, object, object]], enough: int
+) -> None:
+    """Returns once `enough` have; the others are cancelled, and have ended then too. The first
+    exception is raised."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    async with ending(*tasks):
+        left = set(tasks)
+        while len(tasks) - len(left) < enough:
+            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+
+
 async def side_by_side(coroutines: Sequence[Coroutine[object, object, T]]) -> list[T]:
     """The results in order; the first exception is raised once the others have ended."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]

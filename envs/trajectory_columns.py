@@ -60,6 +60,7 @@ GROUP_FIELDS = [
     pa.field("reference_version", pa.string()),
     pa.field("reward_versions", pa.map_(pa.string(), pa.string())),
     pa.field("timings", pa.map_(pa.string(), pa.float64())),
+    pa.field("cut_off", pa.list_(pa.int32())),
 ]
 """Repeated on each row of a group. `prompt` (a string, or a list of [role, content]), `answer`
 (the task's reference) and `facts` are JSON."""
@@ -144,6 +145,7 @@ def from_table(table: pa.Table) -> ScoredGroup:
         reference=reference,
         reward_versions=dict(first["reward_versions"]),
         timings=dict(first["timings"]),
+        cut_off=tuple(first["cut_off"]),
     )
 
 
@@ -171,6 +173,7 @@ def _group_arrays(groups: Sequence[ScoredGroup]) -> dict[str, pa.Array]:
         ),
         "reward_versions": _maps([group.reward_versions for group in groups], pa.string()),
         "timings": _maps([group.timings for group in groups], pa.float64()),
+        "cut_off": pa.array([group.cut_off for group in groups], pa.list_(pa.int32())),
     }
 
 

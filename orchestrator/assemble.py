@@ -27,20 +27,27 @@ def assemble(
     summaries: Sequence[GroupSummary],
     settings: AlgorithmSettings,
     oldest_version: int | None = None,
+    masks_truncated: bool = False,
 ) -> StepPlan:
     """The plan of `step` over `summaries`, in admission order. Tokens of weights before step
-    `oldest_version` are not counted in them, and do not train."""
+    `oldest_version` are not counted in them, and do not train. With `masks_truncated` samples that
+    a bound ended count in their group's baseline and carry no loss (overlong filtering of DAPO,
+    arXiv 2503.14476)."""
     sizes = [len(summary.rewards) for summary in summaries]
     group_N = np.repeat(np.arange(len(summaries), dtype=np.int32), sizes)
     rewards_N = np.concatenate([summary.rewards for summary in summaries])
     stage = group_stage(settings, torch.from_numpy(rewards_N), torch.from_numpy(group_N))
+    columns = {name: value.numpy() for name, value in stage.coefficients.items()}
+    if masks_truncated:
+        is_truncated_N = np.concatenate([summary.is_truncated for summary in summaries])
+        columns["keep"] = np.where(is_truncated_N, np.float32(0), columns["keep"])
     return StepPlan(
         step=step,
         groups=tuple(summary.id for summary in summaries),
         group_N=group_N,
         sample_N=np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
         unit_N=np.arange(len(group_N), dtype=np.int32),
-        coefficients={name: value.numpy() for name, value in stage.coefficients.items()},
+        coefficients=columns,
         lengths_N=np.concatenate([summary.lengths for summary in summaries]),
         num_tokens_N=np.concatenate([summary.num_tokens for summary in summaries]),
         oldest_version=oldest_version,

@@ -78,6 +78,7 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
             _micro_batches(run_file, stage, stage.algorithm, prompts),
             _updates(run_file, stage, prompts),
             _staleness(run_file, stage, stage.algorithm),
+            *_long_tail(run_file, stage),
             _ratio(stage, stage.algorithm),
         ]
         if run_file.rollout.placement == "colocated":
@@ -175,8 +176,14 @@ def _staleness(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettin
     rollout = run_file.rollout
     staleness = run_file.max_staleness(stage)
     groups = (staleness + 1) * stage.prompts_per_step
+    begun = math.ceil(stage.prompts_per_step * rollout.oversample)
+    if rollout.overtaken == "carry_over":
+        return (
+            f"{_times(begun, 'group')} begin, the first {stage.prompts_per_step:,} to finish "
+            "train; those overtaken go on, and a sample may be up to "
+            f"{_times(staleness, 'version')} behind the weights that learn from it"
+        )
     if staleness == 0 and rollout.oversample > 1:
-        begun = math.ceil(stage.prompts_per_step * rollout.oversample)
         return (
             f"on-policy: {_times(begun, 'group')} begin, the first {stage.prompts_per_step:,} to "
             f"finish train; those overtaken train {stage.prompts_per_step:,} at a time, in steps "
@@ -209,6 +216,31 @@ def _turns(stage: StageConfig) -> str:
         "learner and engines share a device: engines sleep while it trains, and wake with its new "
         f"weights at {when}"
     )
+
+
+def _long_tail(run_file: RunFile, stage: StageConfig) -> list[str]:
+    """What keeps the longest samples from holding a step up, where anything does."""
+    rollout, told = run_file.rollout, []
+    if not stage.samples_to_train:
+        return []
+    assert stage.algorithm is not None
+    if rollout.redundant_samples:
+        samples = stage.algorithm.samples_per_prompt
+        told.append(
+            f"a group begins {samples + rollout.redundant_samples:,} samples and is complete with "
+            f"the first {samples:,} that end; note: those are the shorter ones, hold "
+            "length/mean against length/begun_mean"
+        )
+    cap = rollout.cap
+    if cap is not None:
+        bound = (
+            _times(cap.tokens, "token")
+            if cap.tokens is not None
+            else f"{cap.medians:g} times the running median of lengths"
+        )
+        what = {"truncate": "trains as it is", "mask": "carries no loss"}[cap.then]
+        told.append(f"a sample has at most {bound}; one that a bound ends {what}")
+    return told
 
 
 def _ratio(stage: StageConfig, algorithm: AlgorithmSettings) -> str:

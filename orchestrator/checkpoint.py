@@ -203,7 +203,10 @@ def _run_state(fields: Mapping[str, object]) -> RunState:
     parsed = None
     if isinstance(feed, dict):
         parsed = FeedState(
-            feed["epoch"], feed["position"], tuple(GroupId(*g) for g in feed["outstanding"])
+            feed["epoch"],
+            feed["position"],
+            tuple(GroupId(*group) for group in feed["outstanding"]),
+            feed.get("median_length"),
         )
     return RunState(**{**fields, "feed": parsed})  # type: ignore[arg-type]
 

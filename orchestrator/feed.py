@@ -23,11 +23,13 @@ Ready = TypeVar("Ready")
 @dataclass(frozen=True, slots=True)
 class FeedState:
     """What a checkpoint keeps: the next new place, and the groups admitted but not settled, in the
-    order they were or would be consumed in."""
+    order they were or would be consumed in; and, for a cap that follows it, the running median of
+    lengths."""
 
     epoch: int
     position: int
     outstanding: tuple[GroupId, ...]
+    median_length: float | None = None
 
 
 class Feed(Generic[Ready]):

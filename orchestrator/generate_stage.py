@@ -68,7 +68,7 @@ class GenerateStage:
         written = [Entry(name, g, "written", step, "", f.summary.content_hash) for g, f in groups]
         self._record_dropped(step)
         run.ledger.record(written)
-        self._supply.feed.settle(step)
+        self._supply.settle(step)
         await self._supply.free([group for group, _ in groups])
         run.progress.advance()
         run.recorder.step(run.progress, [f.summary for _, f in groups], None, None)

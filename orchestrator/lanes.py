@@ -31,6 +31,7 @@ def train_lane(run_file: RunFile, stage: StageConfig, directory: RunDirectory) -
         reward=_reward(run_file, stage.reward) if algorithm.samples_from == "policy" else None,
         uses_reference=stage.kind == "train" and algorithm.needs_reference,
         trajectories=written,
+        redundant_samples=run_file.rollout.redundant_samples if stage.samples_to_train else 0,
     )
 
 

@@ -48,7 +48,7 @@ ScoreStep: TypeAlias = Callable[[StepGroups], Awaitable[Sequence[FinalScores]]]
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
     """What the loop of one stage needs to know. `deadline_seconds` bounds every wait; `ages` says
-    what is too old to train."""
+    what is too old to train; `masks_truncated`: samples that a bound ended carry no loss."""
 
     stage: str
     algorithm: AlgorithmSettings
@@ -56,6 +56,7 @@ class LoopSettings:
     steps: int
     deadline_seconds: float
     ages: AgePolicy = NO_LIMIT
+    masks_truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +158,11 @@ class StageLoop:
     async def _learn(self, step: int, groups: StepGroups) -> StepReport:
         """Hands the step to the learner ranks; rank 0's report."""
         with self._recorder.phase("assemble"):
-            oldest = self._settings.ages.oldest_that_trains(step)
-            plan = assemble(step, groups.summaries, self._settings.algorithm, oldest)
+            settings = self._settings
+            oldest = settings.ages.oldest_that_trains(step)
+            plan = assemble(
+                step, groups.summaries, settings.algorithm, oldest, settings.masks_truncated
+            )
         work = StepWork(
             stage=self._settings.stage,
             plan=plan,
@@ -187,7 +191,7 @@ class StageLoop:
         self._ledger.record(self._filtered)
         self._ledger.record([self._entry(step, group) for group in groups.members])
         self._filtered = []
-        self._supply.feed.settle(step)
+        self._supply.settle(step)
         await self._supply.free(groups.ids)
 
     def _record_dropped(self, step: int) -> None:

@@ -32,6 +32,7 @@ STALENESS: Final = "staleness/mean"
 MAX_STALENESS: Final = "staleness/max"
 TOKEN_STALENESS: Final = "staleness/token_mean"
 IDLE_SHARE: Final = "rollout/idle_share"
+CAP: Final = "rollout/cap_tokens"
 KL: Final = "learner/kl_reference"
 LOGPROB_GAP: Final = "mismatch/same_version/gap_max"
 MISMATCH_KL: Final = "mismatch/same_version/kl"
@@ -137,7 +138,7 @@ def step_metrics(
     nothing is left out.
     """
     metrics = _rewards(summaries) | _lengths(summaries) | _groups(summaries)
-    metrics |= _staleness(step, summaries)
+    metrics |= _cut_off(summaries) | _staleness(step, summaries)
     metrics |= {n if "/" in n else f"learner/{n}": value for n, value in update.items()}
     metrics |= {f"time/{name}": value for name, value in phases.items()}
     metrics["time/step"] = seconds
@@ -178,9 +179,30 @@ def _lengths(summaries: Sequence[GroupSummary]) -> dict[str, float]:
         metrics[LENGTH] = float(tokens.mean())
         metrics |= {"length/p50": float(median), "length/p95": float(high)}
         metrics["length/max"] = float(tokens.max())
-        truncated = sum(s.num_truncated for s in summaries)
+        truncated = sum(int(s.is_truncated.sum()) for s in summaries)
         metrics["length/truncated_share"] = truncated / tokens.size
     return metrics
+
+
+def _cut_off(summaries: Sequence[GroupSummary]) -> dict[str, float]:
+    """What redundant samples cost, and what they hide: who ends first is short. Nothing where no
+    sample was cut off.
+
+    `length/cut_off_mean`: tokens of the cut samples when they were cut, to be held against the
+    `length/mean` of those that train. `length/begun_mean`: over both; without redundant samples the
+    mean would be that at least. Then their shares of the samples begun and of the tokens made.
+    """
+    cut = np.array([tokens for s in summaries for tokens in s.cut_off], np.float64)
+    taken = _joined([s.num_tokens for s in summaries])
+    if not cut.size:
+        return {}
+    begun, made = cut.size + taken.size, cut.sum() + taken.sum()
+    return {
+        "length/cut_off_mean": float(cut.mean()),
+        "length/begun_mean": float(made / begun),
+        "length/cut_off_share": cut.size / begun,
+        "tokens/cut_off_share": float(cut.sum() / max(1.0, made)),
+    }
 
 
 def _staleness(step: int, summaries: Sequence[GroupSummary]) -> dict[str, float]:

@@ -21,8 +21,10 @@ from manta.orchestrator.config import RunFile
 from manta.orchestrator.display import Display, DisplayState
 from manta.orchestrator.evaluate import Evaluation
 from manta.orchestrator.feed import Feed
+from manta.orchestrator.length_cap import LengthCap
 from manta.orchestrator.metrics import (
     ACCURACY,
+    CAP,
     IDLE_SHARE,
     KL,
     REWARD,
@@ -80,6 +82,7 @@ class Recorder:
         self._turns: DeviceTurns | None = None
         self._stage = ("start-up", 0)
         self._feed: Feed[Finished] | None = None
+        self._cap: LengthCap | None = None
         self._progress = Progress("start-up")
 
     def __enter__(self) -> Recorder:
@@ -96,9 +99,17 @@ class Recorder:
         with self._clock.phase(name):
             yield
 
-    def enter_stage(self, name: str, steps: int, feed: Feed[Finished], progress: Progress) -> None:
-        """From now on the display shows this stage and this feed's queues."""
-        self._stage, self._feed, self._progress = (name, steps), feed, progress
+    def enter_stage(
+        self,
+        name: str,
+        steps: int,
+        feed: Feed[Finished],
+        progress: Progress,
+        cap: LengthCap | None = None,
+    ) -> None:
+        """From now on the display shows this stage and this feed's queues, and each step's metrics
+        say where the cap stands."""
+        self._stage, self._feed, self._progress, self._cap = (name, steps), feed, progress, cap
         self._step_started = time.perf_counter()
 
     def step(
@@ -130,6 +141,8 @@ class Recorder:
             metrics |= self._routing.metrics()
         if self._turns is not None:
             metrics |= self._turns.take_metrics()
+        if self._cap is not None:
+            metrics[CAP] = float(self._cap.tokens)
         self._step_started = now
         self._steps_done += 1
         self._log(progress, metrics)

@@ -61,19 +61,56 @@ def _oversample(run_file: RunFile) -> Iterator[str]:
     if rollout.oversample < 1:
         yield f"rollout.oversample: is {rollout.oversample:g}, must be at least 1"
     if rollout.oversample <= 1:
+        if rollout.overtaken != "start_anew":
+            yield (
+                f"rollout.overtaken: '{rollout.overtaken}' has no effect, since every group of a "
+                "step is waited for: set rollout.oversample above 1, or remove it"
+            )
         return
-    if rollout.when_too_old != "drop_and_replace":
-        yield (
-            f"rollout.oversample: {rollout.oversample:g} needs rollout.when_too_old "
-            "drop_and_replace: a step would wait for every group that it began"
-        )
-    if _largest(run_file) > 0:
-        yield (
-            f"rollout.oversample: {rollout.oversample:g} needs max_staleness 0: with more, groups "
-            "are made ahead already, and none holds a step up"
-        )
+    yield from _carry_over(run_file) if rollout.overtaken == "carry_over" else _race(run_file)
     if run_file.run.deterministic:
         yield (
             f"rollout.oversample: is {rollout.oversample:g}, but run.deterministic needs 1: which "
             "groups finish first depends on timing"
+        )
+
+
+def _race(run_file: RunFile) -> Iterator[str]:
+    rollout = run_file.rollout
+    if rollout.when_too_old != "drop_and_replace":
+        yield (
+            f"rollout.oversample: {rollout.oversample:g} needs rollout.when_too_old "
+            "drop_and_replace, or rollout.overtaken carry_over with max_staleness 1: what becomes "
+            "of the groups that a full step leaves behind?"
+        )
+    if _largest(run_file) > 0:
+        yield (
+            f"rollout.oversample: {rollout.oversample:g} needs max_staleness 0, since groups that "
+            "are overtaken start anew under the newest weights: set it to 0, or choose "
+            "rollout.overtaken: carry_over"
+        )
+
+
+def _carry_over(run_file: RunFile) -> Iterator[str]:
+    rollout = run_file.rollout
+    if rollout.oversample > 2:
+        yield (
+            f"rollout.oversample: is {rollout.oversample:g}, must be at most 2 with overtaken "
+            "carry_over: more groups would be left behind than the next step can take, and "
+            "staleness would not hold"
+        )
+    synchronous = [
+        stage.name
+        for stage in run_file.stages
+        if stage.samples_to_train and run_file.max_staleness(stage) < 1
+    ]
+    if synchronous:
+        yield (
+            f"rollout.overtaken: 'carry_over' needs max_staleness of at least 1, and stage "
+            f"'{synchronous[0]}' has 0: what is carried over was begun under older weights"
+        )
+    if rollout.when_too_old == "drop_and_replace":
+        yield (
+            "rollout.when_too_old: 'drop_and_replace' would make anew what overtaken carry_over "
+            "keeps: choose wait or mask_tokens, or overtaken start_anew"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import ray
@@ -20,6 +20,7 @@ from manta.envs.records import GroupId, GroupSummary
 from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed, FeedState
+from manta.orchestrator.length_cap import LengthCap
 from manta.orchestrator.pools import EnvironmentPool
 
 BlockRef: TypeAlias = "ray.ObjectRef[Block]"
@@ -56,10 +57,12 @@ class Supply:
         groups_per_call: int,
         ages: AgePolicy = NO_LIMIT,
         lengths: ExpectedLengths | None = None,
+        cap: LengthCap | None = None,
     ) -> None:
         """`ages` says what is too old to train. With `lengths`, groups that are admitted together
-        start longest first."""
+        start longest first; with `cap`, their samples have at most that many tokens."""
         self._ages = ages
+        self.cap = cap
         self._renewed: list[Admission] = []
         self.feed = feed
         self._pool, self._lane, self._groups_per_call = pool, lane, groups_per_call
@@ -95,6 +98,8 @@ class Supply:
             while (taken := self.feed.take(step)) is None:
                 await self._changed.wait()
                 self._renew(step)
+        if self.cap is not None:
+            self.cap.note(taken[1].summary.num_tokens.tolist())
         return taken
 
     async def free(self, groups: Sequence[GroupId]) -> None:
@@ -111,6 +116,12 @@ class Supply:
         for call in ended - set(self._calls.values()):
             call.cancel()
 
+    def settle(self, step: int) -> None:
+        """Everything consumed for steps up to `step` is in the ledger, and weights are live."""
+        self.feed.settle(step)
+        if self.cap is not None:
+            self.cap.turn()
+
     def dropped(self) -> list[tuple[GroupId, str]]:
         """Attempts that broke or came too late since the last call, each with its reason."""
         dropped, self._dropped = self._dropped, []
@@ -120,14 +131,15 @@ class Supply:
         """For a checkpoint at `step`. What broke so far must be in the ledger (see `dropped`): the
         state knows the next attempts only, and nothing of a group dropped for good."""
         assert not self._dropped, f"{len(self._dropped)} broken attempts are not in the ledger"
-        return self.feed.state(step)
+        state = self.feed.state(step)
+        return state if self.cap is None else replace(state, median_length=self.cap.median)
 
     async def _make(self, admissions: Sequence[Admission]) -> None:
         index = {admission.id[:2]: admission.index for admission in admissions}
         again: list[Admission] = list(admissions)
         while again:
             try:
-                block, summary = await self._pool.run_block(self._lane, again)
+                block, summary = await self._pool.run_block(self._lane, self._capped(again))
             except ray.exceptions.RayActorError as error:
                 outcomes = [Broken(a.id, f"environment worker lost: {error}") for a in again]
                 again = self._retry(outcomes)
@@ -146,6 +158,11 @@ class Supply:
                     place += 1
                 again = self._retry(broken)
             await self._notify()
+
+    def _capped(self, admissions: list[Admission]) -> list[Admission]:
+        if self.cap is None:
+            return admissions
+        return [replace(admission, cap=self.cap.tokens) for admission in admissions]
 
     def _renew(self, step: int) -> None:
         for group, finished in self.feed.ready():

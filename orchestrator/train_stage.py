@@ -18,11 +18,13 @@ from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import WeightVersion
 from manta.envs.sources.order import EpochOrder
 from manta.orchestrator.age_policy import AgePolicy
+from manta.orchestrator.carrying_feed import CarryingFeed
 from manta.orchestrator.config import StageConfig
 from manta.orchestrator.examiner import Examiner
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.lanes import train_lane
+from manta.orchestrator.length_cap import LengthCap
 from manta.orchestrator.loop import LoopHooks, LoopSettings, ScoreStep, StageLoop
 from manta.orchestrator.mismatch import MismatchWatch
 from manta.orchestrator.publish import Published
@@ -67,6 +69,7 @@ class TrainStage:
             run.run_file.environment.groups_per_call,
             self._ages(),
             ExpectedLengths() if run.run_file.rollout.dispatch == "longest_first" else None,
+            self._cap(feed_state),
         )
         self._loop = StageLoop(
             self._loop_settings(),
@@ -78,7 +81,7 @@ class TrainStage:
             run.progress,
             run.waits,
         )
-        run.recorder.enter_stage(stage.name, stage.steps, feed, run.progress)
+        run.recorder.enter_stage(stage.name, stage.steps, feed, run.progress, self._supply.cap)
         assert run.crew.learner is not None
         async with asyncio.TaskGroup() as tasks:
             beside = [
@@ -96,9 +99,13 @@ class TrainStage:
         prompts = stage.prompts_per_step
         if not stage.samples_to_train:
             return Feed(order, (GIVEN_PREFETCH + 1) * prompts, run_file.run.deterministic)
+        staleness = run_file.max_staleness(stage)
         if run_file.rollout.oversample > 1:
-            return RacingFeed(order, prompts, math.ceil(prompts * run_file.rollout.oversample))
-        slots = (run_file.max_staleness(stage) + 1) * prompts
+            slots = math.ceil(prompts * run_file.rollout.oversample)
+            if run_file.rollout.overtaken == "carry_over":
+                return CarryingFeed(order, prompts, slots, staleness)
+            return RacingFeed(order, prompts, slots)
+        slots = (staleness + 1) * prompts
         return Feed(order, slots, run_file.run.deterministic)
 
     def _ages(self) -> AgePolicy:
@@ -111,7 +118,15 @@ class TrainStage:
             limit = run_file.max_staleness(stage)
         return AgePolicy(limit, rollout.when_too_old)
 
+    def _cap(self, feed_state: FeedState | None) -> LengthCap | None:
+        rollout = self._run.run_file.rollout
+        if rollout.cap is None or not self._stage.samples_to_train:
+            return None
+        median = None if feed_state is None else feed_state.median_length
+        return LengthCap(rollout.cap, rollout.max_new_tokens, median)
+
     def _loop_settings(self) -> LoopSettings:
+        cap = self._run.run_file.rollout.cap
         return LoopSettings(
             self._stage.name,
             self._algorithm,
@@ -119,6 +134,9 @@ class TrainStage:
             self._stage.steps,
             self._run.deadline_seconds,
             self._ages(),
+            masks_truncated=(
+                self._stage.samples_to_train and cap is not None and cap.then == "mask"
+            ),
         )
 
     def _hooks(self, score_step: ScoreStep | None) -> LoopHooks:

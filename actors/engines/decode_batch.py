@@ -99,7 +99,18 @@ class DecodeBatch:
         # Before the model runs: should it fail, what is finished has been handed over
         for live, completion in completions:
             live.pending.finish(live.sample, completion)
+        self._close({live.pending for live, _ in completions if live.pending.is_done})
         self._logits_BV = self._next_logits() if self.num_rows else None
+
+    def _close(self, done: set[Pending]) -> None:
+        """Requests that want no more samples; the rows that they still have leave as they stand."""
+        cut = {pending for pending in done if pending.request.enough is not None}
+        live = self.so_far(cut) if cut else {}
+        rows = [row for row, sample in enumerate(self._samples) if sample.pending in cut]
+        if rows:
+            self._drop(rows)
+        for pending in done:
+            pending.close(live.get(pending, {}))
 
     def abandon(self, pendings: set[Pending]) -> None:
         """Drops the rows of `pendings` without a completion."""

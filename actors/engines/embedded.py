@@ -228,6 +228,7 @@ class EmbeddedEngine:
         self._occupancy.set(self._batch.num_rows)
         if self._batch.num_rows:
             self._batch.step()
+            self._forget_started()
             self._occupancy.set(self._batch.num_rows)
 
     def _start_waiting(self) -> None:
@@ -244,6 +245,10 @@ class EmbeddedEngine:
             return
         self._prefill([pending for pending, _ in chosen])
         self._batch.start(chosen, self.version)
+        self._forget_started()
+
+    def _forget_started(self) -> None:
+        """Requests of which nothing is to start any more wait no longer."""
         while self._waiting and self._waiting[0].num_waiting == 0:
             self._waiting.popleft().prefix = None
 

@@ -15,6 +15,11 @@ def check_request(request: GenerateRequest, context: int) -> None:
             f"a request has {len(request.seeds)} seeds and {len(request.budgets)} budgets: "
             "give one of each per sample, and at least one sample"
         )
+    if request.enough is not None and not 1 <= request.enough <= len(request.seeds):
+        raise ValueError(
+            f"a request is to end after {request.enough} of its {len(request.seeds)} samples: give "
+            "1 to all of them"
+        )
     if min(request.budgets) < 1:
         raise ValueError(f"a request has a budget of {min(request.budgets)} tokens: give 1 or more")
     if not 0 <= request.drawn <= length:

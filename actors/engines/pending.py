@@ -36,6 +36,8 @@ class Pending:
         # From here on nobody can cancel the future, so setting its result cannot fail.
         self.future.set_running_or_notify_cancel()
         self._completions: dict[int, Completion] = {}
+        self._cut: Mapping[int, Completion] = {}
+        self._is_closed = False
 
     @property
     def num_waiting(self) -> int:
@@ -44,8 +46,14 @@ class Pending:
 
     @property
     def num_ended(self) -> int:
-        """Samples that have ended; may be asked from any thread."""
-        return len(self._completions)
+        """Samples that have ended or were cut; may be asked from any thread."""
+        return len(self.request.seeds) if self._is_closed else len(self._completions)
+
+    @property
+    def is_done(self) -> bool:
+        """Have as many samples ended as the request wants?"""
+        enough = self.request.enough or len(self.request.seeds)
+        return len(self._completions) >= enough
 
     def start(self, count: int) -> list[tuple[NewRow, LiveSample]]:
         """The next `count` samples, as rows."""
@@ -66,15 +74,21 @@ class Pending:
         ]
 
     def finish(self, sample: int, completion: Completion) -> None:
-        """Takes a sample's completion; the last one resolves the future."""
+        """Takes a sample's completion."""
         self._completions[sample] = completion
-        if len(self._completions) == len(self.request.seeds):
-            self.future.set_result([self._completions[i] for i in range(len(self._completions))])
+
+    def close(self, live: Mapping[int, Completion]) -> None:
+        """Resolves the future, once the request is done; samples that are `live`, or have not
+        started, are cut."""
+        self._is_closed = True
+        self._cut = live
+        self.num_started = len(self.request.seeds)
+        self.future.set_result(self.so_far({}))
 
     def so_far(self, live: Mapping[int, Completion]) -> list[Completion]:
         """Every sample as it stands: what is done, what is `live`, and nothing of the others."""
         nothing = Completion(np.zeros(0, np.int32), np.zeros(0, np.float32), (), "abort")
-        known = {**live, **self._completions}
+        known = {**live, **self._cut, **self._completions}
         return [known.get(i, nothing) for i in range(len(self.request.seeds))]
 
 

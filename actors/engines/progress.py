@@ -23,7 +23,8 @@ class Progress:
 
     def bind(self, read: Read, num_ended: Callable[[], int] | None = None) -> None:
         """`read` gives, for every sample of every request in order, the tokens sampled so far;
-        `num_ended` how many samples have ended, at once and at no cost (None: not told)."""
+        `num_ended` how many samples have ended or were cut, at once and at no cost (None: not
+        told)."""
         self._read = read
         self._num_ended = num_ended
 

@@ -26,9 +26,11 @@ class Engine(Protocol):
     ) -> list[list[Completion]]:
         """All samples of every request, in order. Safe to call concurrently.
 
-        A cancelled call frees its rows at once. `progress` is bound, so that what is sampled so far
-        can be read, also while paused. A request with `drawn` tokens goes on as the one that drew
-        them would have: same seeds and weights, same tokens, up to the rounding of log-probs.
+        A cancelled call frees its rows at once. So do the samples of a request that has `enough`
+        without them, whatever else the call is waiting for. `progress` is bound, so that what is
+        sampled so far can be read, also while paused. A request with `drawn` tokens goes on as the
+        one that drew them would have: same seeds and weights, same tokens, up to the rounding of
+        log-probs.
         Raises ValueError where a prefix plus its budget exceeds the model's context.
         """
         ...

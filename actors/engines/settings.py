@@ -13,11 +13,14 @@ WhenTooOld: TypeAlias = Literal["wait", "drop_and_replace", "mask_tokens"]
 
 @dataclass(frozen=True, slots=True)
 class SimulatedSettings:
-    """The simulated engine's token clock and length distribution (lognormal, in tokens)."""
+    """The simulated engine's token clock and length distribution (lognormal, in tokens).
+    `length_prompt_share` is the part of the log-length's variance that is the prompt's, and the
+    same for all its samples; the rest is each sample's own."""
 
     tokens_per_second: float = 1000.0
     length_median: float = 64.0
     length_sigma: float = 1.0
+    length_prompt_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,17 @@ class VllmSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CapSettings:
+    """Bounds the new tokens of each sample to train on, below `max_new_tokens`: by `tokens`, or by
+    `medians` times the running median of lengths. `then` says what becomes of a sample that a bound
+    ended: it trains as it is (`truncate`), or carries no loss (`mask`)."""
+
+    tokens: int | None = None
+    medians: float | None = None
+    then: Literal["truncate", "mask"] = "truncate"
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """`rollout:` in a run file: the engine named `policy`.
 
@@ -55,8 +69,10 @@ class EngineSettings:
     `max_staleness` is how many steps groups are made ahead, and so how many the weights that
     sample may be behind. A token is too old `max_token_age` steps behind (None: `max_staleness`,
     which nothing exceeds), `when_too_old` says what then. `oversample` times the groups of a
-    synchronous step are begun, and the first to finish train. `dispatch` is who of the groups that
-    are admitted together starts first.
+    step are begun, and the first to finish train; `overtaken` says whether the others start anew
+    later or go on over the publish. `redundant_samples` more than a group takes are begun, and the
+    first to end train. `cap` bounds samples by the usual length. `dispatch` is who of the groups
+    that are admitted together starts first.
 
     With `placement` `colocated` an engine stands on the device of a learner rank and sleeps while
     that trains; `disaggregated` engines have devices of their own.
@@ -80,6 +96,9 @@ class EngineSettings:
     max_token_age: int | None = None
     when_too_old: WhenTooOld = "wait"
     oversample: float = 1.0
+    overtaken: Literal["start_anew", "carry_over"] = "start_anew"
+    redundant_samples: int = 0
+    cap: CapSettings | None = None
     dispatch: Literal["in_order", "longest_first"] = "in_order"
     ignore_eos: bool = False
     kv_on_publish: Literal["recompute", "keep"] = "recompute"

@@ -1,13 +1,14 @@
 """The simulated engine: the protocol without a model, on a clock that gives every row its tokens.
 
 For measuring everything around an engine. Lengths, tokens and log-probs are functions of seed
-and of the weights' hash (not of the prompt); only when they arrive depends on time. Belongs to one
-event loop.
+and of the weights' hash (of the prompt only lengths, as far as the settings say so); only when they
+arrive depends on time. Belongs to one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ from manta.envs.records import (
     VersionSpan,
     WeightVersion,
 )
-from manta.envs.side_by_side import side_by_side
+from manta.envs.side_by_side import side_by_side, until_enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,12 @@ class _Served:
 @dataclass(slots=True, eq=False)
 class _Row:
     """Sample `sample` of `request`: it begins at running second `begin` and gets `length` tokens,
-    the last of which is a stop token if `is_stopped`."""
+    the last of which is a stop token if `is_stopped`; unless it is cut, at running second `cut`."""
 
     request: GenerateRequest
     sample: int
     begin: float | None = None
+    cut: float | None = None
     length: int = 0
     is_stopped: bool = False
     is_done: bool = False
@@ -64,6 +66,10 @@ class _Row:
     @property
     def budget(self) -> int:
         return self.request.budgets[self.sample]
+
+    @property
+    def has_ended(self) -> bool:
+        return self.is_done or self.cut is not None
 
 
 class SimulatedEngine:
@@ -109,8 +115,13 @@ class SimulatedEngine:
 
         if progress is not None:
             flat = [row for of_request in rows for row in of_request]
-            progress.bind(so_far, lambda: sum(row.is_done for row in flat))
-        await side_by_side([self._run(row) for of_request in rows for row in of_request])
+            progress.bind(so_far, lambda: sum(row.has_ended for row in flat))
+        await side_by_side(
+            [
+                until_enough([self._run(row) for row in of_request], r.enough or len(of_request))
+                for r, of_request in zip(requests, rows, strict=True)
+            ]
+        )
         return await so_far()
 
     async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
@@ -138,24 +149,31 @@ class SimulatedEngine:
 
     async def _run(self, row: _Row) -> None:
         """Lets the clock give `row` its tokens, once it is its turn."""
-        length = max(1, sampled_length(self._settings, row.seed) - row.request.drawn)
+        prefix, drawn = row.request.prefix, row.request.drawn
+        whole = sampled_length(self._settings, row.seed, prefix[: len(prefix) - drawn])
+        length = max(1, whole - drawn)
         row.is_stopped = length <= row.budget
         row.length = min(length, row.budget)
-        async with self._rows:
-            row.begin = self._clock.now()
-            seconds = row.length / self._settings.tokens_per_second
-            self._occupancy.add(1)
-            try:
-                await self._clock.sleep_until(row.begin + seconds)
-            finally:
-                self._occupancy.add(-1)
+        try:
+            async with self._rows:
+                row.begin = self._clock.now()
+                seconds = row.length / self._settings.tokens_per_second
+                self._occupancy.add(1)
+                try:
+                    await self._clock.sleep_until(row.begin + seconds)
+                finally:
+                    self._occupancy.add(-1)
+        except asyncio.CancelledError:
+            row.cut = self._clock.now()
+            raise
         row.is_done = True
 
     def _so_far(self, row: _Row) -> Completion:
         """`row` as it stands; its last token comes when it is done."""
         if row.begin is None:
             return Completion(np.zeros(0, np.int32), np.zeros(0, np.float32), (), "abort")
-        passed = math.floor((self._clock.now() - row.begin) * self._settings.tokens_per_second)
+        now = self._clock.now() if row.cut is None else row.cut
+        passed = math.floor((now - row.begin) * self._settings.tokens_per_second)
         count = row.length if row.is_done else min(passed, row.length - 1)
         stops = row.request.sampling.stop_token_ids
         tokens = self._tokens(row.seed, row.request.drawn, count, stops)
@@ -192,12 +210,21 @@ class SimulatedEngine:
         return tuple(spans), logprobs
 
 
-def sampled_length(settings: SimulatedSettings, seed: int) -> int:
-    """Tokens of the sample `seed` before its budget cuts it, at least 1."""
-    draw = float(uniform(seed_tensor((seed,)), torch.tensor([-1])))
-    normal = NormalDist().inv_cdf(max(draw, 2.0**-53))
+def sampled_length(settings: SimulatedSettings, seed: int, prompt: Int32 | None = None) -> int:
+    """Tokens of the sample `seed` of `prompt` before its budget cuts it, at least 1."""
+    normal, share = _normal(seed), settings.length_prompt_share
+    if share > 0.0 and prompt is not None:
+        digest = hashlib.sha256(prompt.astype(np.int32).tobytes()).digest()
+        of_prompt = _normal(int.from_bytes(digest[:8], "little"))
+        normal = math.sqrt(1.0 - share) * normal + math.sqrt(share) * of_prompt
     log_length = math.log(settings.length_median) + settings.length_sigma * normal
     return max(1, round(math.exp(min(log_length, 40.0))))
+
+
+def _normal(seed: int) -> float:
+    """A standard normal number by `seed`."""
+    draw = float(uniform(seed_tensor((seed,)), torch.tensor([-1])))
+    return NormalDist().inv_cdf(max(draw, 2.0**-53))
 
 
 def _logprobs(tokens: Int32, salt: int) -> Float32:

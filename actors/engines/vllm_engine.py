@@ -58,7 +58,7 @@ from manta.actors.models.adapter import is_adapter
 from manta.actors.models.spec import ModelSpec
 from manta.actors.weights import Receipt, Weights
 from manta.envs.records import Completion, Float32, GenerateRequest, Int32, WeightVersion
-from manta.envs.side_by_side import side_by_side
+from manta.envs.side_by_side import side_by_side, until_enough
 
 _ABORT_AGAIN_SECONDS = 0.001
 
@@ -133,11 +133,16 @@ class VllmEngine:
             return [[sample.completion() for sample in group] for group in groups]
 
         if progress is not None:
-            progress.bind(so_far, lambda: sum(sample.is_done for sample in samples))
+            progress.bind(so_far, lambda: sum(sample.has_ended for sample in samples))
         if not self._is_prepared:
             await self._ask("manta_draw_by_counter")
             self._is_prepared = True
-        await side_by_side([self._run(sample) for sample in samples])
+        await side_by_side(
+            [
+                until_enough([self._run(sample) for sample in group], r.enough or len(group))
+                for r, group in zip(requests, groups, strict=True)
+            ]
+        )
         return await so_far()
 
     async def logprobs(self, rows: Sequence[Int32]) -> list[Float32]:
@@ -244,6 +249,14 @@ class VllmEngine:
         return Receipt(version, found)
 
     async def _run(self, sample: VllmSample) -> None:
+        try:
+            await self._bring(sample)
+        except asyncio.CancelledError:
+            sample.is_cut = True
+            raise
+
+    async def _bring(self, sample: VllmSample) -> None:
+        """All of the sample's tokens, over any number of publishes."""
         salt = None
         while not sample.is_done:
             await self._gate.wait()

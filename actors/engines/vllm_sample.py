@@ -40,10 +40,16 @@ class VllmSample:
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
         self._spans: list[VersionSpan] = []
+        self.is_cut = False
 
     @property
     def is_done(self) -> bool:
         return self._is_stopped or len(self._tokens) >= self._budget
+
+    @property
+    def has_ended(self) -> bool:
+        """Is it done, or was it cut by whoever runs it?"""
+        return self.is_done or self.is_cut
 
     def prompt(self, salt: str) -> TokensPrompt:
         """What to go on from; keys and values are shared among prompts of one `salt`."""

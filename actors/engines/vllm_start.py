@@ -6,6 +6,7 @@ is checked before a run starts, by `manta.orchestrator.vllm_check`.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,7 +52,8 @@ def engine_arguments(
         "generation_config": "vllm",
         # One more than the context: vLLM scores no row without room for a token after it.
         "max_model_len": spec.context + 1,
-        "max_num_seqs": settings.max_rows,
+        # vLLM's bound is that of each copy, Manta's that of the worker.
+        "max_num_seqs": math.ceil(settings.max_rows / own.data_parallel),
         "max_num_batched_tokens": max(_FEWEST_BATCHED_TOKENS, settings.max_rows),
         "tensor_parallel_size": own.tensor_parallel,
         "data_parallel_size": own.data_parallel,

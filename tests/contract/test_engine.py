@@ -254,6 +254,8 @@ async def test_a_load_while_running_is_an_error(make: Make) -> None:
         (request([1], [1], 3, Sampling(temperature=-1.0)), "temperature -1.0"),
         (request([1], [1], 3, Sampling(top_p=0.0)), "top_p 0.0"),
         (replace(request([1], [1], 3), drawn=2), "2 of its prefix's 1 tokens were drawn"),
+        (replace(request([1], [1], 3), enough=2), "end after 2 of its 1 samples"),
+        (replace(request([1], [1], 3), enough=0), "end after 0 of its 1 samples"),
     ],
 )
 async def test_a_request_that_cannot_be_sampled_is_refused(
@@ -367,6 +369,45 @@ async def test_samples_that_ended_are_told_while_others_go_on(make: Make) -> Non
     assert (progress.num_ended, call.done()) == (1, False)
     await call
     assert progress.num_ended == 2
+
+
+async def test_a_request_that_has_enough_lets_its_other_samples_go(make: Make) -> None:
+    """Beside it a long request goes on in the same call, and its rows are free for others."""
+    engine = make(max_rows=3, speed=1000.0)
+    short = GenerateRequest(
+        np.array([1, 2], np.int32), (1, 2, 3, 4), (300, 5, 300, 5), Sampling(), enough=2
+    )
+    progress = Progress()
+    call = asyncio.ensure_future(engine.generate([short, request([3], [9], 300)], progress))
+    while progress.num_ended < 4:
+        await asyncio.sleep(0.001)
+    assert not call.done()
+    [seen, _] = await progress.read()
+    assert [c.finish_reason for c in seen] == ["abort", "length", "abort", "length"]
+    await engine.generate([request([1], [i], 5) for i in range(4)])
+    [cut, [long]] = await call
+    assert progress.num_ended == 5
+    assert len(long.token_ids) == 300
+    assert [c.finish_reason for c in cut] == ["abort", "length", "abort", "length"]
+    assert [len(c.token_ids) for c in cut][1::2] == [5, 5]
+    for before, after in zip(seen, cut, strict=True):
+        assert same(before, after), "a sample that was cut goes on"
+        assert len(after.logprobs) == len(after.token_ids) < 300
+        assert all(span.start < len(after.token_ids) for span in after.weight_versions)
+    [whole] = (await engine.generate([replace(short, enough=None)]))[0][:1]
+    count = len(cut[0].token_ids)
+    assert np.array_equal(whole.token_ids[:count], cut[0].token_ids)
+
+
+async def test_samples_that_end_at_once_may_be_more_than_enough(make: Make) -> None:
+    engine = make(max_rows=4, speed=20000.0)
+    wanted = replace(request([1, 2], [1, 2, 3, 4], 6), enough=3)
+    [out] = await engine.generate([wanted])
+    whole = [c for c in out if c.finish_reason == "length"]
+    assert len(out) == 4 and len(whole) >= 3
+    assert all(len(c.token_ids) == 6 for c in whole)
+    [[after]] = await engine.generate([request([1], [1], 3)])
+    assert len(after.token_ids) == 3
 
 
 def sleeper(make: Make, **kwargs: float) -> tuple[Engine, Sleeps]:

@@ -149,3 +149,29 @@ def test_overtaken_groups_leave_the_engines_and_train_later(
     assert {line["staleness/max"] for line in lines} == {0.0}
     assert all(0.0 < line["rollout/idle_share"] < 1.0 for line in lines[1:])
     assert runs.summary(run_dir)["idle_share"] is not None
+
+
+def test_the_long_tail_holds_no_step_up(tmp_path: Path, cluster: runs.Environment) -> None:
+    """Redundant samples, a cap that masks, and groups that are carried over, all at once."""
+    overrides = (
+        "rollout.redundant_samples=1", "rollout.cap.medians=1.5", "rollout.cap.then=mask",
+        "rollout.oversample=1.5", "rollout.overtaken=carry_over", "rollout.max_staleness=1",
+        "rollout.max_rows=8", "rollout.engine=simulated", "rollout.simulated.length_median=2",
+        "rollout.simulated.tokens_per_second=40", "publish.probe_tolerance=1000",
+        "environment.groups_per_call=1", "evaluate=null",
+    )  # fmt: skip
+    result = runs.manta("train", runs.TINY, tmp_path, *overrides, env=cluster)
+    assert result.returncode == 0, result.stdout + result.stderr
+    run_dir = tmp_path / "tiny"
+    runs.check_history(run_dir, STEPS)
+    entries = [e for e in read_ledger(run_dir / "ledger.jsonl") if e.stage == "rl"]
+    assert {e.outcome for e in entries} == {"trained"}, "nothing is made anew"
+    lines = [line for line in runs.metrics(run_dir) if line["stage"] == "rl"]
+    assert max(line["staleness/max"] for line in lines) == 1.0
+    assert all(line["samples"] == 8 * 4 for line in lines)
+    assert all(line["length/cut_off_share"] == 0.2 for line in lines)
+    assert all(line["length/cut_off_mean"] >= 0 for line in lines)
+    assert all(1 <= line["rollout/cap_tokens"] <= 4 for line in lines)
+    masked = [(line["length/truncated_share"], line["learner/rows"]) for line in lines]
+    assert any(share > 0 for share, _ in masked)
+    assert all(rows == round((1 - share) * 32) for share, rows in masked)

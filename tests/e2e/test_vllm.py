@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from manta.orchestrator.metrics import LOGPROB_GAP, MAX_STALENESS
+from manta.orchestrator.metrics import IDLE_SHARE, LOGPROB_GAP, MAX_STALENESS
 from tests.e2e import runs
 from tests.vllm_here import NEEDS_VLLM, devices
 
@@ -29,6 +29,8 @@ def test_vllm_samples_ahead_of_the_learner(tmp_path: Path, cluster: runs.Environ
     runs.check_history(run_dir, steps=12)
     lines = runs.metrics(run_dir)
     assert max(line.get(MAX_STALENESS, 0) for line in lines) == 2
+    idle = [line[IDLE_SHARE] for line in lines if IDLE_SHARE in line and MAX_STALENESS in line]
+    assert len(idle) >= 7 and all(0.0 < share < 1.0 for share in idle)
     gaps = [line[LOGPROB_GAP] for line in lines if LOGPROB_GAP in line]
     assert gaps
     assert max(gaps) < 1e-4

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from manta.actors.drafts import Drafts
@@ -105,3 +107,40 @@ def test_an_engine_that_has_not_begun_tells_nothing() -> None:
     drafts.grow([])
     [again] = drafts.open()
     assert (again.drawn, again.budgets) == (0, (3,))
+
+
+def test_redundant_samples_are_not_asked_for_again() -> None:
+    """An engine is lost under a request that wants two of four: one has ended."""
+    drafts = Drafts([replace(request(9, 9, 9, 9, stops=(99,)), enough=2), request(5, first=8)])
+    assert [r.enough for r in drafts.open()] == [2, None]
+    drafts.grow(
+        [
+            [made([1], "abort", (0, 1)), made([5, 99], "stop", (0, 1)),
+             made([1, 2, 3], "abort", (0, 1)), made([])],
+            [made([])],
+        ]
+    )  # fmt: skip
+    [rest, other] = drafts.open()
+    assert (rest.seeds, rest.drawn, rest.enough) == ((2,), 3, None)
+    assert other.seeds == (8,)
+    drafts.finish([[made([4, 99], "stop", (0, 2))], [made([6], "length", (0, 2))]])
+    assert drafts.open() == []
+    [group, _] = drafts.completions()
+    assert [c.finish_reason for c in group] == ["abort", "stop", "stop", "abort"]
+    assert [c.token_ids.tolist() for c in group] == [[1], [5, 99], [1, 2, 3, 4, 99], []]
+
+
+def test_a_request_that_had_enough_is_done_though_its_engine_is_lost() -> None:
+    drafts = Drafts([replace(request(9, 9, 9), enough=1), request(5, first=8)])
+    drafts.open()
+    drafts.grow([[made([1]), made([5], "stop", (0, 1)), made([])], [made([7])]])
+    [other] = drafts.open()
+    assert other.seeds == (8,)
+
+
+def test_a_request_that_had_not_begun_keeps_its_redundant_samples() -> None:
+    drafts = Drafts([replace(request(9, 9, 9), enough=2)])
+    drafts.open()
+    drafts.grow([])
+    [again] = drafts.open()
+    assert (again.seeds, again.enough) == ((0, 1, 2), 2)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,3 +76,15 @@ async def test_an_engine_s_error_is_the_call_s() -> None:
     with pytest.raises(ValueError, match="budget of 0"):
         await calls.generate(TICKET, [request(0)])
     assert len(calls) == 0
+
+
+async def test_rows_of_redundant_samples_are_told_to_be_free() -> None:
+    calls = EngineCalls(engine(speed=200.0))
+    wanted = replace(request(1000, 4, 1000), enough=1)
+    call = asyncio.ensure_future(calls.generate(TICKET, [wanted, request(200)]))
+    await asyncio.sleep(0)
+    assert calls.unfinished() == {TICKET: 4}
+    while calls.unfinished()[TICKET] > 1:
+        await asyncio.sleep(0.01)
+    assert not call.done()
+    assert (await call).lengths.tolist()[1::2] == [4, 200]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +123,12 @@ def test_gold_rows_end_at_the_context() -> None:
     ids, mask = GoldRows(lane(context=5), TOKENIZER).row(0)
     np.testing.assert_array_equal(ids, whole[:5])
     assert mask.tolist() == [False] * 4 + [True]
+
+
+async def test_an_admission_may_cap_its_samples() -> None:
+    speaks = engine()
+    production = build_production(lane(redundant_samples=1), TOKENIZER, speaks.generate, SCORING)
+    for cap in (3, 9, None):
+        await production.make(replace(FIRST, cap=cap))
+    assert [request.budgets for request in speaks.requests] == [(3,) * 3, (4,) * 3, (4,) * 3]
+    assert {request.enough for request in speaks.requests} == {2}

@@ -145,7 +145,7 @@ async def test_truncated_samples_and_budgets_by_sample() -> None:
     assert engine.requests[0].budgets == (8, 8, 4)
     assert [t.finish_reason for t in group.trajectories] == ["stop", "stop", "length"]
     assert group.trajectories[2].artifact == "1234"
-    assert summarise(group).num_truncated == 1
+    assert summarise(group).is_truncated.tolist() == [False, False, True]
 
 
 async def test_the_context_bounds_the_budget() -> None:
@@ -348,3 +348,33 @@ async def test_budgets_out_of_bounds_are_refused() -> None:
     engine = ScriptedEngine(RENDERER.tokenizer, lambda call, sample: "1")
     with pytest.raises(ValueError, match=r"budgets \(0, 0\) must be 2 numbers in 1..8"):
         await run_group(Wrong(), task, RENDERER, speaker(engine), draw(2), LIMITS, SCORING)
+
+
+async def test_redundant_samples_are_cut_off_and_told() -> None:
+    """Two of four are wanted: three ended at once, one was cut by the engine."""
+    env, task = sums()
+    engine = ScriptedEngine(RENDERER.tokenizer, lambda call, sample: ABORT if sample == 0 else "12")
+    drawn = replace(draw(2), redundant=2)
+    group = await run_group(env, task, RENDERER, speaker(engine), drawn, LIMITS, SCORING)
+    [request] = engine.requests
+    assert (request.enough, len(request.seeds), len(request.budgets)) == (2, 4, 4)
+    assert [t.sample for t in group.trajectories] == [1, 2]
+    assert len(group.scores) == 2
+    assert group.cut_off == (0, 3)
+    assert summarise(group).cut_off == (0, 3)
+    plain = ScriptedEngine(RENDERER.tokenizer, lambda call, sample: "12")
+    group = await run_group(env, task, RENDERER, speaker(plain), draw(2), LIMITS, SCORING)
+    assert plain.requests[0].enough is None
+    assert plain.requests[0].seeds == request.seeds[:2]
+    assert group.cut_off == ()
+
+
+async def test_redundant_samples_want_a_single_turn() -> None:
+    env = Guess()
+    task = env.source("train").task(0)
+    engine = ScriptedEngine(RENDERER.tokenizer, lambda call, sample: "7")
+    drawn = replace(draw(2), redundant=1)
+    with pytest.raises(ValueError, match=r"several turns.*redundant_samples to 0"):
+        await run_group(env, task, RENDERER, speaker(engine), drawn, LIMITS, SCORING)
+    with pytest.raises(ValueError, match="redundant samples are -1"):
+        replace(draw(2), redundant=-1)

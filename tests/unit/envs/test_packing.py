@@ -50,6 +50,7 @@ def group(position: int, sizes: tuple[int, ...], has_reference: bool) -> ScoredG
         reference if has_reference else None,
         {"correct": "exact"},
         {"generate": 0.5},
+        (position, 7),
     )
 
 

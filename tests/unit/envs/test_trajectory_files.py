@@ -117,6 +117,7 @@ def scored_groups(draw: st.DrawFn) -> ScoredGroup:
         ),
         reward_versions=draw(st.dictionaries(names, names, max_size=2)),
         timings=draw(st.dictionaries(names, doubles, max_size=2)),
+        cut_off=tuple(draw(st.lists(counts, max_size=2))),
     )
 
 

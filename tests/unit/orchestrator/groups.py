@@ -28,7 +28,7 @@ def summary(
         components={n: np.array(v, np.float32) for n, v in (components or {}).items()},
         num_tokens=np.full(size, 2, np.int32),
         lengths=np.arange(3, 3 + size, dtype=np.int32),
-        num_truncated=0,
+        is_truncated=np.zeros(size, np.bool_),
         oldest=WeightVersion(0, 0),
         newest=WeightVersion(0, 0),
         content_hash=f"hash-{id.epoch}-{id.position}",

@@ -25,6 +25,7 @@ from manta.orchestrator.age_policy import AgePolicy
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed
 from manta.orchestrator.ledger import Entry, Ledger, read_ledger
+from manta.orchestrator.length_cap import LengthCap
 from manta.orchestrator.loop import LoopHooks, LoopSettings, StageLoop
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.publish import Published
@@ -134,12 +135,24 @@ class SimulatedStage:
         flat: float = 0.15,
         sigma: float = 1.0,
         lengths: ExpectedLengths | None = None,
+        cap: LengthCap | None = None,
+        algorithm: str = "dapo",
+        pool: object = None,
     ) -> None:
+        """Without a `pool`, one of random times."""
         draw = random.Random(seed)
         self._ledger_file = folder / f"ledger-{seed}.jsonl"
         self.weights = Weights()
         self.pool = RandomPool(seed, self.weights, breaking, flat, sigma)
-        self.supply = Supply(feed, self.pool, "rl", groups_per_call, ages, lengths)  # type: ignore[arg-type]
+        self.supply = Supply(
+            feed,
+            pool or self.pool,  # type: ignore[arg-type]
+            "rl",
+            groups_per_call,
+            ages,
+            lengths,
+            cap,
+        )
         self.learner = RandomLearner(draw.uniform(0.1, 3.0))
         self.recorder = Recorder()
         self._publish_seconds = draw.uniform(0.0, 0.5)
@@ -152,7 +165,7 @@ class SimulatedStage:
             after=self._after,
         )
         self.loop = StageLoop(
-            LoopSettings("rl", PRESETS["dapo"], prompts, steps, HOUR, ages),
+            LoopSettings("rl", PRESETS[algorithm], prompts, steps, HOUR, ages),
             hooks,
             self.supply,
             self.learner,  # type: ignore[arg-type]

@@ -52,3 +52,19 @@ def test_a_reward_that_is_none_is_an_error() -> None:
 def test_imitation_reads_no_rewards() -> None:
     plan = assemble(1, [summary(GroupId(0, 0, 0), (float("nan"),))], PRESETS["sft"])
     assert plan.coefficients["advantage"].tolist() == [1.0]
+
+
+def test_samples_that_a_bound_ended_count_in_the_baseline_and_carry_no_loss() -> None:
+    groups = [
+        replace(summary(GroupId(0, i, 0), (0.0, 2.0)), is_truncated=np.array(cut))
+        for i, cut in enumerate(([True, False], [False, False], [True, True]))
+    ]
+    masked = assemble(1, groups, GRPO, masks_truncated=True)
+    assert masked.coefficients["keep"].tolist() == [0, 1, 1, 1, 0, 0]
+    assert masked.coefficients["keep"].dtype == np.float32
+    plain = assemble(1, groups, GRPO)
+    assert plain.coefficients["keep"].tolist() == [1.0] * 6
+    for name in ("advantage", "weight"):
+        np.testing.assert_array_equal(masked.coefficients[name], plain.coefficients[name])
+    flat = [replace(summary(GroupId(0, 0, 0), (1.0, 1.0)), is_truncated=np.array([False, True]))]
+    assert assemble(1, flat, DAPO, masks_truncated=True).coefficients["keep"].tolist() == [0, 0]

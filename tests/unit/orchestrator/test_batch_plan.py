@@ -50,6 +50,15 @@ WORDS = [
      "behind the weights that learn from it"),
     ("rollout.max_staleness=2 rollout.max_token_age=1 rollout.when_too_old=mask_tokens",
      "weights that learn from it; tokens that are more than 1 version behind leave the loss"),
+    ("rollout.oversample=1.3 rollout.overtaken=carry_over rollout.max_staleness=2",
+     "11 groups begin, the first 8 to finish train; those overtaken go on, and a sample may be up "
+     "to 2 versions behind"),
+    ("rollout.redundant_samples=2", "a group begins 6 samples and is complete with the first 4"),
+    ("rollout.cap.tokens=3", "a sample has at most 3 tokens; one that a bound ends trains as it "
+     "is"),
+    ("rollout.cap.medians=4 rollout.cap.then=mask",
+     "a sample has at most 4 times the running median of lengths; one that a bound ends carries "
+     "no loss"),
     ("rollout.oversample=1.3 rollout.when_too_old=drop_and_replace",
      "on-policy: 11 groups begin, the first 8 to finish train; those overtaken train 8 at a time, "
      "in steps of their own"),

@@ -53,7 +53,7 @@ def files_no_longer_than(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("feed", [FEED, None])
+@pytest.mark.parametrize("feed", [FEED, replace(FEED, median_length=17.5), None])
 def test_what_was_saved_comes_back(tmp_path: Path, feed: FeedState | None) -> None:
     saved = replace(state(7), feed=feed)
     save(Checkpoints(tmp_path, keep=2), saved)

@@ -38,7 +38,7 @@ def summary(
         components={name: np.array(values, np.float32) for name, values in components.items()},
         num_tokens=np.array(tokens, np.int32),
         lengths=np.array(tokens, np.int32) + 10,
-        num_truncated=truncated,
+        is_truncated=np.arange(len(rewards)) < truncated,
         oldest=version,
         newest=version,
         content_hash="",

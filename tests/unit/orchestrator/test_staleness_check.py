@@ -24,6 +24,13 @@ REFUSED = [
      "rollout.oversample: 1.5 needs max_staleness 0"),
     ("rollout.oversample=1.5 rollout.when_too_old=drop_and_replace run.deterministic=true",
      "rollout.oversample: is 1.5, but run.deterministic needs 1"),
+    ("rollout.oversample=1.5 rollout.when_too_old=drop_and_replace rollout.max_staleness=1 "
+     "rollout.overtaken=carry_over", "rollout.when_too_old: 'drop_and_replace' would make anew"),
+    ("rollout.oversample=1.5 rollout.overtaken=carry_over",
+     "rollout.overtaken: 'carry_over' needs max_staleness of at least 1, and stage 'rl' has 0"),
+    ("rollout.oversample=2.5 rollout.overtaken=carry_over rollout.max_staleness=1",
+     "rollout.oversample: is 2.5, must be at most 2 with overtaken carry_over"),
+    ("rollout.overtaken=carry_over", "rollout.overtaken: 'carry_over' has no effect"),
     ("run.deterministic=true stages.rl.max_staleness=2",
      "stages[1].max_staleness: is 2, but run.deterministic needs 0"),
 ]  # fmt: skip
@@ -41,6 +48,9 @@ FITS = [
     "rollout.max_staleness=4 rollout.max_token_age=2 rollout.when_too_old=drop_and_replace",
     "stages.rl.max_staleness=4 rollout.max_token_age=2 rollout.when_too_old=mask_tokens",
     "rollout.oversample=1.25 rollout.when_too_old=drop_and_replace",
+    "rollout.oversample=2 rollout.overtaken=carry_over rollout.max_staleness=1",
+    "rollout.oversample=1.25 rollout.overtaken=carry_over rollout.max_staleness=2 "
+    "rollout.max_token_age=0 rollout.when_too_old=mask_tokens",
     "run.deterministic=true rollout.dispatch=longest_first",
 ]
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from manta.actors.engines.settings import SimulatedSettings
-from manta.actors.engines.simulated import SimulatedEngine
+from manta.actors.engines.simulated import SimulatedEngine, sampled_length
 from manta.actors.engines.token_clock import TokenClock
 from manta.envs.records import GenerateRequest, Sampling, WeightVersion
 
@@ -62,3 +62,29 @@ async def test_a_halted_clock_stands_still_and_its_sleepers_sleep_on() -> None:
     clock.go_on()
     await sleeper
     assert 0.1 <= clock.now() < 0.3
+
+
+def test_prompts_may_share_in_the_length() -> None:
+    for share in (0.0, 0.5, 1.0):
+        settings = SimulatedSettings(1000.0, 64.0, 1.0, share)
+        logs = np.log(
+            [
+                [sampled_length(settings, 40 * p + i, np.array([p], np.int32)) for i in range(40)]
+                for p in range(120)
+            ]
+        )
+        assert abs(logs.std() - 1.0) < 0.1
+        assert abs(logs.mean(axis=1).var() / (share + (1 - share) / 40) - 1) < 0.25
+    assert np.ptp(logs, axis=1).max() == 0.0
+
+
+async def test_a_sample_that_goes_on_has_the_length_of_its_prompt() -> None:
+    settings = SimulatedSettings(1e7, 64.0, 1.0, 0.5)
+    whole = SimulatedEngine(settings, 50, 4096, 8, WeightVersion(0, 0))
+    [samples] = await whole.generate([request(8, 2048)])
+    for seed, sample in enumerate(samples):
+        cut = len(sample.token_ids) // 2
+        prefix = np.concatenate([[1], sample.token_ids[:cut]]).astype(np.int32)
+        rest = GenerateRequest(prefix, (seed,), (2048 - cut,), Sampling(), drawn=cut)
+        [[tail]] = await whole.generate([rest])
+        assert np.array_equal(tail.token_ids, sample.token_ids[cut:])

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from manta.actors.engine_calls import EngineCalls
 from manta.actors.engines.embedded import EmbeddedEngine
 from manta.actors.engines.protocol import Engine
 from manta.actors.engines.sampler import truncate
 from manta.actors.engines.vllm_weights import first_other
+from manta.actors.leases import Ask, Leases, Ticket
 from manta.actors.models.causal import build_model, model_state
+from manta.actors.row_limit import FixedLimit
 from manta.actors.weight_tensors import pack
 from manta.actors.weights import Weights
 from manta.envs.records import (
@@ -27,6 +32,9 @@ from manta.envs.records import (
     WeightVersion,
 )
 from tests.vllm_here import CONTEXT, MODEL, NEEDS_VLLM, VOCAB, devices
+
+if TYPE_CHECKING:
+    from manta.actors.engines.vllm_engine import VllmEngine
 
 pytestmark = [NEEDS_VLLM, pytest.mark.asyncio(loop_scope="session")]
 
@@ -214,3 +222,57 @@ async def test_the_environment_is_as_it_was_before_vllm_started(vllm: Engine) ->
 async def test_one_worker_s_other_hash_is_what_the_receipt_shows() -> None:
     assert first_other("a", ["a", "a"]) == "a"
     assert first_other("a", ["a", "b", "a", "c"]) == "b"
+
+
+def mixed(*budgets: int) -> GenerateRequest:
+    return GenerateRequest(np.array([1], np.int32), tuple(range(len(budgets))), budgets, Sampling())
+
+
+async def test_ended_samples_make_room_in_the_router_while_their_call_goes_on(
+    vllm: Engine,
+) -> None:
+    calls, leases = EngineCalls(vllm), Leases(lambda: FixedLimit(3))
+    leases.tell("policy-0", "join")
+    leases.tell("policy-0", "serve")
+    first, second = Ticket("w", 1), Ticket("w", 2)
+    leases.ask(Ask(first, (0,), rows=3, tokens=600))
+    leases.ask(Ask(second, (1,), rows=2, tokens=40))
+    assert [lease.ticket for lease in leases.grant()] == [first]
+    long = asyncio.ensure_future(calls.generate(first, [mixed(600, 5, 5)]))
+    granted: list[Ticket] = []
+    while not granted:
+        assert not long.done(), "no room was made before the longest sample ended"
+        await asyncio.sleep(0.005)
+        leases.shrink(calls.unfinished())
+        granted = [lease.ticket for lease in leases.grant()]
+    assert granted == [second]
+    short = await calls.generate(second, [mixed(20, 20)])
+    assert short.lengths.tolist() == [20, 20]
+    assert not long.done()
+    assert (await long).lengths.tolist() == [600, 5, 5]
+
+
+async def test_rows_that_hold_no_sample_count_as_idle(vllm: VllmEngine) -> None:
+    occupancy = vllm._occupancy
+    await vllm.generate([mixed(5)])
+    occupancy.take()  # what came before, loading included
+    await vllm.generate([mixed(600, 5, 5)])
+    one_of_three = occupancy.take()
+    assert 0.3 < one_of_three.busy / one_of_three.total < 0.6
+    await vllm.generate([mixed(*[200] * 6)])
+    full = occupancy.take()
+    assert 0.8 < full.busy / full.total <= 1.0, "six samples keep three rows busy, and no more"
+    under_way = asyncio.ensure_future(vllm.generate([mixed(300, 300, 300)]))
+    await vllm.generate([request([7], [1], 1)])
+    await vllm.pause()
+    occupancy.take()
+    await asyncio.sleep(0.05)
+    assert occupancy.take().busy == 0.0, "a paused engine decodes nothing"
+    await vllm.resume()
+    await under_way
+    occupancy.take()
+    wanted = replace(mixed(600, 5, 600), enough=1)
+    await vllm.generate([wanted])
+    occupancy.take()
+    await asyncio.sleep(0.05)
+    assert occupancy.take().busy == 0.0, "samples that were cut hold no rows"
