@@ -57,6 +57,8 @@ def write_run_file(
             "max_staleness": 0,
             "ignore_eos": True,
         },
+        # Groups that train together travel together: nothing else waits for one of them.
+        "environment": {"groups_per_call": work.prompts},
         "learner": {
             "learning_rate": work.learning_rate,
             "betas": list(work.betas),
