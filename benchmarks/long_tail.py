@@ -64,11 +64,11 @@ none: with four times as many samples as rows, what they overtake has mostly not
 
 @dataclass(frozen=True)
 class Measured:
-    """Of the steps that count. `lost` counts groups that were dropped for another reason than that
-    a race overtook them."""
+    """Of one run, by step of those that count: seconds, and share of row-seconds without a sample.
+    `lost` counts groups that were dropped for another reason than that a race overtook them."""
 
-    step_seconds: float
-    idle_share: float
+    seconds: tuple[float, ...]
+    idle: tuple[float, ...]
     mean_length: float
     max_staleness: float
     lost: int
@@ -128,32 +128,49 @@ def measured(lines: Sequence[MetricsLine], entries: Sequence[Entry]) -> Measured
     if len(lines) != EPOCH + MEASURED:
         raise ValueError(f"{len(lines)} lines of metrics, not {EPOCH + MEASURED}: the run ended")
     counted = lines[EPOCH:]
-    seconds = [line.values["time/step"] for line in counted]
-    idle = [line.values[IDLE_SHARE] for line in counted]
     return Measured(
-        step_seconds=(lines[-1].seconds - lines[EPOCH - 1].seconds) / MEASURED,
-        idle_share=sum(s * i for s, i in zip(seconds, idle, strict=True)) / sum(seconds),
+        seconds=tuple(line.values["time/step"] for line in counted),
+        idle=tuple(line.values[IDLE_SHARE] for line in counted),
         mean_length=sum(line.values[LENGTH] for line in counted) / MEASURED,
         max_staleness=max(line.values[MAX_STALENESS] for line in counted),
         lost=sum(e.outcome == "dropped" and not e.reason.startswith("overtaken") for e in entries),
     )
 
 
+def fastest(rounds: Sequence[Measured]) -> tuple[float, float]:
+    """Seconds a step and idle share, each step as in the round where it was fastest: a step has the
+    same work in every round (nearly so where what finishes first decides), and what else the
+    machine does can only add to it."""
+    best = [
+        min(zip(seconds, idle, strict=True))
+        for seconds, idle in zip(
+            zip(*(m.seconds for m in rounds), strict=True),
+            zip(*(m.idle for m in rounds), strict=True),
+            strict=True,
+        )
+    ]
+    total = sum(seconds for seconds, _ in best)
+    return total / len(best), sum(seconds * idle for seconds, idle in best) / total
+
+
 def figures(found: Mapping[str, Sequence[Measured]]) -> list[Figure]:
-    """`found`: by setting, one for each round."""
+    """`found`: by setting, one for each round. Samples are whole rounds, stalls and all."""
     made = []
-    plain = found[PLAIN]
+    by_round = {name: [fastest([m]) for m in rounds] for name, rounds in found.items()}
     for name, rounds in found.items():
-        seconds = [m.step_seconds for m in rounds]
-        idle = [m.idle_share for m in rounds]
+        seconds, idle = fastest(rounds)
+        raw = [list(each) for each in zip(*by_round[name], strict=True)]
         made += [
-            Figure(f"{name}: step", median(seconds), "s", None, None, "lower", seconds),
-            Figure(f"{name}: idle share of rows", median(idle), "", None, None, "lower", idle),
+            Figure(f"{name}: step", seconds, "s", None, None, "lower", raw[0]),
+            Figure(f"{name}: idle share of rows", idle, "", None, None, "lower", raw[1]),
         ]
+    plain = found[PLAIN]
     for name in [name for name in found if name != PLAIN]:
         bar, aim = BARS.get(name, (None, None))
-        pairs = [(m.step_seconds, p.step_seconds) for m, p in zip(found[name], plain, strict=True)]
-        ratio = median(p for _, p in pairs) / median(m for m, _ in pairs)
+        ratio = fastest(plain)[0] / fastest(found[name])[0]
+        pairs = [
+            (own[0], other[0]) for own, other in zip(by_round[name], by_round[PLAIN], strict=True)
+        ]
         made.append(Figure(f"{name} over plain", ratio, "x", bar, aim, "higher", pairs))
     for name in [name for name in found if name != PLAIN]:
         shares = [m.mean_length / p.mean_length for m, p in zip(found[name], plain, strict=True)]

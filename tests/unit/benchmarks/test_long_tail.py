@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.long_tail import EPOCH, MEASURED, PLAIN, SETTINGS, Measured, figures, measured
+from benchmarks.long_tail import (
+    EPOCH,
+    MEASURED,
+    PLAIN,
+    SETTINGS,
+    Measured,
+    fastest,
+    figures,
+    measured,
+)
 from benchmarks.long_tail import run_file as benchmark_file
 from manta.envs.records import GroupId
 from manta.orchestrator import run_file
@@ -44,17 +53,29 @@ def test_the_first_epoch_does_not_count() -> None:
         Entry("rl", GroupId(0, 1, 0), "dropped", 1, "the world broke"),
     ]
     found = measured(lines, entries)
-    assert found == Measured(2.0, pytest.approx((0.2 + 3 * 0.6) / 4), 4.5, 1.0, 1)
+    assert found == Measured((1.0, 3.0) * 4, (0.2, 0.2 + 0.4) * 4, 4.5, 1.0, 1)
+    assert fastest([found]) == (2.0, pytest.approx((0.2 + 3 * 0.6) / 4))
     with pytest.raises(ValueError, match="11 lines of metrics, not 12"):
         measured(lines[1:], [])
 
 
-def test_ratios_are_of_medians_and_what_is_wrong_shows() -> None:
-    found = {name: [Measured(2.0, 0.4, 20.0, 0.0, 0)] * 2 for name in SETTINGS}
-    found[PLAIN] = [Measured(3.0, 0.6, 25.0, 0.0, 0), Measured(4.0, 0.7, 25.0, 0.0, 0)]
-    found["carried over"] = [Measured(2.0, 0.4, 25.0, 2.0, 1)] * 2
+def test_a_step_counts_as_in_its_fastest_round() -> None:
+    rounds = [Measured(seconds, idle, 1.0, 0.0, 0) for seconds, idle in (
+        ((1.0, 9.0), (0.1, 0.9)), ((5.0, 3.0), (0.8, 0.3)),
+    )]  # fmt: skip
+    assert fastest(rounds) == (2.0, pytest.approx((0.1 + 3 * 0.3) / 4))
+
+
+def test_ratios_are_to_plain_and_what_is_wrong_shows() -> None:
+    found = {name: [Measured((2.0, 2.0), (0.4, 0.4), 20.0, 0.0, 0)] * 2 for name in SETTINGS}
+    found[PLAIN] = [
+        Measured((3.0, 9.0), (0.6, 0.9), 25.0, 0.0, 0),
+        Measured((5.0, 4.0), (0.7, 0.7), 25.0, 0.0, 0),
+    ]
+    found["carried over"] = [Measured((2.0, 2.0), (0.4, 0.4), 25.0, 2.0, 1)] * 2
     by_name = {figure.name: figure for figure in figures(found)}
     assert by_name["redundant samples over plain"].value == 3.5 / 2.0
+    assert by_name["redundant samples over plain"].samples == [(2.0, 6.0), (2.0, 4.5)]
     assert by_name["redundant samples over plain"].holds() is True
     assert by_name["redundant samples: mean length that trains, over plain"].value == 0.8
     assert by_name["staleness past the setting"].value == 1.0
