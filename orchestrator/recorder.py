@@ -22,6 +22,7 @@ from manta.orchestrator.evaluate import Evaluation
 from manta.orchestrator.feed import Feed
 from manta.orchestrator.metrics import (
     ACCURACY,
+    DRIVER_CPU,
     IDLE_SHARE,
     KL,
     REWARD,
@@ -74,6 +75,7 @@ class Recorder:
             )
         self._steps_done = 0
         self._step_started = time.perf_counter()
+        self._step_cpu = self._clock.cpu_seconds()
         self._latest: dict[str, float] = {}
         self._routing: RouterFigures | None = None
         self._stage = ("start-up", 0)
@@ -98,6 +100,7 @@ class Recorder:
         """From now on the display shows this stage and this feed's queues."""
         self._stage, self._feed, self._progress = (name, steps), feed, progress
         self._step_started = time.perf_counter()
+        self._step_cpu = self._clock.cpu_seconds()
 
     def step(
         self,
@@ -120,13 +123,14 @@ class Recorder:
         phases = self._clock.take_step()
         if report is not None:
             phases |= {f"learner/{name}": value for name, value in report.timings.items()}
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), self._clock.cpu_seconds()
         metrics = step_metrics(
             progress.step - 1, summaries, update, phases, now - self._step_started
         )
+        metrics[DRIVER_CPU] = cpu - self._step_cpu
         if self._routing is not None:
             metrics |= self._routing.metrics()
-        self._step_started = now
+        self._step_started, self._step_cpu = now, cpu
         self._steps_done += 1
         self._log(progress, metrics)
         self._show()
