@@ -39,9 +39,17 @@ T = TypeVar("T")
 CLOSE_SECONDS = 10.0
 
 
-def start(kind: type[T], cpus: float, *arguments: object, gpus: float = 0) -> ActorHandle[T]:
-    """A new actor of `kind`; its constructor runs on the worker and is not waited for."""
-    options = ray.remote(kind).options(num_cpus=cpus, num_gpus=gpus)
+def start(
+    kind: type[T],
+    cpus: float,
+    *arguments: object,
+    gpus: float = 0,
+    variables: Mapping[str, str] | None = None,
+) -> ActorHandle[T]:
+    """A new actor of `kind`, with these environment `variables`; its constructor runs on the worker
+    and is not waited for."""
+    environment = {"env_vars": dict(variables)} if variables else None
+    options = ray.remote(kind).options(num_cpus=cpus, num_gpus=gpus, runtime_env=environment)
     return cast("ActorHandle[T]", options.remote(*arguments))
 
 
@@ -196,6 +204,11 @@ class ReferencePool:
         return await asyncio.gather(*(handle.load.remote(weights) for handle in self.handles))
 
 
+_BLOCKS_STAY = {"RAY_max_direct_call_object_size": "8192"}
+"""Ray sends what a call returns to its owner, the driver, if it is smaller than this (100 KiB by
+default), and everybody else fetches it there. So blocks of tokens stay where they were made."""
+
+
 class NoEnvironmentWorkerLeft(RuntimeError):
     """Every environment worker has died."""
 
@@ -222,6 +235,7 @@ class EnvironmentPool:
                 rollout.dispatch,
                 rewards.handles,
                 references.handles if references else [],
+                variables=_BLOCKS_STAY,
             )
             for i in range(workers)
         }
