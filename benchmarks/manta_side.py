@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import yaml
 
@@ -13,8 +14,12 @@ from manta.orchestrator.metrics import TOKENS, read_metrics
 
 NAME = "manta"
 
+EngineName: TypeAlias = Literal["embedded", "vllm"]
 
-def write_run_file(path: Path, model_folder: Path, work: GrpoWork) -> None:
+
+def write_run_file(
+    path: Path, model_folder: Path, work: GrpoWork, engine: EngineName = "embedded"
+) -> None:
     """Everything that the work does not name is Manta's default."""
     algorithm = {
         "name": "grpo",
@@ -47,7 +52,7 @@ def write_run_file(path: Path, model_folder: Path, work: GrpoWork) -> None:
             }
         ],
         "rollout": {
-            "engine": "embedded",
+            "engine": engine,
             "max_new_tokens": work.cap,
             "max_staleness": 0,
             "ignore_eos": True,

