@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from manta.actors.engine_calls import EngineCalls
 from manta.actors.engines.occupancy import Occupancy, RowSeconds
@@ -19,6 +20,16 @@ from manta.actors.transports.registry import build_transport
 from manta.actors.transports.settings import TransportSettings
 from manta.envs.packing import PackedCompletions
 from manta.envs.records import Float32, GenerateRequest, Int32, WeightVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """What an engine says of new weights: how busy its rows were since it was paused before, what
+    became of the parcel, and the log-probs of the probe; empty where it loaded nothing."""
+
+    rows: RowSeconds
+    delivery: Delivery
+    probe: tuple[Float32, ...]
 
 
 class RolloutWorker:
@@ -71,15 +82,16 @@ class RolloutWorker:
         with _ending_with_the_engine():
             return await self._engine.logprobs(rows)
 
-    async def pause(self) -> RowSeconds:
-        """Pauses the engine; how busy its rows were since the last time."""
+    async def renew(self, parcel: Parcel, probe: Sequence[Int32]) -> Renewed:
+        """Pauses the engine, loads, and scores `probe`. In one call, so that the engine decodes
+        while the parcel is on its way, and the driver makes one instead of three."""
         with _ending_with_the_engine():
             await self._engine.pause()
-        return self._occupancy.take()
-
-    async def load(self, parcel: Parcel) -> Delivery:
-        with _ending_with_the_engine():
-            return await self._inbox.deliver(parcel, self._engine.load)
+            rows = self._occupancy.take()
+            delivery = await self._inbox.deliver(parcel, self._engine.load)
+            if delivery.refusal:
+                return Renewed(rows, delivery, ())
+            return Renewed(rows, delivery, tuple(await self._engine.logprobs(probe)))
 
     async def resume(self) -> None:
         await self._engine.resume()

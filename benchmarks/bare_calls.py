@@ -1,9 +1,10 @@
-"""The floor of the driver's work on Ray: the actor calls that a step takes, with nothing behind them.
+"""The floor of the driver's work on Ray: the actor calls of a step, with nothing behind them.
 
 As many calls as Manta's driver makes, to actors that do no more than answer: sources that return a
 block of bytes (owned by the caller, as Manta's are) and a summary, a log that carries the step's
 references to ranks that read each byte (a rank has rows of nearly every group), and engines that
-answer the six calls of a publish. Runs as a command that joins the Ray of RAY_ADDRESS and prints a JSON object.
+answer the calls of a publish, one of which brings them a parcel. Runs as a command that joins the
+Ray of RAY_ADDRESS and prints a JSON array: milliseconds of each step, by batch.
 
     python -m benchmarks.bare_calls STEPS GROUPS:BYTES...
 """
@@ -14,7 +15,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +26,7 @@ from manta.orchestrator.pools import start
 WARM_UP = 2
 SOURCES, RANKS, ENGINES = 2, 4, 4
 SUMMARY_BYTES = 1024
-ENGINE_CALLS = 6
-"""Of a publish: routing stops, the engine pauses, loads, proves, resumes, routing goes on."""
+PARCEL_BYTES = 4096
 
 
 class Source:
@@ -64,6 +64,10 @@ class Log:
             await self._changed.wait_for(lambda: len(self._answers.get(step, ())) == RANKS)
             return sum(self._answers.pop(step))
 
+    async def parcel(self) -> bytes:
+        """New weights for all engines."""
+        return bytes(PARCEL_BYTES)
+
 
 class Rank:
     async def run(self, log: ray.actor.ActorHandle[Log]) -> None:
@@ -77,7 +81,7 @@ class Rank:
 
 
 class Engine:
-    async def call(self) -> None:
+    async def call(self, parcel: bytes | None = None) -> None:
         """Answers."""
 
 
@@ -103,7 +107,8 @@ class Crew:
         read = await self._log.result.remote(self._step)
         if read != RANKS * (size // groups) * groups:
             raise RuntimeError(f"the ranks read {read} of {size} bytes")
-        await asyncio.gather(*(self._publish(engine) for engine in self._engines))
+        parcel = self._log.parcel.remote()
+        await asyncio.gather(*(self._publish(engine, parcel) for engine in self._engines))
         self._step += 1
         return 1e3 * (time.process_time() - began)
 
@@ -112,9 +117,12 @@ class Crew:
         await summary
         return block
 
-    async def _publish(self, engine: ray.actor.ActorHandle[Engine]) -> None:
-        for _ in range(ENGINE_CALLS):
-            await engine.call.remote()
+    async def _publish(
+        self, engine: ray.actor.ActorHandle[Engine], parcel: ray.ObjectRef[bytes]
+    ) -> None:
+        """Routing stops, the engine takes new weights and proves it, resumes, routing goes on."""
+        for argument in (None, parcel, None, None):
+            await engine.call.remote(argument)
 
 
 async def measure(steps: int, batches: Sequence[tuple[int, int]]) -> list[list[float]]:

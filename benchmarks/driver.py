@@ -7,14 +7,13 @@ Three drivers on one Ray, in turn, several rounds of them, each on the same batc
   ledger and the garbage collector included; the value of a stage is the mean of its steps.
 - The floor: as many actor calls with nothing behind them (`benchmarks.bare_calls`). Its steps are
   shorter, so that fewer of Ray's heartbeats fall into one.
-- verl's single controller, on the same bytes: collect a batch, dispatch it (`benchmarks.verl_side`).
+- verl's single controller, on the same bytes: a batch is collected and dispatched
+  (`benchmarks.verl_side`).
 
 One more run of Manta counts the bytes that Ray hands to the driver's Python, and those that its TCP
-connections receive (`benchmarks.received_bytes`): the former hold no tokens; among the latter are
-blocks of less than 100 KiB, which Ray sends to their owner in its answer instead of putting them
-into shared memory.
+connections receive (`benchmarks.received_bytes`): both hold no tokens, so neither grows with them.
 
-    python -m benchmarks.driver [--rounds N] [--steps N] [--verl PYTHON]
+    python -m benchmarks.driver [--rounds N] [--steps N]
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from benchmarks.manta_side import command
 from benchmarks.ray_head import ray_head
 from benchmarks.received_bytes import by_step, read_counts
 from benchmarks.report import Figure, write
-from benchmarks.sized_batches import MIB, Batch
+from benchmarks.sized_batches import Batch
 
 CLAIM = "Driver processor time per step, 4 learner ranks and 4 engines, by groups and batch bytes"
 SIZES = (0.4, 6.5, 104.0)
@@ -54,17 +53,14 @@ Measured: TypeAlias = Mapping[Batch, Sequence[float]]
 
 
 def one_round(
-    batches: Sequence[Batch], steps: int, verl: str, environment: Mapping[str, str]
+    batches: Sequence[Batch], steps: int, environment: Mapping[str, str]
 ) -> dict[str, dict[Batch, float]]:
     """Milliseconds of a step on each of `batches`, by driver."""
     told = [str(steps), *(f"{batch.groups}:{batch.num_bytes}" for batch in batches)]
     with tempfile.TemporaryDirectory(prefix="driver-") as folder:
         found = {MANTA: driver_run.run(Path(folder), batches, steps, environment)}
-    for name, python, module in (
-        (FLOOR, sys.executable, "bare_calls"),
-        (VERL, verl, "verl_side"),
-    ):
-        printed = finish([python, "-m", f"benchmarks.{module}", *told], environment)
+    for name, module in ((FLOOR, "bare_calls"), (VERL, "verl_side")):
+        printed = finish([sys.executable, "-m", f"benchmarks.{module}", *told], environment)
         times: list[list[float]] = json.loads(printed.splitlines()[-1])
         found[name] = dict(zip(batches, times, strict=True))
     return {name: {b: fmean(found[name][b]) for b in batches} for name in found}
@@ -83,9 +79,7 @@ def bytes_seen(
         ends = step_ends(folder / driver_run.NAME / "timeline.json")
         found = by_step(read_counts(tally), [0.0, *ends])
     each = WARM_UP + steps
-    return {
-        batch: found[i * each : (i + 1) * each][WARM_UP:] for i, batch in enumerate(batches)
-    }
+    return {batch: found[i * each : (i + 1) * each][WARM_UP:] for i, batch in enumerate(batches)}
 
 
 def step_ends(timeline: Path) -> list[float]:
@@ -133,7 +127,9 @@ def _of_groups(groups: int, ours: Measured) -> list[Figure]:
     name = f"{groups} groups: {MANTA}"
     grown = list(zip(ours[large], ours[small], strict=True))
     return [
-        Figure(f"{large.name}: {MANTA}, of each group", median(each), "ms", None, None, "lower", each),
+        Figure(
+            f"{large.name}: {MANTA}, of each group", median(each), "ms", None, None, "lower", each
+        ),
         Figure(
             f"{name}, {large.num_bytes / small.num_bytes:.0f} x the bytes",
             median(ours[large]) / median(ours[small]),
@@ -152,47 +148,45 @@ def _bytes(seen: Mapping[Batch, Sequence[tuple[int, int]]]) -> list[Figure]:
         handed, received = ([float(step[i]) for step in steps] for i in (0, 1))
         is_claimed = batch.mib == SIZES[-1]
         bar, aim = (BAR_SEEN, AIM_SEEN) if is_claimed else (None, None)
+        of_all = median(received) / batch.num_bytes
         made += [
+            _kib(f"{batch.name}: handed to the driver's Python", handed),
+            _kib(f"{batch.name}: received by the driver's process", received),
             Figure(
-                f"{batch.name}: handed to the driver's Python",
-                median(handed) / 1024,
-                "KiB/step",
-                None,
-                None,
-                "lower",
-                handed,
-            ),
-            Figure(
-                f"{batch.name}: received by its process, of the batch",
-                median(received) / batch.num_bytes,
-                "",
-                bar,
-                aim,
-                "lower",
-                received,
+                f"{batch.name}: received, of the batch", of_all, "", bar, aim, "lower", received
             ),
         ]
     return made
+
+
+def _kib(name: str, found: Sequence[float]) -> Figure:
+    kib = [count / 1024 for count in found]
+    return Figure(name, median(kib), "KiB/step", None, None, "lower", kib)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=CLAIM)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="of each batch size in a round")
-    parser.add_argument("--verl", default=sys.executable, help="the Python that has verl")
     arguments = parser.parse_args()
     rounds = []
     with ray_head(CPUS) as environment:
         for number in range(arguments.rounds):
             batches = BATCHES[:: -1 if number % 2 else 1]
-            rounds.append(one_round(batches, arguments.steps, arguments.verl, environment))
+            rounds.append(one_round(batches, arguments.steps, environment))
             print(f"round {number + 1}: {rounds[-1]}", flush=True)
         seen = bytes_seen(BATCHES, 4, environment)
     found = {
         name: {batch: [r[name][batch] for r in rounds] for batch in BATCHES} for name in rounds[0]
     }
     cores = len(os.sched_getaffinity(0))
-    write("driver", CLAIM, figures(found, seen), ["ray", "torch", "numpy"], cores)
+    write(
+        "driver",
+        CLAIM,
+        figures(found, seen),
+        ["ray", "torch", "numpy", "verl", "tensordict"],
+        cores,
+    )
 
 
 if __name__ == "__main__":

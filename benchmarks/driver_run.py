@@ -1,4 +1,4 @@
-"""Manta's side of the driver's comparison: a real run, each stage of which trains on one batch size.
+"""Manta's side of the driver's comparison: a real run, each stage of which has its batch size.
 
 The driver, its loop, publishes and pools are what `manta train` runs; so are router, environment,
 reward and rollout workers, mailbox, weight store and learner ranks. Engines are simulated, at a

@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from ray._private.serialization import SerializationContext
@@ -31,7 +32,7 @@ _BYTES_RECEIVED = struct.Struct("=128xQ")
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """At `seconds` since the epoch: bytes of Ray objects, and of TCP connections, from the start."""
+    """Bytes of Ray objects, and of TCP connections, up to `seconds` since the epoch."""
 
     seconds: float
     handed_over: int
@@ -85,7 +86,7 @@ def by_step(counts: Sequence[Count], ends: Sequence[float]) -> list[tuple[int, i
     for end in ends:
         before = [count for count in counts if count.seconds <= end]
         at.append((before[-1].handed_over, before[-1].received) if before else (0, 0))
-    return [(b[0] - a[0], b[1] - a[1]) for a, b in zip(at[:-1], at[1:], strict=True)]
+    return [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(at)]
 
 
 def main(arguments: Sequence[str]) -> int:

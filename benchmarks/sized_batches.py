@@ -1,4 +1,4 @@
-"""Batches of a size that is set: so many groups with so many bytes of tokens, from the real engines.
+"""Batches of a size that is set: so many groups with so many bytes of tokens.
 
 Owns the arithmetic of sizes, and two plug-ins: the environment whose samples have the length that a
 batch asks for, and a reward that costs nothing and tells the samples of a group apart.

@@ -73,8 +73,7 @@ def step(group: RayWorkerGroup, rows: int, tokens: int) -> float:
 
 def main(arguments: Sequence[str]) -> None:
     steps, *told = arguments
-    # verl may live in an environment of its own.
-    ray.init(log_to_driver=False, runtime_env={"py_executable": sys.executable})
+    ray.init(log_to_driver=False)
     try:
         pool = RayResourcePool([WORKERS], use_gpu=False, max_colocate_count=1)
         workers = RayClassWithInitArgs(ray.remote(Filler))

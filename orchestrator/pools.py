@@ -15,7 +15,6 @@ import ray
 from ray.actor import ActorHandle
 
 from manta.actors.dispatch import DispatchSettings
-from manta.actors.engines.occupancy import RowSeconds
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.environment import EnvironmentWorker
 from manta.actors.lanes import Admission, BlockSummary, Lane
@@ -23,16 +22,16 @@ from manta.actors.mailbox import Mailbox, Place, StartOrder, StepReport, StepWor
 from manta.actors.models.spec import ModelSpec
 from manta.actors.reference import ReferenceWorker
 from manta.actors.reward import RewardWorker
-from manta.actors.rollout import RolloutWorker
+from manta.actors.rollout import Renewed, RolloutWorker
 from manta.actors.router import Router
 from manta.actors.router_figures import RouterFigures
 from manta.actors.step_scores import FinalScores
-from manta.actors.transports.protocol import Delivery, Parcel
+from manta.actors.transports.protocol import Parcel
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_store import WeightStore
 from manta.actors.weights import Receipt, Weights
 from manta.envs.packing import Block
-from manta.envs.records import Float32, GroupId, Int32, WeightVersion
+from manta.envs.records import GroupId, Int32, WeightVersion
 
 T = TypeVar("T")
 
@@ -101,17 +100,13 @@ class RolloutPool:
     def names(self) -> list[str]:
         return list(self._engines)
 
-    async def pause(self, name: str) -> RowSeconds:
-        """No more requests for the engine; it keeps those that it has, and decodes nothing. How
-        busy its rows were since it was paused last."""
+    async def renew(
+        self, name: str, parcel: ray.ObjectRef[Parcel], probe: Sequence[Int32]
+    ) -> Renewed:
+        """No more requests for the engine. It keeps those that it has, decodes nothing from when
+        the parcel is there, loads it, and scores `probe`."""
         await self.router.tell.remote(name, "pause")
-        return await self._engines[name].pause.remote()
-
-    async def load(self, name: str, parcel: ray.ObjectRef[Parcel]) -> Delivery:
-        return await self._engines[name].load.remote(parcel)
-
-    async def logprobs(self, name: str, rows: Sequence[Int32]) -> list[Float32]:
-        return await self._engines[name].logprobs.remote(rows)
+        return await self._engines[name].renew.remote(parcel, probe)
 
     async def resume(self, name: str) -> None:
         await self._engines[name].resume.remote()

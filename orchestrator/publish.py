@@ -158,18 +158,15 @@ class _Delivery:
         self._parcels = {}
 
     async def offer(self, name: str, base: str | None) -> Answer | None:
-        """Brings the weights to the paused engine, which holds `base`; None if it died."""
+        """Brings the weights to the engine, which holds `base`, and pauses it; None if it died."""
         self.resent += name in self._offered
         self._offered.add(name)
         parcel = self._parcel(base if base == self._newest else None)
         with suppress(ray.exceptions.RayActorError):
-            rows = await self._rollout.pause(name)
-            self.rows += rows
-            delivery = await self._rollout.load(name, parcel)
-            self.num_bytes += delivery.num_bytes
-            if delivery.refusal:
-                return Answer(delivery, ())
-            return Answer(delivery, tuple(await self._rollout.logprobs(name, self._probe)))
+            renewed = await self._rollout.renew(name, parcel, self._probe)
+            self.rows += renewed.rows
+            self.num_bytes += renewed.delivery.num_bytes
+            return Answer(renewed.delivery, renewed.probe)
         return None
 
     def _parcel(self, base: str | None) -> ray.ObjectRef[Parcel]:

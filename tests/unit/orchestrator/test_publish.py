@@ -10,6 +10,7 @@ import ray
 
 from manta.actors.engines.occupancy import RowSeconds
 from manta.actors.mailbox import StepReport
+from manta.actors.rollout import Renewed
 from manta.actors.transports.protocol import Delivery
 from manta.actors.weights import Receipt
 from manta.envs.records import Float32, Int32, Update, WeightVersion
@@ -49,11 +50,15 @@ class ScriptedRollout:
     def of(self, name: str) -> list[str]:
         return [event.split()[1] for event in self.events if event.startswith(f"{name} ")]
 
-    async def pause(self, name: str) -> RowSeconds:
+    async def renew(
+        self, name: str, parcel: tuple[WeightVersion, str | None], probe: Sequence[Int32]
+    ) -> Renewed:
         self.events.append(f"{name} pause")
-        return RowSeconds(1.0, 4.0)
+        delivery = self._load(name, parcel)
+        rows = RowSeconds(1.0, 4.0)
+        return Renewed(rows, delivery, () if delivery.refusal else self._score(name))
 
-    async def load(self, name: str, parcel: tuple[WeightVersion, str | None]) -> Delivery:
+    def _load(self, name: str, parcel: tuple[WeightVersion, str | None]) -> Delivery:
         version, base = parcel
         self.events.append(f"{name} {'full' if base is None else 'delta'}")
         self._now[name] = fault = next(self._faults[name], 0.0)
@@ -68,11 +73,11 @@ class ScriptedRollout:
         sha256 = "other" if fault == "hash" else f"hash{version.step}"
         return Delivery(Receipt(shown, sha256), num_bytes)
 
-    async def logprobs(self, name: str, rows: Sequence[Int32]) -> list[Float32]:
+    def _score(self, name: str) -> tuple[Float32, ...]:
         fault = self._now[name]
         found = [row.copy() for row in learner_probe(self._step[name])]
         found[-1][2] += fault if isinstance(fault, float) else 0.0
-        return found
+        return tuple(found)
 
     async def resume(self, name: str) -> None:
         if self._now[name] == "resume":
