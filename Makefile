@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
+# verl asks for an older transformers than ours; its single controller, which a benchmark runs, for
+# these alone.
+VERL := "verl==0.9.1" "tensordict==0.10.0" "pyvers==0.2.3" "omegaconf==2.4.0"
 SEED ?= 0
 
 .PHONY: help install demo test lint bench lock clean
@@ -52,12 +55,13 @@ lint: install
 
 bench: $(VENV)/.vllm
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[bench]"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(VERL)
 	$(BIN)/python -m benchmarks --run
 
 # The versions that CI uses: what is installed now, without torch (its build depends on the machine).
 lock: $(VENV)/.vllm
 	$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable \
-	  | grep -v -i -E '^(torch|torchvision|torchaudio|torchcodec|uv|pip|setuptools|nvidia-.*|triton)(==| @)' > constraints.txt
+	  | grep -v -i -E '^(torch|torchvision|torchaudio|torchcodec|uv|pip|setuptools|nvidia-.*|triton|verl|tensordict|pyvers|omegaconf)(==| @)' > constraints.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from manta.actors.engine_calls import EngineCalls
 from manta.actors.engines.occupancy import Occupancy, RowSeconds
@@ -20,6 +21,16 @@ from manta.actors.transports.settings import TransportSettings
 from manta.actors.weights import Receipt
 from manta.envs.packing import PackedCompletions
 from manta.envs.records import Float32, GenerateRequest, Int32, WeightVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """What an engine says of new weights: how busy its rows were since it was paused before, what
+    became of the parcel, and the log-probs of the probe; empty where it loaded nothing."""
+
+    rows: RowSeconds
+    delivery: Delivery
+    probe: tuple[Float32, ...]
 
 
 class RolloutWorker:
@@ -73,6 +84,19 @@ class RolloutWorker:
         with _ending_with_the_engine():
             return await self._engine.logprobs(rows)
 
+    async def renew(self, parcel: Parcel, sha256: str, probe: Sequence[Int32]) -> Renewed:
+        """Pauses the engine, wakes it if it sleeps, loads the weights with hash `sha256`, and
+        scores `probe`. In one call, so that the engine decodes while the parcel is on its way, and
+        the driver makes one instead of three."""
+        with _ending_with_the_engine():
+            rows = await self.pause()
+            await self._wake()
+            delivery = await self._inbox.deliver(parcel, self._engine.load)
+            if delivery.receipt.sha256 != sha256:
+                # An engine that slept has no weights to score with
+                return Renewed(rows, delivery, ())
+            return Renewed(rows, delivery, tuple(await self._engine.logprobs(probe)))
+
     async def pause(self) -> RowSeconds:
         """Pauses the engine; how busy its rows were since the last time."""
         with _ending_with_the_engine():
@@ -86,15 +110,9 @@ class RolloutWorker:
             if isinstance(self._engine, Sleeps):
                 await self._engine.sleep()
 
-    async def load(self, parcel: Parcel) -> Delivery:
-        """Weights for the paused engine, which wakes first if it sleeps."""
-        with _ending_with_the_engine():
-            await self._wake()
-            return await self._inbox.deliver(parcel, self._engine.load)
-
     async def open_transfer(self, info: Mapping[str, object]) -> None:
         """These four: see `manta.actors.engines.protocol.TakesTransfers`. The paused engine wakes
-        first if it sleeps, as it does to `load`."""
+        first if it sleeps, as it does to `renew`."""
         with _ending_with_the_engine():
             await self._wake()
             await self._taker.open_transfer(info)

@@ -25,9 +25,14 @@ class AgePolicy:
     limit: int | None = None
     when_too_old: WhenTooOld = "wait"
 
+    @property
+    def drops(self) -> bool:
+        """Does it ever drop a group?"""
+        return self.limit is not None and self.when_too_old == "drop_and_replace"
+
     def why_dropped(self, step: int, summary: GroupSummary) -> str | None:
         """Why a group is not to train at `step` for its age, or None."""
-        if self.limit is None or self.when_too_old != "drop_and_replace" or summary.oldest is None:
+        if self.limit is None or not self.drops or summary.oldest is None:
             return None
         age = step - 1 - summary.oldest.step
         if age <= self.limit:

@@ -1,4 +1,4 @@
-"""One publish's deliveries: brings weights to paused engines and asks each for its proofs.
+"""One publish's deliveries: brings weights to engines and asks each for its proofs.
 
 Owns which parcel goes to whom and the count of what moved. Judging the answers, and what becomes of
 an engine, is `manta.orchestrator.publish`'s.
@@ -13,7 +13,7 @@ import ray
 
 from manta.actors.engines.occupancy import NOT_COUNTED
 from manta.actors.mailbox import StepReport
-from manta.actors.transports.protocol import Delivery, Parcel
+from manta.actors.transports.protocol import Parcel
 from manta.envs.records import Int32
 from manta.envs.side_by_side import side_by_side
 from manta.orchestrator.pools import MailboxClient, RolloutPool
@@ -54,22 +54,13 @@ class StoreDelivery:
 
     async def _bring(self, name: str, base: str | None) -> Answer | None:
         parcel = self._parcel(base if base == self._newest else None)
+        sha256 = self.report.update.weights_hash
         with suppress(ray.exceptions.RayActorError):
-            await self._pause(name)
-            return await self._answer(name, await self._rollout.load(name, parcel))
+            renewed = await self._rollout.renew(name, parcel, sha256, self._probe)
+            self.rows += renewed.rows
+            self.num_bytes += renewed.delivery.num_bytes
+            return Answer(renewed.delivery, renewed.probe)
         return None
-
-    async def _pause(self, name: str) -> None:
-        rows = await self._rollout.pause(name)
-        self.rows += rows
-
-    async def _answer(self, name: str, delivery: Delivery) -> Answer:
-        """The proofs of an engine to which `delivery` was made."""
-        self.num_bytes += delivery.num_bytes
-        if delivery.receipt.sha256 != self.report.update.weights_hash:
-            # An engine that slept has no weights to score with
-            return Answer(delivery, ())
-        return Answer(delivery, tuple(await self._rollout.logprobs(name, self._probe)))
 
     def _parcel(self, base: str | None) -> ray.ObjectRef[Parcel]:
         if base not in self._parcels:

@@ -53,13 +53,18 @@ class DirectDelivery(StoreDelivery):
 
     async def _is_paused(self, name: str) -> bool:
         with suppress(ray.exceptions.RayActorError):
-            await self._pause(name)
+            rows = await self._rollout.pause(name)
+            self.rows += rows
             return True
         return False
 
     async def _proofs(self, name: str, handed: HandedOver) -> Answer | None:
         nothing = Receipt(self.report.update.version, "")
         receipt = handed.receipts.get(name, nothing)
+        delivery = Delivery(receipt, handed.num_bytes, handed.failure)
+        self.num_bytes += delivery.num_bytes
+        if receipt.sha256 != self.report.update.weights_hash:
+            return Answer(delivery, ())
         with suppress(ray.exceptions.RayActorError):
-            return await self._answer(name, Delivery(receipt, handed.num_bytes, handed.failure))
+            return Answer(delivery, tuple(await self._rollout.logprobs(name, self._probe)))
         return None

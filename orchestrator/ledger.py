@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +34,9 @@ class Entry:
     content_hash: str = ""
 
 
+_FIELDS = tuple(field.name for field in fields(Entry))
+
+
 class Ledger:
     """Appends entries to `path`; totals by outcome are kept in memory."""
 
@@ -45,7 +48,7 @@ class Ledger:
     def record(self, entries: Sequence[Entry]) -> None:
         """Appends `entries` and hands them to the operating system."""
         for entry in entries:
-            self._file.append(json.dumps(asdict(entry)))
+            self._file.append(json.dumps({name: getattr(entry, name) for name in _FIELDS}))
         self.totals.update(entry.outcome for entry in entries)
 
     def position(self) -> int:

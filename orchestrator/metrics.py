@@ -33,12 +33,14 @@ MAX_STALENESS: Final = "staleness/max"
 TOKEN_STALENESS: Final = "staleness/token_mean"
 IDLE_SHARE: Final = "rollout/idle_share"
 CAP: Final = "rollout/cap_tokens"
+DRIVER_CPU: Final = "time/driver_cpu"
 KL: Final = "learner/kl_reference"
 LOGPROB_GAP: Final = "mismatch/same_version/gap_max"
 MISMATCH_KL: Final = "mismatch/same_version/kl"
-"""Names that pictures, displays and summaries look for; the last three are what the learner calls
-them. `LOGPROB_GAP` is the largest |engine - learner| of a step's tokens that were sampled under the
-weights that the learner held; what was sampled under older ones is below `mismatch/stale`."""
+"""Names that others look for; the last three are what the learner calls them. `DRIVER_CPU` is in
+processor seconds of the driver's process, all of its threads. `LOGPROB_GAP` is the largest |engine
+- learner| of a step's tokens that were sampled under the weights that the learner held; what was
+sampled under older ones is below `mismatch/stale`."""
 
 _TOTALS = ("mean", "std")
 

@@ -18,7 +18,7 @@ from manta.actors.cores import available_cores
 from manta.orchestrator.batch_plan import role_needs
 from manta.orchestrator.config import RunFile
 
-_LOCAL_DEFAULTS = {
+LOCAL_DEFAULTS = {
     # Nothing is reported to anybody.
     "RAY_USAGE_STATS_ENABLED": "0",
     # No workers ahead of need: they would import everything on a machine that is busy starting.
@@ -35,6 +35,7 @@ _LOCAL_DEFAULTS = {
     # Ray gives its workers a niceness of 15: whatever else runs would starve them.
     "RAY_worker_niceness": "0",
 }
+"""Environment variables of a local Ray's processes."""
 _SECRET = re.compile(r"(API_KEY|SECRET|PASSWORD|CREDENTIAL)", re.IGNORECASE)
 
 
@@ -100,11 +101,11 @@ def _without_secrets() -> Iterator[None]:
 
 @contextmanager
 def _workers_of_a_local_ray(working_dir: str) -> Iterator[None]:
-    """What they inherit: plug-ins on the Python path, and `_LOCAL_DEFAULTS`."""
+    """What they inherit: plug-ins on the Python path, and `LOCAL_DEFAULTS`."""
     with _environment() as environment:
         path = [working_dir, environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        for name, value in _LOCAL_DEFAULTS.items():
+        for name, value in LOCAL_DEFAULTS.items():
             environment.setdefault(name, value)
         yield
 

@@ -26,11 +26,11 @@ from manta.actors.mailbox import Mailbox, Place, StartOrder, StepReport, StepWor
 from manta.actors.models.spec import ModelSpec
 from manta.actors.reference import ReferenceWorker
 from manta.actors.reward import RewardWorker
-from manta.actors.rollout import RolloutWorker
+from manta.actors.rollout import Renewed, RolloutWorker
 from manta.actors.router import Router
 from manta.actors.router_figures import RouterFigures
 from manta.actors.step_scores import FinalScores
-from manta.actors.transports.protocol import Delivery, Parcel
+from manta.actors.transports.protocol import Parcel
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_store import WeightStore
 from manta.actors.weights import Receipt, Weights
@@ -48,17 +48,20 @@ def start(
     *arguments: object,
     gpus: float = 0,
     place: DevicePlace | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> ActorHandle[T]:
-    """A new actor of `kind`; its constructor runs on the worker and is not waited for. At `place`
-    it reserves no GPU and uses those that somebody else has reserved there."""
-    options = ray.remote(kind).options(num_cpus=cpus, num_gpus=gpus)
-    if place is not None:
-        options = ray.remote(kind).options(
-            num_cpus=cpus,
-            num_gpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False),
-            runtime_env={"env_vars": dict(place.environment())},
-        )
+    """A new actor of `kind`, with these environment `variables`; its constructor runs on the worker
+    and is not waited for. At `place` it reserves no GPU and uses those that somebody else has
+    reserved there."""
+    found = dict(variables or {}) | dict(place.environment() if place else {})
+    options = ray.remote(kind).options(
+        num_cpus=cpus,
+        num_gpus=0 if place else gpus,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False)
+        if place
+        else None,
+        runtime_env={"env_vars": found} if found else None,
+    )
     return cast("ActorHandle[T]", options.remote(*arguments))
 
 
@@ -129,6 +132,15 @@ class RolloutPool:
     def names(self) -> list[str]:
         return list(self._engines)
 
+    async def renew(
+        self, name: str, parcel: ray.ObjectRef[Parcel], sha256: str, probe: Sequence[Int32]
+    ) -> Renewed:
+        """No more requests for the engine. It keeps those that it has, decodes nothing from when
+        the parcel is there, wakes if it sleeps, loads the weights with hash `sha256`, and scores
+        `probe`."""
+        await self.router.tell.remote(name, "pause")
+        return await self._engines[name].renew.remote(parcel, sha256, probe)
+
     async def pause(self, name: str) -> RowSeconds:
         """No more requests for the engine; it keeps those that it has, and decodes nothing. How
         busy its rows were since it was paused last."""
@@ -137,7 +149,7 @@ class RolloutPool:
 
     async def sleep(self, name: str) -> bool:
         """No more requests for the engine, whose memory is free afterwards; it keeps requests that
-        it has. False where it died. `load` wakes it."""
+        it has. False where it died. `renew` wakes it."""
         await self.router.tell.remote(name, "pause")
         with suppress(ray.exceptions.RayActorError):
             await self._engines[name].sleep.remote()
@@ -147,9 +159,6 @@ class RolloutPool:
     def receiver(self, name: str) -> Receiver:
         """What a learner rank needs to bring weights to the engine itself."""
         return Receiver(name, self._engines[name], self._processes)
-
-    async def load(self, name: str, parcel: ray.ObjectRef[Parcel]) -> Delivery:
-        return await self._engines[name].load.remote(parcel)
 
     async def logprobs(self, name: str, rows: Sequence[Int32]) -> list[Float32]:
         return await self._engines[name].logprobs.remote(rows)
@@ -245,6 +254,11 @@ class ReferencePool:
         return await asyncio.gather(*(handle.load.remote(weights) for handle in self.handles))
 
 
+_BLOCKS_STAY = {"RAY_max_direct_call_object_size": "8192"}
+"""Ray sends what a call returns to its owner, the driver, if it is smaller than this (100 KiB by
+default), and everybody else fetches it there. So blocks of tokens stay where they were made."""
+
+
 class NoEnvironmentWorkerLeft(RuntimeError):
     """Every environment worker has died."""
 
@@ -271,6 +285,7 @@ class EnvironmentPool:
                 rollout.dispatch,
                 rewards.handles,
                 references.handles if references else [],
+                variables=_BLOCKS_STAY,
             )
             for i in range(workers)
         }

@@ -25,6 +25,7 @@ from manta.orchestrator.length_cap import LengthCap
 from manta.orchestrator.metrics import (
     ACCURACY,
     CAP,
+    DRIVER_CPU,
     IDLE_SHARE,
     KL,
     REWARD,
@@ -77,6 +78,7 @@ class Recorder:
             )
         self._steps_done = 0
         self._step_started = time.perf_counter()
+        self._step_cpu = self._clock.cpu_seconds()
         self._latest: dict[str, float] = {}
         self._routing: RouterFigures | None = None
         self._turns: DeviceTurns | None = None
@@ -111,6 +113,7 @@ class Recorder:
         say where the cap stands."""
         self._stage, self._feed, self._progress, self._cap = (name, steps), feed, progress, cap
         self._step_started = time.perf_counter()
+        self._step_cpu = self._clock.cpu_seconds()
 
     def step(
         self,
@@ -133,17 +136,18 @@ class Recorder:
         phases = self._clock.take_step()
         if report is not None:
             phases |= {f"learner/{name}": value for name, value in report.timings.items()}
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), self._clock.cpu_seconds()
         metrics = step_metrics(
             progress.step - 1, summaries, update, phases, now - self._step_started
         )
+        metrics[DRIVER_CPU] = cpu - self._step_cpu
         if self._routing is not None:
             metrics |= self._routing.metrics()
         if self._turns is not None:
             metrics |= self._turns.take_metrics()
         if self._cap is not None:
             metrics[CAP] = float(self._cap.tokens)
-        self._step_started = now
+        self._step_started, self._step_cpu = now, cpu
         self._steps_done += 1
         self._log(progress, metrics)
         self._show()

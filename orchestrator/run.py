@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -104,6 +105,9 @@ class _Driver:
         with run.recorder.phase("start_up"):
             self._watch_signals(run.should_stop, run.recorder)
             await self._start(run, order)
+        # What is there now lives as long as the run: the collector need not go through it again.
+        gc.collect()
+        gc.freeze()
         watch = RoutingWatch(run.crew.rollout, run.recorder.routing, run.recorder.event)
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(watch.run())

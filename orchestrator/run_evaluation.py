@@ -99,9 +99,8 @@ async def _serve(crew: Crew, weights: Weights) -> None:
     await crew.client.put_weights(weights)
     parcel = crew.client.parcel(weights.version, None)
     for name in crew.rollout.names:
-        await crew.rollout.pause(name)
-        delivery = await crew.rollout.load(name, parcel)
-        if delivery.receipt.sha256 != weights.sha256:
+        renewed = await crew.rollout.renew(name, parcel, weights.sha256, ())
+        if renewed.delivery.receipt.sha256 != weights.sha256:
             raise RuntimeError(f"engine {name} received other bytes than the checkpoint holds")
         await crew.rollout.resume(name)
         await crew.rollout.serve(name)

@@ -165,6 +165,9 @@ class Supply:
         return [replace(admission, cap=self.cap.tokens) for admission in admissions]
 
     def _renew(self, step: int) -> None:
+        # Asked for at every turn of `take`: with many groups looking at all of them would be felt.
+        if not self._ages.drops:
+            return
         for group, finished in self.feed.ready():
             reason = self._ages.why_dropped(step, finished.summary)
             if reason is not None:

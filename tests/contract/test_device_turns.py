@@ -17,7 +17,6 @@ from manta.actors.backends.plain import PlainBackend
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.device_turns import NotYourTurn
 from manta.actors.engines.embedded import EmbeddedEngine
-from manta.actors.engines.occupancy import RowSeconds
 from manta.actors.engines.registry import ENGINES
 from manta.actors.engines.residence import WrongState
 from manta.actors.engines.settings import EngineSettings
@@ -25,8 +24,8 @@ from manta.actors.leases import Ticket
 from manta.actors.mailbox import StepReport, StepWork
 from manta.actors.models.policy import token_logprobs
 from manta.actors.models.spec import BuildSpec, ModelSpec
-from manta.actors.rollout import RolloutWorker
-from manta.actors.transports.protocol import Delivery, Parcel
+from manta.actors.rollout import Renewed, RolloutWorker
+from manta.actors.transports.protocol import Parcel
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_store import WeightStore
 from manta.actors.weights import Weights
@@ -140,11 +139,11 @@ class Engines:
             return False
         return True
 
-    async def pause(self, name: str) -> RowSeconds:
+    async def renew(
+        self, name: str, parcel: asyncio.Future[Parcel], sha256: str, probe: Sequence[Int32]
+    ) -> Renewed:
         self.serving.discard(name)
-        return await self._reach(name, "asleep").pause()
-
-    async def load(self, name: str, parcel: asyncio.Future[Parcel]) -> Delivery:
+        self._reach(name, "asleep")
         assert self._learner_bytes() == 0, "an engine wakes while the learner holds the device"
         arrived = await parcel
         fault = self.faults.get(name)
@@ -155,7 +154,7 @@ class Engines:
             arrived = replace(arrived, body=replace(arrived.body, data=data))
         if fault == "damaged":
             del self.faults[name]
-        return await self._reach(name).load(arrived)
+        return await self._reach(name).renew(arrived, sha256, probe)
 
     async def logprobs(self, name: str, rows: Sequence[Int32]) -> list[Float32]:
         return await self._reach(name).logprobs(rows)

@@ -70,8 +70,7 @@ class Pools:
         data = np.zeros(8, np.uint8)
         weights = Weights(SECOND, (), data, content_hash((), data))
         parcel = ObjectStoreTransport().send(weights)
-        await self.rollout.pause("policy-1")
-        await self.rollout.load("policy-1", ray.put(parcel))
+        await self.rollout.renew("policy-1", ray.put(parcel), weights.sha256, ())
         await self.rollout.resume("policy-1")
         await self.rollout.serve("policy-1")
 

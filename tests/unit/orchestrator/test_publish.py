@@ -10,6 +10,7 @@ import ray
 
 from manta.actors.engines.occupancy import RowSeconds
 from manta.actors.mailbox import StepReport
+from manta.actors.rollout import Renewed
 from manta.actors.transports.protocol import Delivery
 from manta.actors.weights import Receipt
 from manta.envs.records import Float32, Int32, Update, WeightVersion
@@ -49,11 +50,23 @@ class ScriptedRollout:
     def of(self, name: str) -> list[str]:
         return [event.split()[1] for event in self.events if event.startswith(f"{name} ")]
 
+    async def renew(
+        self,
+        name: str,
+        parcel: tuple[WeightVersion, str | None],
+        sha256: str,
+        probe: Sequence[Int32],
+    ) -> Renewed:
+        rows = await self.pause(name)
+        delivery = self._load(name, parcel)
+        is_right = delivery.receipt.sha256 == sha256
+        return Renewed(rows, delivery, tuple(await self.logprobs(name, probe)) if is_right else ())
+
     async def pause(self, name: str) -> RowSeconds:
         self.events.append(f"{name} pause")
         return RowSeconds(1.0, 4.0)
 
-    async def load(self, name: str, parcel: tuple[WeightVersion, str | None]) -> Delivery:
+    def _load(self, name: str, parcel: tuple[WeightVersion, str | None]) -> Delivery:
         version, base = parcel
         self.events.append(f"{name} {'full' if base is None else 'delta'}")
         self._now[name] = fault = next(self._faults[name], 0.0)
