@@ -1,4 +1,4 @@
-"""Publish: pause -> transfer -> verify -> resume, on every engine, once per step at most.
+"""Publish: transfer -> pause -> load -> verify -> resume, on every engine, once a step at most.
 
 Two proofs before an engine's samples count. Receipt: the hash that the engine's process computed
 over all the bytes it ends up with equals the learner's. Probe: log-probs of fixed tokens, see
