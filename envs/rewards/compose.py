@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias, TypeVar, cast
 
 from manta.envs.failures import RewardFailed, WorldBroke
@@ -117,7 +118,7 @@ class Composition:
         """
         by_group: list[dict[str, list[float | None]]] = [{} for _ in groups]
         for name, reward in self.batch_components.items():
-            values = await self._call(name, "a step", reward.score_batch(groups, services))
+            values = await self._call(name, "a step", partial(reward.score_batch, groups, services))
             if isinstance(values, Broken):
                 values = [[None] * len(trajectories) for _, trajectories in groups]
             expected = [len(trajectories) for _, trajectories in groups]
@@ -161,7 +162,9 @@ class Composition:
     ) -> Values:
         found = await side_by_side(
             [
-                self._call(name, f"task {task.id}", reward.score(task, trajectory, services))
+                self._call(
+                    name, f"task {task.id}", partial(reward.score, task, trajectory, services)
+                )
                 for trajectory in trajectories
             ]
         )
@@ -176,7 +179,7 @@ class Composition:
         services: Services,
     ) -> Values:
         found = await self._call(
-            name, f"task {task.id}", reward.score_group(task, trajectories, services)
+            name, f"task {task.id}", partial(reward.score_group, task, trajectories, services)
         )
         if isinstance(found, Broken):
             return [found] * len(trajectories)
@@ -187,11 +190,11 @@ class Composition:
             )
         return [_finite(name, value) for value in found]
 
-    async def _call(self, name: str, what: str, values: Awaitable[T]) -> T | Broken:
+    async def _call(self, name: str, what: str, score: Callable[[], Awaitable[T]]) -> T | Broken:
         start = time.perf_counter()
         broken: Broken | None = None
         try:
-            return await asyncio.wait_for(values, self.deadline_seconds)
+            return await asyncio.wait_for(score(), self.deadline_seconds)
         except TimeoutError:
             broken = Broken(f"{name}: no answer within {self.deadline_seconds:g} s")
         except WorldBroke as error:
