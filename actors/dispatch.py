@@ -55,13 +55,15 @@ class EngineClient(Protocol):
 
 
 class RouterClient(Protocol):
-    """The router, from afar; what is told to it is not waited for, and arrives in order."""
+    """The router, from afar. `release` and `withdraw` are not waited for, and may arrive late."""
 
     def acquire(self, ask: Ask) -> Awaitable[tuple[Lease, EngineClient]]: ...
 
     def release(self, ticket: Ticket, generated: int) -> None: ...
 
-    def lose(self, ticket: Ticket) -> None: ...
+    def withdraw(self, ticket: Ticket) -> None: ...
+
+    def lose(self, ticket: Ticket) -> Awaitable[None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +134,20 @@ class Dispatch:
     async def _lease(self, ask: Ask, wanted: list[GenerateRequest], drafts: Drafts) -> EngineLife:
         """One engine's part; what it made so far is in `drafts`, also where it is lost."""
         before = drafts.num_made
-        engine: EngineClient | None = None
         try:
             lease, engine = await self._router.acquire(ask)
+        except asyncio.CancelledError:
+            self._router.withdraw(ask.ticket)
+            raise
+        try:
             await self._make(engine, ask.ticket, wanted, drafts)
             return lease.life
         except EngineLost:
-            self._router.lose(ask.ticket)
+            # Waited for: the next ask must not be granted the engine that is lost
+            await self._router.lose(ask.ticket)
             raise
         except asyncio.CancelledError:
-            if engine is not None:
-                engine.abandon(ask.ticket)
+            engine.abandon(ask.ticket)
             raise
         finally:
             self._router.release(ask.ticket, drafts.num_made - before)

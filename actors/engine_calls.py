@@ -6,6 +6,7 @@ Owns looking at a call under way and ending it. The engine decides everything el
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,11 +21,16 @@ class CallAbandoned(RuntimeError):
     """Nobody waits for the call any more."""
 
 
+_REMEMBERED = 256
+
+
 class EngineCalls:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._calls: dict[Ticket, tuple[asyncio.Task[list[list[Completion]]], Progress]] = {}
         self._samples: dict[Ticket, int] = {}
+        self._abandoned: deque[Ticket] = deque(maxlen=_REMEMBERED)
+        """Those that were not under way: over, or about to come."""
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -34,6 +40,8 @@ class EngineCalls:
     ) -> PackedCompletions:
         """All samples. Raises CallAbandoned where the call is abandoned; its rows are free then, as
         they are where it is cancelled."""
+        if ticket in self._abandoned:
+            raise _abandoned(ticket)
         progress = Progress()
         call = asyncio.ensure_future(self._engine.generate(requests, progress))
         self._calls[ticket] = (call, progress)
@@ -41,7 +49,7 @@ class EngineCalls:
         try:
             await asyncio.wait({call})
             if call.cancelled():
-                raise CallAbandoned(f"call {ticket.number} of {ticket.holder} was abandoned")
+                raise _abandoned(ticket)
             return pack_completions(call.result())
         finally:
             call.cancel()
@@ -76,10 +84,16 @@ class EngineCalls:
         )
 
     def abandon(self, tickets: Sequence[Ticket]) -> None:
-        """Ends these calls: nobody waits for them any more."""
+        """Ends these calls, also those that are still on their way here: nobody waits for them."""
         for ticket in tickets:
             if ticket in self._calls:
                 self._calls[ticket][0].cancel()
+            else:
+                self._abandoned.append(ticket)
+
+
+def _abandoned(ticket: Ticket) -> CallAbandoned:
+    return CallAbandoned(f"call {ticket.number} of {ticket.holder} was abandoned")
 
 
 def _beyond(completion: Completion, count: int) -> Completion:

@@ -104,6 +104,8 @@ class Leases:
         self._waits: deque[float] = deque(maxlen=_WAITS)
         self._retries = self._kept = 0
         self._lost: list[EngineLife] = []
+        self._withdrawn: set[Ticket] = set()
+        self._dead: set[str] = set()
 
     def tell(self, name: str, word: Word) -> None:
         """Moves an engine's state; `join` begins a new life of that name."""
@@ -118,14 +120,18 @@ class Leases:
             self._drop(engine)
         self._leave_if_drained(engine)
 
-    def ask(self, ask: Ask) -> None:
-        """Puts `ask` in the queue."""
+    def ask(self, ask: Ask) -> bool:
+        """Puts `ask` in the queue; False where nobody waits for it any more, as was told before."""
+        if ask.ticket in self._withdrawn or ask.ticket.holder in self._dead:
+            self._withdrawn.discard(ask.ticket)
+            return False
         now = self._clock()
         self._waiting[ask.ticket] = now
         heapq.heappush(self._queue, (ask.rank, self._arrivals, ask, now))
         self._arrivals += 1
         self._retries += ask.is_retry
         self._kept += ask.kept
+        return True
 
     def grant(self) -> list[Lease]:
         """The leases that can be handed out now, in order."""
@@ -142,14 +148,20 @@ class Leases:
         return granted
 
     def release(self, ticket: Ticket, generated: int = 0) -> None:
-        """The call is over, `generated` tokens richer; or nobody waits for its lease any more."""
-        self._waiting.pop(ticket, None)
+        """The call that has, or had, a lease is over, `generated` tokens richer."""
         lease = self._held.pop(ticket, None)
         if lease is not None:
             engine = self._engines[lease.engine]
             del engine.leases[ticket]
             engine.limit.note(generated, bool(self._waiting), self._clock())
             self._leave_if_drained(engine)
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Nobody waits for the ask of this ticket any more, be it to come, queued or granted."""
+        if ticket in self._held:
+            self.release(ticket)
+        elif self._waiting.pop(ticket, None) is None:
+            self._withdrawn.add(ticket)
 
     def shrink(self, unfinished: Mapping[Ticket, int]) -> None:
         """The calls under way need only so many rows still."""
@@ -167,7 +179,9 @@ class Leases:
             self.tell(lease.engine, "lose")
 
     def forget(self, holder: str) -> list[Lease]:
-        """The holder died: its calls wait no more; the leases that it held are free."""
+        """The holder died, and none comes back under its name: its calls wait no more; the leases
+        that it held are free."""
+        self._dead.add(holder)
         for ticket in [ticket for ticket in self._waiting if ticket.holder == holder]:
             del self._waiting[ticket]
         leases = [lease for lease in self._held.values() if lease.ticket.holder == holder]

@@ -1,4 +1,8 @@
-"""The router: a Ray shell over `Leases`, which decides. It wakes who has got an engine."""
+"""The router: a Ray shell over `Leases`, which decides. It wakes who has got an engine.
+
+An asynchronous actor takes calls as they come in, and those of one caller may overtake each other.
+So a word counts whenever it comes: `withdraw` before the `acquire` that it takes back as well.
+"""
 
 from __future__ import annotations
 
@@ -56,19 +60,21 @@ class Router:
 
     async def acquire(self, ask: Ask) -> tuple[Lease, ActorHandle[RolloutWorker]]:
         """An engine that serves; waits, behind those of lower rank, until one has room."""
+        if not self._leases.ask(ask):
+            raise asyncio.CancelledError
         waiter = self._waiters[ask.ticket] = asyncio.get_running_loop().create_future()
-        self._leases.ask(ask)
         self._hand_out()
-        try:
-            lease = await waiter
-        except asyncio.CancelledError:
-            await self.release(ask.ticket)
-            raise
+        lease = await waiter
         return lease, self._handles[lease.engine]
 
     async def release(self, ticket: Ticket, generated: int = 0) -> None:
-        """The call is over, or its asker does not wait for an engine any more."""
+        """The call is over."""
         self._leases.release(ticket, generated)
+        self._hand_out()
+
+    async def withdraw(self, ticket: Ticket) -> None:
+        """Whoever asks, or asked, with this ticket does not wait for an engine any more."""
+        self._leases.withdraw(ticket)
         self._give_up(ticket)
         self._hand_out()
 
@@ -95,10 +101,7 @@ class Router:
         while leases := self._leases.grant():
             for lease in leases:
                 waiter = self._waiters.pop(lease.ticket)
-                if waiter.done():  # cancelled in this very turn of the loop
-                    self._leases.release(lease.ticket)
-                else:
-                    waiter.set_result(lease)
+                waiter.set_result(lease)
         if self._leases.num_waiting and (self._looking is None or self._looking.done()):
             self._looking = asyncio.create_task(self._look())
         for engine in [name for name in self._drains if self._leases.state(name) == "gone"]:

@@ -57,8 +57,11 @@ class RemoteRouter:
     def release(self, ticket: Ticket, generated: int) -> None:
         self._handle.release.remote(ticket, generated)
 
-    def lose(self, ticket: Ticket) -> None:
-        self._handle.lose.remote(ticket)
+    def withdraw(self, ticket: Ticket) -> None:
+        self._handle.withdraw.remote(ticket)
+
+    async def lose(self, ticket: Ticket) -> None:
+        await self._handle.lose.remote(ticket)
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from manta.actors.device_place import DevicePlace, beside
 from manta.actors.dispatch import DispatchSettings
+from manta.actors.engine_state import Word
 from manta.actors.engines.occupancy import RowSeconds
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.environment import EnvironmentWorker
@@ -103,6 +104,7 @@ class RolloutPool:
             transport,
         )
         self._engines: dict[str, ActorHandle[RolloutWorker]] = {}
+        self._joining: list[ray.ObjectRef[None]] = []
         if settings.placement == "disaggregated":
             self._join([None] * settings.workers)
 
@@ -126,7 +128,12 @@ class RolloutPool:
                 place=place,
             )
             self._engines[f"policy-{i}"] = handle
-            self.router.join.remote(f"policy-{i}", handle)
+            self._joining.append(self.router.join.remote(f"policy-{i}", handle))
+
+    async def _tell(self, name: str, word: Word) -> None:
+        # A word that overtakes the engine's `join` would be lost
+        await asyncio.gather(*self._joining)
+        await self.router.tell.remote(name, word)
 
     @property
     def names(self) -> list[str]:
@@ -138,19 +145,19 @@ class RolloutPool:
         """No more requests for the engine. It keeps those that it has, decodes nothing from when
         the parcel is there, wakes if it sleeps, loads the weights with hash `sha256`, and scores
         `probe`."""
-        await self.router.tell.remote(name, "pause")
+        await self._tell(name, "pause")
         return await self._engines[name].renew.remote(parcel, sha256, probe)
 
     async def pause(self, name: str) -> RowSeconds:
         """No more requests for the engine; it keeps those that it has, and decodes nothing. How
         busy its rows were since it was paused last."""
-        await self.router.tell.remote(name, "pause")
+        await self._tell(name, "pause")
         return await self._engines[name].pause.remote()
 
     async def sleep(self, name: str) -> bool:
         """No more requests for the engine, whose memory is free afterwards; it keeps requests that
         it has. False where it died. `renew` wakes it."""
-        await self.router.tell.remote(name, "pause")
+        await self._tell(name, "pause")
         with suppress(ray.exceptions.RayActorError):
             await self._engines[name].sleep.remote()
             return True
@@ -168,7 +175,7 @@ class RolloutPool:
 
     async def serve(self, name: str) -> None:
         """Requests for a verified engine, again or for the first time."""
-        await self.router.tell.remote(name, "serve")
+        await self._tell(name, "serve")
 
     async def serve_all(self) -> None:
         """For runs without a learner: engines serve the weights that they built."""
@@ -177,7 +184,7 @@ class RolloutPool:
     async def retire(self, name: str) -> None:
         """Takes an engine out of service and ends it, so that requests that it keeps fail, and are
         made again elsewhere, instead of waiting for a resume that never comes."""
-        await self.router.tell.remote(name, "lose")
+        await self._tell(name, "lose")
         ray.kill(self._engines.pop(name))
 
     async def drain(self, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,9 +34,8 @@ class SpoolEngine(EmbeddedEngine):
         self._arrived |= read_spool(file, told["names"], told["dtype_names"], told["shapes"])
 
     async def end_transfer(self, version: WeightVersion, sha256: str) -> Receipt:
-        damage = self._folder / "damage"
-        if damage.exists():
-            damage.unlink()
+        with suppress(FileNotFoundError):
+            (self._folder / "damage").unlink()
             next(iter(self._arrived.values())).view(-1)[0] += 1
         weights = pack(self._arrived, version)
         return await self.load(weights) if weights.sha256 == sha256 else Receipt(

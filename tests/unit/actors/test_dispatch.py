@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from manta.actors.dispatch import MAX_LOSSES, Dispatch, DispatchSettings, EngineLost
+from manta.actors.leases import Ask, Lease, Ticket
 from manta.actors.router_figures import EngineLife
 from manta.envs.records import VersionSpan, WeightVersion
 from tests.unit.actors.completions import OnCall, OneAfterTheOther, request
@@ -82,7 +83,22 @@ async def test_a_call_that_still_waits_for_an_engine_can_be_cancelled() -> None:
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert [what for what, _, _ in router.events] == ["release"]
+    assert [what for what, _, _ in router.events] == ["withdraw"]
+
+
+async def test_the_next_ask_waits_until_the_router_knows_the_loss() -> None:
+    class Slow(OneAfterTheOther):
+        async def lose(self, ticket: Ticket) -> None:
+            await asyncio.sleep(0.01)
+            await super().lose(ticket)
+
+        async def acquire(self, ask: Ask) -> tuple[Lease, OnCall]:
+            assert len(self.asks) == sum(what == "lose" for what, _, _ in self.events)
+            return await super().acquire(ask)
+
+    router = Slow(OnCall(1, dies=True), OnCall(2))
+    await dispatch(router).generate([request(3)], (0,), {})
+    assert len(router.asks) == 2
 
 
 async def test_calls_are_of_a_bounded_number_of_rows() -> None:

@@ -60,6 +60,14 @@ async def test_an_abandoned_call_frees_its_rows() -> None:
     assert len(calls) == 0
 
 
+async def test_a_call_may_be_abandoned_before_it_comes() -> None:
+    calls = EngineCalls(engine())
+    calls.abandon([TICKET])
+    with pytest.raises(CallAbandoned):
+        await calls.generate(TICKET, [request(1000)])
+    assert len(calls) == 0
+
+
 async def test_a_cancelled_call_frees_its_rows() -> None:
     calls = EngineCalls(engine(max_rows=1, speed=100.0))
     long = asyncio.ensure_future(calls.generate(TICKET, [request(1000)]))

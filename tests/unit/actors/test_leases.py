@@ -250,9 +250,13 @@ class Walk:
         self.waiting: dict[Ticket, tuple[tuple[int, ...], int, int]] = {}
         self.held: dict[Ticket, Lease] = {}
         self.arrivals = itertools.count()
+        self.holders = ["x", "y"]
+        self.early: list[Ask] = []
 
     def step(self) -> None:
-        action = self.random.choice((self.ask, self.ask, self.end, self.end, self.tell, self.die))
+        action = self.random.choice(
+            (self.ask, self.ask, self.end, self.end, self.early_end, self.tell, self.die)
+        )
         action()
         self.grant()
 
@@ -261,11 +265,19 @@ class Walk:
             rows=self.random.choice((0, 1, 2, 5, ROWS, ROWS + 4)),
             tokens=self.random.randrange(1, 100),
             rank=self.random.randrange(3),
-            holder=self.random.choice("xy"),
+            holder=self.random.choice(self.holders),
             prefers=self.random.choice((None, EngineLife("a", 0), EngineLife("b", 1))),
         )
         self.waiting[wanted.ticket] = (wanted.rank, next(self.arrivals), wanted.rows)
-        self.leases.ask(wanted)
+        assert self.leases.ask(wanted)
+
+    def early_end(self) -> None:
+        """An ask is withdrawn before it comes; one that was withdrawn comes."""
+        if self.early and self.random.random() < 0.5:
+            assert not self.leases.ask(self.early.pop())
+        else:
+            self.early.append(ask(rows=1, holder=self.random.choice(self.holders)))
+            self.leases.withdraw(self.early[-1].ticket)
 
     def end(self) -> None:
         """A call ends, is withdrawn, or finds its engine dead."""
@@ -276,6 +288,8 @@ class Walk:
         if ticket in self.held and self.random.random() < 0.1:
             self.leases.lose(ticket)
             self.gone(self.held[ticket].engine)
+        if ticket in self.waiting or self.random.random() < 0.1:
+            self.leases.withdraw(ticket)
         self.leases.release(ticket, 5)
         self.waiting.pop(ticket, None)
         self.held.pop(ticket, None)
@@ -288,7 +302,8 @@ class Walk:
 
     def die(self) -> None:
         if self.random.random() < 0.2:
-            holder = self.random.choice("xy")
+            holder = self.holders.pop(self.random.randrange(2))
+            self.holders.append(holder + "'")
             self.leases.forget(holder)
             for calls in (self.waiting, self.held):
                 for ticket in [ticket for ticket in calls if ticket.holder == holder]:

@@ -93,17 +93,13 @@ async def test_room_wakes_who_waits() -> None:
     assert (await waiting)[0].ticket == second.ticket
 
 
-@pytest.mark.parametrize("how", ["cancelled", "released"])
-async def test_a_call_that_is_given_up_holds_back_nobody(how: str) -> None:
+async def test_a_call_that_is_given_up_holds_back_nobody() -> None:
     router, _ = await serving("a")
     large, given_up, last = ask(rows=4), ask(rows=4), ask(rows=4)
     await router.acquire(large)
     waiting = [asyncio.create_task(router.acquire(a)) for a in (given_up, last)]
     await turns()
-    if how == "cancelled":
-        waiting[0].cancel()
-    else:
-        await router.release(given_up.ticket)
+    await router.withdraw(given_up.ticket)
     with pytest.raises(asyncio.CancelledError):
         await waiting[0]
     await router.release(large.ticket)
@@ -118,10 +114,21 @@ async def test_a_call_that_is_given_up_as_it_is_granted_leaves_its_room() -> Non
     await router.acquire(large)
     waiting = [asyncio.create_task(router.acquire(a)) for a in (given_up, last)]
     await turns()
-    waiting[0].cancel()
     await router.release(large.ticket)
+    await router.withdraw(given_up.ticket)
     assert (await asyncio.wait_for(waiting[1], 5))[0].ticket == last.ticket
     assert (await router.figures()).rows == 4
+
+
+async def test_a_word_may_overtake_the_ask_that_it_is_about() -> None:
+    router, _ = await serving("a")
+    withdrawn, dead, last = ask(rows=4), ask(rows=4, holder="dead"), ask(rows=4)
+    await router.withdraw(withdrawn.ticket)
+    await router.forget("dead")
+    for late in (withdrawn, dead):
+        with pytest.raises(asyncio.CancelledError):
+            await router.acquire(late)
+    assert (await asyncio.wait_for(router.acquire(last), 5))[0].ticket == last.ticket
 
 
 async def test_a_dead_worker_s_rows_are_dropped_in_the_engines() -> None:
