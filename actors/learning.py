@@ -32,7 +32,8 @@ class Learner:
     """Rank `rank` of `world_size`; `all_reduce` sums small CPU tensors over the ranks.
 
     `temperature` is the rollout's. Denominators come from the whole plan, so that neither the
-    number of ranks nor the micro-batches change what is learnt.
+    number of ranks nor the micro-batches change what is learnt. `attention_tokens`: see
+    `manta.actors.sharding.shard`.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Learner:
         world_size: int = 1,
         all_reduce: AllReduce = alone,
         report_entropy: bool = True,
+        attention_tokens: int | None = None,
     ) -> None:
         self._backend = backend
         self._algorithm = algorithm
@@ -54,10 +56,11 @@ class Learner:
         self._rank = rank
         self._world_size = world_size
         self._all_reduce = all_reduce
+        self._attention_tokens = attention_tokens
 
     def rows_needed(self, plan: StepPlan, updates: int) -> IntArray:
         """Indices of this rank's rows in a step of `updates` mini-batches."""
-        shares = [ranks[self._rank] for ranks in shard(plan, self._world_size, updates)]
+        shares = self._indices(plan, updates)
         return torch.cat([torch.from_numpy(share) for share in shares]).numpy()
 
     def step(
@@ -103,7 +106,7 @@ class Learner:
 
     def _shares(self, plan: StepPlan, rows: Mapping[int, Row], updates: int) -> list[list[Row]]:
         """This rank's rows with trained tokens, by update."""
-        shares = [ranks[self._rank].tolist() for ranks in shard(plan, self._world_size, updates)]
+        shares = [share.tolist() for share in self._indices(plan, updates)]
         missing = sorted({index for share in shares for index in share} - rows.keys())
         if missing:
             raise ValueError(
@@ -111,6 +114,11 @@ class Learner:
                 f"{missing[:8]}: fetch the groups of rows_needed(plan, updates)"
             )
         return [[rows[index] for index in share if rows[index].num_tokens] for share in shares]
+
+    def _indices(self, plan: StepPlan, updates: int) -> list[IntArray]:
+        """Indices of this rank's rows, by update."""
+        shares = shard(plan, self._world_size, updates, self._attention_tokens)
+        return [ranks[self._rank] for ranks in shares]
 
     def _step_tokens(
         self, plan: StepPlan, rows: Sequence[Row], epochs: int, updates: int

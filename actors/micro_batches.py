@@ -1,4 +1,4 @@
-"""How rows are cut into micro-batches. Owns no tensors: padding happens in the policy model."""
+"""How rows are cut into micro-batches. Owns no tensors: layout happens in the policy model."""
 
 from __future__ import annotations
 
@@ -10,31 +10,47 @@ import numpy as np
 from manta.actors.rows import Row
 
 OVERHEAD_TOKENS = 256
-"""What starting one more micro-batch costs, counted in tokens (measured: 64 to 512 do as well)."""
+"""What starting one more padded batch costs, counted in tokens (measured: 64 to 512 do as well)."""
 
 
 def micro_batches(rows: Sequence[Row], tokens_per_micro_batch: int) -> list[list[Row]]:
-    """Every row once, in batches of similar length, the longest first.
+    """Every row once, the longest first, so that rows of a batch have similar lengths.
 
-    Rows x longest row of a batch is at most `tokens_per_micro_batch`; a longer row is a batch of
-    its own. Among the cuts of the length-sorted rows it takes the one with the least padding plus
-    `OVERHEAD_TOKENS` per batch. The result depends on the set of rows, not on their order.
+    A batch has at most `tokens_per_micro_batch` tokens, no padding counted; a longer row is a batch
+    of its own. The result depends on the set of rows, not on their order.
     """
-    ordered = sorted(rows, key=lambda row: (-len(row.token_ids), row.index))
+    batches: list[list[Row]] = []
+    room = 0
+    for row in _longest_first(rows):
+        length = len(row.token_ids)
+        if length > room or not batches:
+            batches.append([])
+            room = tokens_per_micro_batch
+        batches[-1].append(row)
+        room -= length
+    return batches
+
+
+def padded_batches(rows: Sequence[Row]) -> list[list[Row]]:
+    """Every row once, in batches to be padded to their longest row: among the cuts of the
+    length-sorted rows the one with the least padding plus `OVERHEAD_TOKENS` per batch."""
+    ordered = _longest_first(rows)
     lengths = np.array([len(row.token_ids) for row in ordered], np.int64)
-    borders = _cut(lengths, tokens_per_micro_batch)
-    return [ordered[start:end] for start, end in pairwise(borders)]
+    return [ordered[start:end] for start, end in pairwise(_cut(lengths))]
 
 
-def _cut(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], budget: int) -> list[int]:
+def _longest_first(rows: Sequence[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: (-len(row.token_ids), row.index))
+
+
+def _cut(lengths: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[int]:
     """Borders, 0 included, of the cheapest cut of falling lengths (dynamic programming)."""
     num_rows = len(lengths)
     cost = np.zeros(num_rows + 1, np.int64)
     end_of = np.zeros(num_rows, np.int64)
     for start in range(num_rows - 1, -1, -1):
-        most = min(max(1, budget // max(1, int(lengths[start]))), num_rows - start)
-        sizes = np.arange(1, most + 1)
-        totals = sizes * lengths[start] + OVERHEAD_TOKENS + cost[start + 1 : start + most + 1]
+        sizes = np.arange(1, num_rows - start + 1)
+        totals = sizes * lengths[start] + OVERHEAD_TOKENS + cost[start + 1 :]
         best = len(totals) - 1 - int(np.argmin(totals[::-1]))
         cost[start] = totals[best]
         end_of[start] = start + best + 1

@@ -22,7 +22,7 @@ from manta.actors.hand_over import HandedOver, HandOver
 from manta.actors.learner import LearnerJob
 from manta.actors.learning import Learner
 from manta.actors.mailbox import StepReport, StepWork
-from manta.actors.models.causal import build_model
+from manta.actors.models.causal import attention_tokens, build_model
 from manta.actors.models.policy import token_logprobs
 from manta.actors.rank_files import RankFiles
 from manta.actors.rows import rows_of
@@ -43,6 +43,7 @@ class Rank:
         self._held = held
         self._files = RankFiles(Path(job.run_dir), rank)
         self._model = build_model(job.model, job.vocab_size, job.seed)
+        self._attention_tokens = attention_tokens(self._model)
         self._outbox = Outbox()
         self._meetings = None if job.direct is None else _meetings(job.direct, rank)
         self._stage = ""
@@ -68,6 +69,7 @@ class Rank:
             self._rank,
             self._world_size,
             all_reduce,
+            attention_tokens=self._attention_tokens,
         )
         return self._backend
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from manta.actors.balance import balanced
 from manta.envs.records import StepPlan
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -45,28 +46,32 @@ def mini_batches(plan: StepPlan, updates: int) -> list[IntArray]:
     return [kept[np.array(part_N, np.int64) == part] for part in range(updates)]
 
 
-def shard(plan: StepPlan, world_size: int, updates: int) -> list[list[IntArray]]:
+def shard(
+    plan: StepPlan, world_size: int, updates: int, attention_tokens: int | None = None
+) -> list[list[IntArray]]:
     """Row indices by [update][rank], ascending; every kept row exactly once.
 
-    Within a mini-batch, units go longest first to the rank with the fewest tokens so far (prompts
-    counted; ties: lower unit, lower rank). A unit is never split.
+    Within a mini-batch units are shared out so that the rank with the most work has as little as
+    can be (`manta.actors.balance`); ranks need not get equally many. A row of L tokens, prompt
+    counted, is L * (1 + L / attention_tokens) of work: attention over `attention_tokens` tokens
+    costs a token as much as everything else; None leaves it out. A unit is never split.
 
     Raises ValueError where `world_size` or `updates` is below 1.
     """
     if world_size < 1:
         raise ValueError(f"the learner group has {world_size} ranks: it needs 1 or more")
-    return [_balance(plan, rows, world_size) for rows in mini_batches(plan, updates)]
+    lengths = plan.lengths_N.tolist()
+    work = [length * (length + attention_tokens if attention_tokens else 1) for length in lengths]
+    return [_balance(plan, rows, work, world_size) for rows in mini_batches(plan, updates)]
 
 
-def _balance(plan: StepPlan, rows: IntArray, world_size: int) -> list[IntArray]:
+def _balance(plan: StepPlan, rows: IntArray, work: list[int], world_size: int) -> list[IntArray]:
     members: dict[int, list[int]] = {}
     for row in rows.tolist():
         members.setdefault(int(plan.unit_N[row]), []).append(row)
-    cost = {unit: int(plan.lengths_N[inside].sum()) for unit, inside in members.items()}
-    shares: list[list[int]] = [[] for _ in range(world_size)]
-    loads = [0] * world_size
-    for unit in sorted(members, key=lambda unit: (-cost[unit], unit)):
-        rank = loads.index(min(loads))
-        loads[rank] += cost[unit]
-        shares[rank].extend(members[unit])
-    return [np.array(sorted(share), np.int64) for share in shares]
+    units = sorted(members)
+    costs = [sum(work[row] for row in members[unit]) for unit in units]
+    return [
+        np.array(sorted(row for index in share for row in members[units[index]]), np.int64)
+        for share in balanced(costs, world_size)
+    ]

@@ -129,7 +129,8 @@ class RewardWorkersConfig:
 @dataclass(frozen=True, slots=True)
 class ReferenceConfig:
     """The reference policy has the weights at the start of the stage. `threads` are torch threads
-    of each worker (0: all cores that it may use); `tokens_per_batch` bounds rows x longest row."""
+    of each worker (0: all cores that it may use); `tokens_per_batch` bounds the tokens scored at
+    once."""
 
     workers: int = 1
     threads: int = 0

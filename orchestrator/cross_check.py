@@ -44,6 +44,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *_run(run_file),
         *_model(run_file),
         *_numbers(run_file),
+        *_precision(run_file),
         *_sampling(run_file),
         *transport_problems(run_file),
         *staleness_problems(run_file),
@@ -190,6 +191,15 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
     for index, beta in enumerate(learner.betas):
         if not 0 <= beta < 1:
             yield f"learner.betas[{index}]: is {beta:g}, must be at least 0 and below 1"
+
+
+def _precision(run_file: RunFile) -> Iterator[str]:
+    dtype = run_file.model.dtype
+    if run_file.learner.precision == "fp32" and dtype != "float32":
+        yield (
+            f"learner.precision: is fp32 with model.dtype {dtype}: the engines would compute in "
+            "another format than the learner; set model.dtype float32, or leave auto"
+        )
 
 
 def _sampling(run_file: RunFile) -> Iterator[str]:

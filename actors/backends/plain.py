@@ -22,6 +22,7 @@ from manta.actors.backends.state_files import Scalars, read_state, write_state
 from manta.actors.backends.totals import Totals
 from manta.actors.models.causal import model_state
 from manta.actors.models.policy import evaluate, evaluate_in_batches
+from manta.actors.models.precision import computing
 from manta.actors.rows import Row
 from manta.actors.weight_tensors import first_mismatch, pack
 from manta.actors.weights import Weights
@@ -39,6 +40,7 @@ class PlainBackend:
     def __init__(
         self, model: nn.Module, settings: LearnerSettings, group: dist.ProcessGroup | None = None
     ) -> None:
+        computing(model, settings.precision)  # raises where it cannot
         self._model = model
         self._settings = settings
         self._group = group
@@ -55,9 +57,10 @@ class PlainBackend:
     def evaluate(
         self, rows: Sequence[Row], wants: Sequence[Want], temperature: float
     ) -> dict[str, Tensor]:
-        return evaluate_in_batches(
-            self._model, rows, wants, temperature, self._settings.tokens_per_micro_batch
-        )
+        with computing(self._model, self._settings.precision):
+            return evaluate_in_batches(
+                self._model, rows, wants, temperature, self._settings.tokens_per_micro_batch
+            )
 
     def update(
         self,
@@ -77,7 +80,9 @@ class PlainBackend:
         self._flat.zero_gradient()
         totals = Totals()
         for rows in micro_batches:
-            terms = loss(rows, evaluate(self._model, rows, wants, temperature))
+            with computing(self._model, self._settings.precision):
+                statistics = evaluate(self._model, rows, wants, temperature)
+            terms = loss(rows, statistics)
             terms.loss.backward()  # type: ignore[no-untyped-call]
             totals.add(terms)
         if self._group is not None:

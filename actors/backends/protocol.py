@@ -6,6 +6,7 @@ One contract test (`tests/contract/test_backend.py`) holds every backend to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -16,7 +17,23 @@ from manta.actors.weights import Weights
 from manta.algorithms.tokens import LossTerms
 from manta.envs.records import WeightVersion
 
-Want: TypeAlias = Literal["logprob", "entropy"]
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The want `top_k`: log-probs of the `number` likeliest words, the likeliest first, float32
+    [T, number] instead of [T]."""
+
+    number: int
+
+    def __str__(self) -> str:
+        return "top_k"
+
+
+Want: TypeAlias = Literal["logprob", "entropy", "logsumexp", "vocab_mean"] | TopK
+"""Statistics of each trained token and its distribution softmax(z), z = logits / temperature:
+`logprob` of the token, `entropy` in nats, `logsumexp` of z, all three with gradients;
+`vocab_mean`, the mean of z over the vocabulary, and `TopK` without. Results are named `str(want)`.
+"""
 
 Loss: TypeAlias = Callable[[Sequence[Row], Mapping[str, Tensor]], LossTerms]
 """From a micro-batch's rows and their flat per-trained-token statistics to its share of the loss
@@ -27,7 +44,8 @@ class Backend(Protocol):
     def evaluate(
         self, rows: Sequence[Row], wants: Sequence[Want], temperature: float
     ) -> dict[str, Tensor]:
-        """float32[T] per want, over the rows' trained tokens in row order, without gradients."""
+        """float32[T] (`TopK`: [T, number]) per want, over the rows' trained tokens in row order,
+        without gradients."""
         ...
 
     def update(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
+
+Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
 
 BACKEND_NAMES = ("plain",)
 
@@ -17,8 +19,9 @@ class LearnerSettings:
 
     `backend` is one of `BACKEND_NAMES` or a plug-in's `module:attribute`, called like a class of
     `manta.actors.backends`: with the model, these settings and the process group or None.
-    `tokens_per_micro_batch` bounds rows x longest row of a micro-batch (padding counted): larger
-    ones fall out of a CPU's caches (a tenth slower, measured at width 256), GPUs want more;
+    `tokens_per_micro_batch` bounds the tokens of a micro-batch (there is no padding): larger ones
+    fall out of a CPU's caches (a tenth slower, measured at width 256), GPUs want more;
+    `precision` is what matrices are multiplied in (`manta.actors.models.precision`);
     `learning_rate`, `warmup_steps` (a linear ramp) and `decay` hold for stages that say nothing
     else; `threads` are torch threads of each rank (0: all cores that
     it may use, shared among the node's ranks).
@@ -28,6 +31,7 @@ class LearnerSettings:
     workers: int = 1
     threads: int = 0
     tokens_per_micro_batch: int = 2560
+    precision: Precision = "auto"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-5
     weight_decay: float = 0.0

@@ -53,6 +53,20 @@ def build_model(spec: ModelSpec, vocab_size: int, seed: int) -> nn.Module:
     return cast(nn.Module, model.eval())
 
 
+def attention_tokens(model: nn.Module) -> int:
+    """Over how many tokens attention costs a token as much as the rest of `model` does.
+
+    Of L tokens of a row, causal attention takes 2 L^2 Q S floating-point operations in S layers
+    with queries of Q numbers, the P parameters that are no embeddings 2 P L: equal at L = P / Q S.
+    """
+    config = model.config
+    heads, width = config.num_attention_heads, config.hidden_size
+    queries = heads * (getattr(config, "head_dim", None) or width // heads)
+    embedded = model.get_input_embeddings().weight.numel()  # type: ignore[operator]
+    count = sum(parameter.numel() for parameter in model.parameters()) - embedded
+    return max(1, count // (queries * config.num_hidden_layers))
+
+
 def model_state(model: nn.Module) -> dict[str, Tensor]:
     """The named tensors that learners publish and engines take: the model's own parameters.
 

@@ -1,7 +1,8 @@
 """Evaluating a causal language model on rows: statistics of trained tokens, flat, nothing else.
 
-Owns padding, which hidden states are needed, and putting results back into row order. Full
-distributions stay inside `manta.actors.models.vocabulary`.
+Owns which hidden states are needed and putting results back into row order. How rows lie in the
+input is in `manta.actors.models.layout`; full distributions stay inside
+`manta.actors.models.vocabulary`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from manta.actors.backends.protocol import Want
-from manta.actors.micro_batches import micro_batches
+from manta.actors.micro_batches import micro_batches, padded_batches
+from manta.actors.models.layout import Layout, in_one_sequence, side_by_side
+from manta.actors.models.packed_attention import is_packable, use_packed_attention
 from manta.actors.models.vocabulary import token_statistics
 from manta.actors.rows import Row
 from manta.envs.records import Float32, Int32
@@ -29,30 +32,26 @@ class _HiddenStates(Protocol):
 def evaluate(
     model: nn.Module, rows: Sequence[Row], wants: Sequence[Want], temperature: float
 ) -> dict[str, Tensor]:
-    """float32[T] per want over the trained tokens of `rows`, in row order, with gradients.
+    """float32[T] per want over the trained tokens of `rows`, in row order, with gradients where the
+    want has any (see `Want`; `TopK` is [T, number]).
 
-    `logprob` is log softmax(logits / temperature) at the token, `entropy` that distribution's
-    entropy in nats. Rows are padded on the right, so a causal model needs no attention mask: no
-    token sees the padding after it. Tokens that nothing trained depends on are not computed.
+    Rows lie one behind the other in one sequence, without padding, where the model's attention can
+    keep them apart (`is_packable`). Other models get them in batches of similar length, padded on
+    the right. Tokens that nothing trained depends on are not computed.
 
     Raises ValueError where the first token of a row is trained (nothing predicts it), and for
     models that transform logits after the head.
     """
     _check(model, rows)
-    device = next(model.parameters()).device
-    tokens_BL, positions_T, targets_T = _pad(rows)
-    if len(targets_T) == 0:
-        return {want: torch.zeros(0, device=device) for want in wants}
-    body = cast(nn.Module, model.base_model)
-    states = cast(_HiddenStates, body(input_ids=tokens_BL.to(device), use_cache=False))
-    hidden_BLD = states.last_hidden_state
-    hidden_TD = hidden_BLD.flatten(0, 1).index_select(0, positions_T.to(device))
+    if is_packable(model):
+        layout = in_one_sequence(rows)
+        hidden_TD, targets_T = _hidden(model, layout), layout.targets_T
+    else:
+        hidden_TD, targets_T = _padded(model, rows)
     head = _head(model)
-    logprob_T, entropy_T = token_statistics(
-        hidden_TD, head.weight, head.bias, targets_T.to(device), temperature, "entropy" in wants
+    return token_statistics(
+        hidden_TD, head.weight, head.bias, targets_T.to(hidden_TD.device), temperature, wants
     )
-    found = {"logprob": logprob_T, "entropy": entropy_T}
-    return {want: found[want] for want in wants}
 
 
 def evaluate_in_batches(
@@ -63,19 +62,14 @@ def evaluate_in_batches(
     tokens_per_micro_batch: int,
 ) -> dict[str, Tensor]:
     """As `evaluate`, in micro-batches and without gradients; results stay in row order."""
-    counts = [row.num_tokens for row in rows]
-    starts = {row.index: sum(counts[:i]) for i, row in enumerate(rows)}
-    device = next(model.parameters()).device
-    results: dict[str, Tensor] = {want: torch.zeros(sum(counts), device=device) for want in wants}
     with torch.no_grad():
-        for batch in micro_batches(rows, tokens_per_micro_batch):
-            found = evaluate(model, batch, wants, temperature)
-            sizes = [row.num_tokens for row in batch]
-            for want in wants:
-                for row, part in zip(batch, torch.split(found[want], sizes), strict=True):
-                    start = starts[row.index]
-                    results[want][start : start + len(part)] = part
-    return results
+        batches = micro_batches(rows, tokens_per_micro_batch) or [[]]
+        found = [evaluate(model, batch, wants, temperature) for batch in batches]
+        order_T = _row_order([row for batch in batches for row in batch], rows)
+        return {
+            name: torch.cat([part[name] for part in found])[order_T.to(found[0][name].device)]
+            for name in found[0]
+        }
 
 
 def token_logprobs(
@@ -108,17 +102,42 @@ def _check(model: nn.Module, rows: Sequence[Row]) -> None:
             )
 
 
-def _pad(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
-    """tokens int64[B, L] up to the last token that predicts a trained one; for each trained token
-    the flat position int64[T] that predicts it, and its id int64[T]."""
-    trained = [torch.from_numpy(row.loss_mask.nonzero()[0]) for row in rows]
-    width = max((int(places[-1]) for places in trained if len(places)), default=0)
-    tokens_BL = torch.zeros(len(rows), width, dtype=torch.int64)
-    positions, targets = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
-    for i, (row, places) in enumerate(zip(rows, trained, strict=True)):
-        token_ids = torch.from_numpy(row.token_ids.astype("int64"))
-        length = min(width, len(token_ids))
-        tokens_BL[i, :length] = token_ids[:length]
-        positions.append(i * width + places - 1)
-        targets.append(token_ids[places])
-    return tokens_BL, torch.cat(positions), torch.cat(targets)
+def _hidden(model: nn.Module, layout: Layout) -> Tensor:
+    """float[T, D]: the states that predict the trained tokens."""
+    device = next(model.parameters()).device
+    body = cast(nn.Module, model.base_model)
+    if not len(layout.targets_T):
+        return _head(model).weight[:0]
+    if layout.documents is None:
+        output = body(input_ids=layout.tokens.to(device), use_cache=False)
+    else:
+        use_packed_attention(model)
+        output = body(
+            input_ids=layout.tokens.to(device),
+            position_ids=layout.documents.positions()[None].to(device),
+            # Four dimensions: taken for a finished mask, so that none of [N, N] is made
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+            documents=layout.documents,
+            use_cache=False,
+        )
+    states_XD = cast(_HiddenStates, output).last_hidden_state.flatten(0, 1)
+    return states_XD.index_select(0, layout.positions_T.to(device))
+
+
+def _padded(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """The states of all rows' trained tokens and their ids, in row order, from padded batches."""
+    batches = padded_batches(rows) or [[]]
+    layouts = [side_by_side(batch) for batch in batches]
+    order_T = _row_order([row for batch in batches for row in batch], rows)
+    hidden_TD = torch.cat([_hidden(model, layout) for layout in layouts])
+    targets_T = torch.cat([layout.targets_T for layout in layouts])
+    return hidden_TD[order_T.to(hidden_TD.device)], targets_T[order_T]
+
+
+def _row_order(evaluated: Sequence[Row], wanted: Sequence[Row]) -> Tensor:
+    """int64[T]: where each trained token of `wanted` is among those of `evaluated`, the same rows
+    in another order."""
+    ends = np.cumsum([0, *(row.num_tokens for row in evaluated)])
+    start = {row.index: ends[i] for i, row in enumerate(evaluated)}
+    places = [start[row.index] + np.arange(row.num_tokens) for row in wanted]
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *places]))

@@ -69,6 +69,7 @@ def _goes_wide(tensor: Tensor) -> bool:
         is_wide()
         and tensor.dtype == torch.float32
         and tensor.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
         and tensor.numel() >= _FEWEST_ROWS * tensor.shape[-1]
     )
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from manta.actors.models.policy import evaluate, evaluate_in_batches
-from manta.actors.models.vocabulary import token_statistics
 from manta.actors.rows import Row
 from tiny import tiny_model, tiny_rows
 
@@ -83,20 +82,3 @@ def test_rows_without_trained_tokens_give_nothing() -> None:
     row = tiny_rows()[0]
     silent = replace(row, loss_mask=np.zeros_like(row.loss_mask))
     assert evaluate(tiny_model(), [silent], ("logprob",), 1.0)["logprob"].shape == (0,)
-
-
-@pytest.mark.parametrize("chunk_elements", [1, 40, 10_000])
-def test_chunks_do_not_change_values_or_gradients(chunk_elements: int) -> None:
-    torch.manual_seed(0)
-    hidden = torch.randn(9, 5, requires_grad=True)
-    weight = torch.randn(11, 5, requires_grad=True)
-    bias = torch.randn(11, requires_grad=True)
-    targets, factors = torch.randint(0, 11, (9,)), torch.randn(2, 9)
-    logprob, entropy = token_statistics(hidden, weight, bias, targets, 0.7, True, chunk_elements)
-    logp = torch.log_softmax((hidden @ weight.T + bias) / 0.7, -1)
-    expected = logp[torch.arange(9), targets], -(logp.exp() * logp).sum(-1)
-    torch.testing.assert_close((logprob, entropy), expected)
-    inputs = (hidden, weight, bias)
-    found = torch.autograd.grad(factors[0] @ logprob + factors[1] @ entropy, inputs)
-    wanted = torch.autograd.grad(factors[0] @ expected[0] + factors[1] @ expected[1], inputs)
-    torch.testing.assert_close(found, wanted)

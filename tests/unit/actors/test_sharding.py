@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manta.actors.micro_batches import micro_batches
+from manta.actors.micro_batches import micro_batches, padded_batches
 from manta.actors.rows import Row
 from manta.actors.sharding import kept_rows, mini_batches, shard
 from manta.envs.records import GroupId, StepPlan
@@ -109,17 +109,38 @@ def test_micro_batches_hold_every_row_within_the_budget(lengths, budget, random)
     batches = [[row.index for row in batch] for batch in micro_batches(rows, budget)]
     assert sorted(index for batch in batches for index in batch) == list(range(len(rows)))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+        assert len(batch) == 1 or sum(lengths[i] for i in batch) <= budget
+    in_order = [lengths[i] for batch in batches for i in batch]
+    assert in_order == sorted(lengths, reverse=True)
     random.shuffle(rows)
     assert [[row.index for row in batch] for batch in micro_batches(rows, budget)] == batches
 
 
-def test_a_long_row_does_not_make_short_ones_wide() -> None:
-    rows = [row_of(i, length) for i, length in enumerate([256, *[16] * 40])]
-    assert [len(batch) for batch in micro_batches(rows, 8192)] == [1, 40]
+@given(LENGTHS, st.randoms(use_true_random=False))
+def test_padded_batches_hold_every_row_with_little_padding(lengths, random) -> None:  # type: ignore[no-untyped-def]
+    rows = [row_of(i, length) for i, length in enumerate(lengths)]
+    batches = [[row.index for row in batch] for batch in padded_batches(rows)]
+    assert sorted(index for batch in batches for index in batch) == list(range(len(rows)))
+    cells = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    assert cells <= len(lengths) * max(lengths, default=0)
+    random.shuffle(rows)
+    assert [[row.index for row in batch] for batch in padded_batches(rows)] == batches
 
 
 def test_equal_rows_share_one_micro_batch() -> None:
     rows = [row_of(i, 64) for i in range(32)]
     assert [len(batch) for batch in micro_batches(rows, 2048)] == [32]
     assert [len(batch) for batch in micro_batches(rows, 1024)] == [16, 16]
+
+
+def test_padding_does_not_count() -> None:
+    rows = [row_of(i, length) for i, length in enumerate([256, *[16] * 40])]
+    assert [len(batch) for batch in micro_batches(rows, 512)] == [17, 24]
+
+
+def test_attention_counts_as_work() -> None:
+    """Half of the tokens are a row of 900 and some short ones; half of the work is that row."""
+    plan = make_plan([[(1, 900, True)], *[[(1, 100, True)]] * 18])
+    (by_tokens,), (by_work,) = shard(plan, 2, 1), shard(plan, 2, 1, attention_tokens=300)
+    assert min(len(share) for share in by_tokens) > 1
+    assert sorted(len(share) for share in by_work) == [1, 18]

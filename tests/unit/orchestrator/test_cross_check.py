@@ -157,6 +157,13 @@ def test_an_unknown_transport_is_told_with_the_nearest(tmp_path: Path) -> None:
         load(tmp_path, "publish.transport=disc")
 
 
+def test_a_learner_computes_no_wider_than_its_engines(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "model.dtype=bfloat16", "learner.precision=fp32")
+    (problem,) = cross_check(loaded)
+    assert problem.startswith("learner.precision: is fp32 with model.dtype bfloat16")
+    assert cross_check(load(tmp_path, "learner.precision=bf16")) == []
+
+
 def test_deterministic_needs_staleness_zero(tmp_path: Path) -> None:
     loaded = load(tmp_path, "run.deterministic=true", "rollout.max_staleness=2")
     assert cross_check(loaded) == [

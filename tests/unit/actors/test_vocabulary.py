@@ -1,0 +1,160 @@
+"""Statistics of the vocabulary against the plain way, which makes all logits at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from manta.actors.backends.protocol import TopK, Want
+from manta.actors.models.vocabulary import token_statistics
+
+WANTS: tuple[Want, ...] = ("logprob", "entropy", "logsumexp", "vocab_mean", TopK(3))
+TEMPERATURE = 0.7
+
+
+class Case:
+    """`tokens` hidden states over `words` words, with a bias on request."""
+
+    def __init__(self, tokens: int, words: int, with_bias: bool) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.hidden = torch.randn(tokens, 16, generator=generator).requires_grad_()
+        # Logits of a few units: larger ones round by more than 1e-6 in either way
+        self.weight = (torch.randn(words, 16, generator=generator) / 4).requires_grad_()
+        self.bias = torch.randn(words, generator=generator) if with_bias else None
+        self.targets = torch.randint(0, words, (tokens,), generator=generator)
+        self.factors = torch.randn(3, tokens, generator=generator)
+        if self.bias is not None:
+            self.bias.requires_grad_()
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return [self.hidden, self.weight, *([] if self.bias is None else [self.bias])]
+
+    def ours(self, wants: Sequence[Want], chunk_elements: int) -> dict[str, Tensor]:
+        return token_statistics(
+            self.hidden, self.weight, self.bias, self.targets, TEMPERATURE, wants, chunk_elements
+        )
+
+    def plain(self) -> dict[str, Tensor]:
+        logits = torch.nn.functional.linear(self.hidden, self.weight, self.bias) / TEMPERATURE
+        logp = torch.log_softmax(logits, -1)
+        return {
+            "logprob": logp.gather(1, self.targets[:, None])[:, 0],
+            "entropy": -(logp.exp() * logp).sum(-1),
+            "logsumexp": logits.logsumexp(-1),
+            "vocab_mean": logits.mean(-1),
+            "top_k": logp.topk(3).values,
+        }
+
+    def gradients(self, found: dict[str, Tensor], names: Sequence[str]) -> list[Tensor]:
+        loss = sum(
+            (
+                factor @ found[name]
+                for name, factor in zip(names, self.factors[: len(names)], strict=True)
+            ),
+            torch.zeros(()),
+        )
+        return list(torch.autograd.grad(loss, self.inputs))
+
+
+def relative(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    return max(
+        float((one - other).detach().norm() / other.detach().norm())
+        for one, other in zip(found, wanted, strict=True)
+    )
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 500, 1 << 20])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_every_want_equals_the_plain_way(chunk_elements: int, with_bias: bool) -> None:
+    case = Case(41, 101, with_bias)
+    found, expected = case.ours(WANTS, chunk_elements), case.plain()
+    assert list(found) == ["logprob", "entropy", "logsumexp", "vocab_mean", "top_k"]
+    for name, values in expected.items():
+        assert relative([found[name]], [values]) < 1e-6, name
+        torch.testing.assert_close(found[name], values, rtol=1e-6, atol=4e-6)
+    assert not found["vocab_mean"].requires_grad
+    assert not found["top_k"].requires_grad
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 500, 1 << 20])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("logprob",),
+        ("entropy",),
+        ("logsumexp",),
+        ("logprob", "entropy"),
+        ("logprob", "logsumexp"),
+        ("logprob", "entropy", "logsumexp"),
+    ],
+)
+def test_gradients_equal_the_plain_way(names: tuple[Want, ...], chunk_elements: int) -> None:
+    case = Case(41, 101, with_bias=True)
+    strings = [str(name) for name in names]
+    found = case.gradients(case.ours(WANTS, chunk_elements), strings)
+    assert relative(found, case.gradients(case.plain(), strings)) < 1e-6
+
+
+def test_a_second_backward_pass_gives_the_same() -> None:
+    case = Case(8, 11, with_bias=False)
+    statistics = case.ours(("logprob", "entropy"), 1 << 20)
+    loss = statistics["logprob"].sum() + statistics["entropy"].sum()
+    once = torch.autograd.grad(loss, case.inputs, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, case.inputs), once, rtol=0, atol=0)
+
+
+def test_likely_tokens_far_from_zero_stay_exact() -> None:
+    """Logits of some hundreds: a log-prob near 0 is a small difference of large numbers."""
+    case = Case(16, 101, with_bias=False)
+    with torch.no_grad():
+        case.hidden *= 100
+    found, expected = case.ours(WANTS, 500), case.plain()
+    for name in ("logprob", "entropy", "top_k"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-5)
+
+
+def test_what_is_frozen_gets_no_gradient() -> None:
+    case = Case(9, 31, with_bias=False)
+    case.weight.requires_grad_(False)
+    loss = case.ours(("logprob",), 60)["logprob"].sum()
+    (by_hidden,) = torch.autograd.grad(loss, [case.hidden])
+    (expected,) = torch.autograd.grad(case.plain()["logprob"].sum(), [case.hidden])
+    assert relative([by_hidden], [expected]) < 1e-6
+
+
+def test_bfloat16_sums_its_chunks_in_float32() -> None:
+    case = Case(64, 101, with_bias=False)
+    hidden, weight = (t.detach().bfloat16().requires_grad_() for t in (case.hidden, case.weight))
+    by_weight = []
+    for chunk_elements in (101, 1 << 20):
+        found = token_statistics(
+            hidden, weight, None, case.targets, 1.0, ("logprob",), chunk_elements
+        )
+        by_weight += torch.autograd.grad(found["logprob"].sum(), [weight])
+    assert by_weight[0].dtype == torch.bfloat16
+    assert relative([by_weight[0].float()], [by_weight[1].float()]) < 4e-3
+
+
+def test_autocast_multiplies_in_its_own_type_and_keeps_gradients_wide() -> None:
+    case = Case(16, 31, with_bias=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = case.ours(("logprob",), 1 << 20)["logprob"]
+    expected = case.plain()["logprob"]
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).abs().max() < 0.1
+    (by_hidden,) = torch.autograd.grad(found.sum(), [case.hidden])
+    assert by_hidden.dtype == torch.float32
+
+
+def test_more_words_than_there_are_is_an_error() -> None:
+    with pytest.raises(ValueError, match="top 12 words of a vocabulary of 11"):
+        Case(2, 11, with_bias=False).ours((TopK(12),), 100)
+
+
+def test_an_unknown_want_is_an_error() -> None:
+    with pytest.raises(ValueError, match="value"):
+        Case(2, 11, with_bias=False).ours(("value",), 100)  # type: ignore[arg-type]
