@@ -24,6 +24,8 @@ def linear(input_XD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) ->
     """`input @ weight.T + bias`, [..., N], with gradients."""
     if not _goes_wide(input_XD):
         return functional.linear(input_XD, weight_ND, bias_N)
+    if not torch.is_grad_enabled():
+        return _wide(input_XD, weight_ND, bias_N)
     return cast(Tensor, WideLinear.apply(input_XD, weight_ND, bias_N))  # type: ignore[no-untyped-call]
 
 
