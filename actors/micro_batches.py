@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -14,14 +14,19 @@ OVERHEAD_TOKENS = 256
 
 
 def micro_batches(rows: Sequence[Row], tokens_per_micro_batch: int) -> list[list[Row]]:
-    """Every row once, the longest first, so that rows of a batch have similar lengths.
+    """Every row once: those with one beginning (the samples of a prompt) next to each other, the
+    longest first in each family, the families in the order of their longest rows.
 
-    A batch has at most `tokens_per_micro_batch` tokens, no padding counted; a longer row is a batch
-    of its own. The result depends on the set of rows, not on their order.
+    A batch has at most `tokens_per_micro_batch` tokens, no padding counted, and every beginning as
+    often as rows have it; a longer row is a batch of its own. The result depends on the set of rows,
+    not on their order.
     """
+    families: dict[bytes, list[Row]] = {}
+    for row in _longest_first(rows):
+        families.setdefault(row.beginning, []).append(row)
     batches: list[list[Row]] = []
     room = 0
-    for row in _longest_first(rows):
+    for row in chain.from_iterable(families.values()):
         length = len(row.token_ids)
         if length > room or not batches:
             batches.append([])

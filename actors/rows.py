@@ -41,6 +41,11 @@ class Row:
         """Trained tokens."""
         return int(self.loss_mask.sum())
 
+    @property
+    def beginning(self) -> bytes:
+        """The token ids (int32) before the first trained one, as bytes."""
+        return self.token_ids[: int(self.loss_mask.argmax())].tobytes()
+
 
 def rows_of(
     plan: StepPlan,

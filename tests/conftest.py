@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from hypothesis import settings
 
 from tests.vllm_here import CONTEXT, MODEL, VOCAB, devices
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 # Tests share their cores: threads that wait for each other must not spin (see
 # manta.orchestrator.placement).
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+# A shared machine may stop an example for longer than hypothesis would wait.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

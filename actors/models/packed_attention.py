@@ -6,8 +6,8 @@ Registered with transformers under `PACKED`. Owns the kernel by device; how rows
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import accumulate, groupby
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +16,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from manta.actors.models.documents import Documents, Run
+
 PACKED = "manta_packed"
-
-
-@dataclass(frozen=True, slots=True)
-class Documents:
-    """`lengths`: tokens of each, in the order in which they lie; none is empty."""
-
-    lengths: tuple[int, ...]
-
-    @property
-    def runs(self) -> list[tuple[int, int]]:
-        """(how many, their length) of neighbours of equal length."""
-        return [(len(list(equal)), length) for length, equal in groupby(self.lengths)]
-
-    def positions(self) -> Tensor:
-        """int64[tokens]: each token's place in its document."""
-        return torch.cat([torch.arange(length) for length in self.lengths])
-
-    def borders(self, device: torch.device) -> Tensor:
-        """int32[documents + 1]: where they begin and end."""
-        return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32, device=device)
 
 
 def packed_attention(
@@ -51,7 +33,7 @@ def packed_attention(
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
     """`query` [1, G*H, N, D] over `key`, `value` [1, H, N, D], each token over its document up to
-    itself; returns [1, N, G*H, D]. Without documents it is the library's own attention."""
+    itself, and over what that continues; returns [1, N, G*H, D]. Without documents it is the library's own attention."""
     if documents is None:
         result: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
@@ -70,18 +52,41 @@ def _by_length(
     documents: Documents,
     scaling: float | None,
 ) -> Tensor:
-    """One call for each run of equally long documents, as a batch: views into what is packed."""
-    sizes = [count * length for count, length in documents.runs]
+    """One call for each run of equally long documents, as a batch: views into what is packed, but
+    for the keys and values of what they continue, which every one of them gets a copy of."""
+    sizes = [run.count * run.length for run in documents.runs]
     split = [tensor.split(sizes) for tensor in (query_NHD, key_NHD, value_NHD)]
     is_grouped = query_NHD.shape[1] != key_NHD.shape[1]
     parts = []
-    for (count, length), *run in zip(documents.runs, *split, strict=True):
-        query, key, value = (part.unflatten(0, (count, length)).transpose(1, 2) for part in run)
+    for run, query, key, value in zip(documents.runs, *split, strict=True):
         mixed = scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=is_grouped
+            query.unflatten(0, (run.count, run.length)).transpose(1, 2),
+            _seen_by(run, key, key_NHD).transpose(1, 2),
+            _seen_by(run, value, value_NHD).transpose(1, 2),
+            attn_mask=_mask(run, query.device) if run.before else None,
+            is_causal=not run.before,
+            scale=scaling,
+            enable_gqa=is_grouped,
         )
         parts.append(mixed.transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _seen_by(run: Run, own: Tensor, states_NHD: Tensor) -> Tensor:
+    """[documents, tokens that each sees, H, D] of keys or values; `own` are those of the run."""
+    own = own.unflatten(0, (run.count, run.length))
+    if not run.before:
+        return own
+    end = run.start + run.continued * run.before
+    continued = states_NHD[run.start : end].unflatten(0, (run.continued, run.before))
+    after = torch.tensor(run.after, device=own.device)
+    return torch.cat([continued.index_select(0, after), own], dim=1)
+
+
+def _mask(run: Run, device: torch.device) -> Tensor:
+    """bool[length, tokens seen]: all that is continued, and itself up to each token."""
+    seen = run.before + run.length
+    return torch.ones(run.length, seen, dtype=torch.bool, device=device).tril(run.before)
 
 
 def _by_one_kernel(
@@ -95,23 +100,32 @@ def _by_one_kernel(
     # Not every platform that torch is built for can load it
     from torch.nn.attention.varlen import varlen_attn
 
-    borders, longest = documents.borders(query_NHD.device), max(documents.lengths)
     # Autocast leaves rotated queries and keys wide
     query_NHD, key_NHD = query_NHD.to(value_NHD.dtype), key_NHD.to(value_NHD.dtype)
+    if not documents.is_plain:
+        seen_K = documents.seen().to(key_NHD.device)
+        key_NHD, value_NHD = key_NHD[seen_K], value_NHD[seen_K]
+    lengths, lengths_seen = documents.lengths(), documents.lengths_seen()
+    # With more keys than queries the last query sees all: causality counts from the ends
     mixed = varlen_attn(
         query_NHD,
         key_NHD,
         value_NHD,
-        borders,
-        borders,
-        longest,
-        longest,
+        _borders(lengths, query_NHD.device),
+        _borders(lengths_seen, query_NHD.device),
+        max(lengths),
+        max(lengths_seen),
         scale=scaling,
         window_size=(-1, 0),
         enable_gqa=query_NHD.shape[1] != key_NHD.shape[1],
     )
     assert isinstance(mixed, Tensor)
     return mixed
+
+
+def _borders(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """int32[documents + 1]: where they begin and end."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
 def is_packable(model: nn.Module) -> bool:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from manta.actors.backends.protocol import Want
-from manta.actors.micro_batches import padded_batches
+from manta.actors.micro_batches import micro_batches, padded_batches
 from manta.actors.models.layout import in_one_sequence, side_by_side
-from manta.actors.models.packed_attention import PACKED, Documents, is_packable
+from manta.actors.models.packed_attention import PACKED, is_packable
 from manta.actors.models.policy import evaluate
 from manta.actors.rows import Row
 from tiny import VOCABULARY, tiny_model, tiny_rows
@@ -70,6 +70,69 @@ def test_packed_rows_equal_rows_alone(lengths: tuple[int, ...]) -> None:
     wanted = gradient(model, expected)
     found = gradient(model, evaluate(model, rows, WANTS, 0.9))
     assert float((found - wanted).norm() / wanted.norm()) < 1e-5
+
+
+def samples_of_prompts(
+    prompts: Sequence[int], lengths: Sequence[Sequence[int]], order: int = 0
+) -> list[Row]:
+    """Rows that begin with prompt p and go on for each of `lengths[p]`, in a random order."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for prompt, of_prompt in zip(prompts, lengths, strict=True):
+        ids = generator.integers(0, VOCABULARY, prompt)
+        for length in of_prompt:
+            whole = np.concatenate([ids, generator.integers(0, VOCABULARY, length)])
+            mask = np.arange(len(whole)) >= prompt
+            rows.append(Row(len(rows), whole.astype(np.int32), mask, None, None, {}))
+    return [rows[i] for i in np.random.default_rng(order).permutation(len(rows))]
+
+
+SHARED = {
+    "one prompt": ((9,), ((4, 4, 4),)),
+    "several, of one length": ((6, 6, 6), ((5, 2, 7), (5, 5, 1), (3, 2, 2))),
+    "of different lengths": ((12, 5, 8), ((1, 6), (3, 1, 1, 3), (2, 2))),
+    "beside rows of their own": ((10, 4, 7), ((3, 5), (6,), (2,))),
+    "nothing but the first token": ((7, 7), ((1, 1, 1), (1, 4))),
+}
+
+
+@pytest.mark.parametrize(("prompts", "lengths"), SHARED.values(), ids=SHARED)
+def test_a_beginning_that_rows_share_is_computed_once(
+    prompts: tuple[int, ...], lengths: tuple[tuple[int, ...], ...]
+) -> None:
+    model, rows = tiny_model(), samples_of_prompts(prompts, lengths)
+    layout = in_one_sequence(rows)
+    shared = sum(
+        prompt * (len(each) if len(each) == 1 else 1)
+        for prompt, each in zip(prompts, lengths, strict=True)
+    )
+    assert layout.tokens.shape == (1, shared + sum(sum(each) - len(each) for each in lengths))
+    found, expected = evaluate(model, rows, WANTS, 0.9), alone(model, rows)
+    for name in ("logprob", "entropy"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=2e-6)
+    wanted = gradient(model, expected)
+    got = gradient(model, evaluate(model, rows, WANTS, 0.9))
+    assert float((got - wanted).norm() / wanted.norm()) < 1e-5
+
+
+def test_holes_in_what_is_trained_do_not_matter_to_what_is_shared() -> None:
+    model, rows = tiny_model(), samples_of_prompts((8,), ((9, 7, 9),))
+    for row in rows:
+        row.loss_mask[11:13] = False
+    assert in_one_sequence(rows).tokens.shape == (1, 8 + 8 + 6 + 8)
+    found, expected = evaluate(model, rows, WANTS, 0.9), alone(model, rows)
+    torch.testing.assert_close(found["logprob"], expected["logprob"], rtol=1e-6, atol=2e-6)
+
+
+def test_little_to_share_is_not_worth_it() -> None:
+    rows = samples_of_prompts((1,), ((60, 60),))
+    assert in_one_sequence(rows).documents is None
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_samples_of_one_prompt_are_in_one_micro_batch(order: int) -> None:
+    batches = micro_batches(samples_of_prompts((6, 6), ((5, 2, 7), (6, 5, 1)), order), 40)
+    assert [[row.index for row in batch] for batch in batches] == [[2, 0, 1], [3, 4, 5]]
 
 
 def test_packed_rows_equal_padded_rows() -> None:
@@ -163,8 +226,11 @@ def test_a_sliding_window_keeps_padded_rows() -> None:
 def test_one_sequence_has_no_padding_and_neighbours_of_equal_length() -> None:
     layout = in_one_sequence(rows_of_lengths((4, 9, 4, 1)))
     assert layout.tokens.shape == (1, 3 + 8 + 3)
-    assert layout.documents == Documents((8, 3, 3))
-    assert layout.documents.runs == [(1, 8), (2, 3)]
+    assert layout.documents is not None
+    assert [(run.count, run.length, run.before) for run in layout.documents.runs] == [
+        (1, 8, 0),
+        (2, 3, 0),
+    ]
     assert layout.documents.positions().tolist() == [*range(8), *range(3), *range(3)]
     assert in_one_sequence(rows_of_lengths((5, 5))).tokens.shape == (2, 4)
     assert side_by_side(rows_of_lengths((4, 9))).tokens.shape == (2, 8)
