@@ -72,7 +72,7 @@ def _by_length(
 ) -> Tensor:
     """One call for each run of equally long documents, as a batch: views into what is packed."""
     sizes = [count * length for count, length in documents.runs]
-    split = [tensor.split(sizes) for tensor in (query_NHD, key_NHD, value_NHD)]
+    split = [torch.split(tensor, sizes) for tensor in (query_NHD, key_NHD, value_NHD)]
     is_grouped = query_NHD.shape[1] != key_NHD.shape[1]
     parts = []
     for (count, length), *run in zip(documents.runs, *split, strict=True):
