@@ -18,8 +18,8 @@ def micro_batches(rows: Sequence[Row], tokens_per_micro_batch: int) -> list[list
     longest first in each family, the families in the order of their longest rows.
 
     A batch has at most `tokens_per_micro_batch` tokens, no padding counted, and every beginning as
-    often as rows have it; a longer row is a batch of its own. The result depends on the set of rows,
-    not on their order.
+    often as rows have it; a longer row is a batch of its own. The result depends on the set of
+    rows, not on their order.
     """
     families: dict[bytes, list[Row]] = {}
     for row in _longest_first(rows):

@@ -28,6 +28,8 @@ from manta.actors.models.vocabulary import token_statistics
 
 TOKENS, WORDS, WIDTH, THREADS = 4096, 32768, 256, 2
 WARM_TOKENS = 160
+MEMORY_ROUNDS = 2
+"""The peak hardly differs from one process to the next."""
 CLAIM = (
     f"Log-prob and entropy of {TOKENS:,} tokens over {WORDS:,} words, forward and backward, "
     "against all logits at once"
@@ -114,7 +116,7 @@ def measured_apart(name: str, entropy_trains: bool) -> float:
 def figures(rounds: int, entropy_trains: bool) -> list[Figure]:
     label = "entropy in the loss" if entropy_trains else "entropy reported"
     memory = [
-        tuple(measured_apart(name, entropy_trains) for name in SIDES) for _ in range(min(rounds, 3))
+        tuple(measured_apart(name, entropy_trains) for name in SIDES) for _ in range(MEMORY_ROUNDS)
     ]
     given, pairs = inputs(TOKENS), []
     for index in range(rounds + 1):

@@ -11,8 +11,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from manta.actors.models.norms import merge_norms
 from manta.actors.models.products import widen_linears
 from manta.actors.models.spec import ModelSpec
 from manta.actors.weight_tensors import first_mismatch
@@ -50,6 +51,7 @@ def build_model(spec: ModelSpec, vocab_size: int, seed: int) -> nn.Module:
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     widen_linears(model)
+    merge_norms(model)
     return cast(nn.Module, model.eval())
 
 
@@ -59,12 +61,12 @@ def attention_tokens(model: nn.Module) -> int:
     Of L tokens of a row, causal attention takes 2 L^2 Q S floating-point operations in S layers
     with queries of Q numbers, the P parameters that are no embeddings 2 P L: equal at L = P / Q S.
     """
-    config = model.config
+    config = cast(PreTrainedModel, model).config
     heads, width = config.num_attention_heads, config.hidden_size
     queries = heads * (getattr(config, "head_dim", None) or width // heads)
     embedded = model.get_input_embeddings().weight.numel()  # type: ignore[operator]
     count = sum(parameter.numel() for parameter in model.parameters()) - embedded
-    return max(1, count // (queries * config.num_hidden_layers))
+    return max(1, int(count // (queries * config.num_hidden_layers)))
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:

@@ -26,9 +26,9 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighbours of one shape: `count` documents of `length` tokens, which all continue documents of
-    `before` tokens (0: none). Those lie side by side from token `start` on; that of document i is
-    the `after[i]`-th of them."""
+    """Neighbours of one shape: `count` documents of `length` tokens, which all continue documents
+    of `before` tokens (0: none). Those lie side by side from token `start` on; that of document i
+    is the `after[i]`-th of them."""
 
     length: int
     before: int
@@ -69,7 +69,7 @@ class Documents:
         )
 
     def seen(self) -> Tensor:
-        """int64[K]: the tokens that each document sees, its own last, one document after another."""
+        """int64[K]: the tokens that each document sees, its own last, document by document."""
         places = []
         for each, start in zip(self._documents, self.starts, strict=True):
             if each.after is not None:

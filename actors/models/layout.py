@@ -20,7 +20,7 @@ from manta.actors.models.documents import Document, Documents
 from manta.actors.rows import Row
 
 _WORTH_SHARING = 0.05
-"""Share of the tokens that sharing must save: attention over two pieces costs more than over one."""
+"""Share of the tokens that sharing must save: two pieces cost attention more than one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,8 @@ def packed_attention(
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
     """`query` [1, G*H, N, D] over `key`, `value` [1, H, N, D], each token over its document up to
-    itself, and over what that continues; returns [1, N, G*H, D]. Without documents it is the library's own attention."""
+    itself and over what that continues; returns [1, N, G*H, D]. Without documents it is the
+    library's own attention."""
     if documents is None:
         result: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
@@ -55,12 +56,12 @@ def _by_length(
     """One call for each run of equally long documents, as a batch: views into what is packed, but
     for the keys and values of what they continue, which every one of them gets a copy of."""
     sizes = [run.count * run.length for run in documents.runs]
-    split = [tensor.split(sizes) for tensor in (query_NHD, key_NHD, value_NHD)]
+    split = [torch.split(tensor, sizes) for tensor in (query_NHD, key_NHD, value_NHD)]
     is_grouped = query_NHD.shape[1] != key_NHD.shape[1]
     parts = []
     for run, query, key, value in zip(documents.runs, *split, strict=True):
         mixed = scaled_dot_product_attention(
-            query.unflatten(0, (run.count, run.length)).transpose(1, 2),
+            _batch(query, run.count).transpose(1, 2),
             _seen_by(run, key, key_NHD).transpose(1, 2),
             _seen_by(run, value, value_NHD).transpose(1, 2),
             attn_mask=_mask(run, query.device) if run.before else None,
@@ -74,13 +75,18 @@ def _by_length(
 
 def _seen_by(run: Run, own: Tensor, states_NHD: Tensor) -> Tensor:
     """[documents, tokens that each sees, H, D] of keys or values; `own` are those of the run."""
-    own = own.unflatten(0, (run.count, run.length))
+    own = _batch(own, run.count)
     if not run.before:
         return own
     end = run.start + run.continued * run.before
-    continued = states_NHD[run.start : end].unflatten(0, (run.continued, run.before))
+    continued = _batch(states_NHD[run.start : end], run.continued)
     after = torch.tensor(run.after, device=own.device)
     return torch.cat([continued.index_select(0, after), own], dim=1)
+
+
+def _batch(states_NHD: Tensor, count: int) -> Tensor:
+    """[count, N / count, H, D]"""
+    return states_NHD.view(count, -1, *states_NHD.shape[1:])
 
 
 def _mask(run: Run, device: torch.device) -> Tensor:

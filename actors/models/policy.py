@@ -44,6 +44,7 @@ def evaluate(
     """
     _check(model, rows)
     if is_packable(model):
+        use_packed_attention(model)
         layout = in_one_sequence(rows)
         hidden_TD, targets_T = _hidden(model, layout), layout.targets_T
     else:
@@ -111,7 +112,6 @@ def _hidden(model: nn.Module, layout: Layout) -> Tensor:
     if layout.documents is None:
         output = body(input_ids=layout.tokens.to(device), use_cache=False)
     else:
-        use_packed_attention(model)
         output = body(
             input_ids=layout.tokens.to(device),
             position_ids=layout.documents.positions()[None].to(device),

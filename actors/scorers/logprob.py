@@ -19,7 +19,8 @@ from manta.envs.records import Float32, ReferenceStatistics, Trajectory
 class LogprobScorer:
     """`temperature` must be the rollout's: KL compares two distributions of the same temperature.
 
-    `version` names the weights in every result; `tokens_per_batch` bounds the tokens scored at once.
+    `version` names the weights in every result; `tokens_per_batch` bounds the tokens scored
+    at once.
     """
 
     def __init__(

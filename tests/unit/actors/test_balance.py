@@ -1,4 +1,4 @@
-"""Shares of work: every thing once, never worse than greedy, and near the best where it is known."""
+"""Shares of work: every thing once, never worse than greedy, near the best where that is known."""
 
 from __future__ import annotations
 
