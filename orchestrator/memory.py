@@ -10,6 +10,8 @@ key width K = key heads x head size, feed-forward width M, H heads, S layers, V 
 - learner, per rank: master weights 4P, gradient 4P, AdamW's two moments 8P (SGD with momentum 4P),
   and eP of working weights where they are not float32. Every rank of the plain backend holds all
   of it (Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1, with float32 gradients).
+- what a checkpoint is written from, beside the steps: a copy of master weights and optimizer
+  state, of which each rank has its share.
 - saved for the backward pass: N S (e (4W + 2Q + 2K + 4M) + 8W + 4 (H + 2)) bytes, after Korthikanti
   et al., arXiv 2205.05198, section 4, for a block with SwiGLU, grouped keys and attention that
   stores a log-sum per head instead of scores; both norms keep a float32 copy of their input.
@@ -205,6 +207,7 @@ def _learner(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
     count = num_parameters(sizes)
     states = 2 if settings.optimizer == "adamw" else int(settings.momentum != 0)
     tokens = max(settings.tokens_per_micro_batch, run_file.model.context)
+    ranks = max(1, settings.workers)
     parts = [
         Part("learner", "process", PROCESS_BYTES),
         Part("learner", "master weights", 4 * count),
@@ -213,6 +216,7 @@ def _learner(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
         Part("learner", "activations", saved_for_backward(sizes, tokens, element)),
         Part("learner", "logits of a chunk", _logits(sizes, tokens)),
         Part("learner", "weights to publish, and those before", 2 * element * count),
+        Part("learner", "a checkpoint as it is written", 4 * count * (1 + states) // ranks),
     ]
     if element != 4:
         parts.insert(2, Part("learner", "working weights", element * count))
@@ -237,7 +241,8 @@ def _retained(run_file: RunFile, stage: StageConfig, survey: Survey) -> int:
     group = group_bytes(
         stage.algorithm.samples_per_prompt, tokens, has_reference=stage.algorithm.needs_reference
     )
-    held = stage.prompts_per_step * run_file.checkpoint.every_steps
+    # One checkpoint may still be written when the next is due
+    held = stage.prompts_per_step * (2 * run_file.checkpoint.every_steps - 1)
     ahead = (run_file.max_staleness(stage) + 1) * max(1.0, run_file.rollout.oversample)
     in_flight = math.ceil(stage.prompts_per_step * ahead)
     return group * (held + in_flight)

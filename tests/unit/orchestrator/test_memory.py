@@ -97,10 +97,12 @@ def test_what_each_role_holds(tmp_path: Path) -> None:
     assert parts["rollout", "keys and values"] == 16 * 24 * 1 * 2 * 8 * 4
     assert parts["rollout", "the bytes that deltas are applied to"] == 4 * count
     assert parts["learner", "weights to publish, and those before"] == 8 * count
+    assert parts["learner", "a checkpoint as it is written"] == 12 * count
     assert parts["object store", "newest and next weights"] == 8 * count
     assert parts["weight store", "newest and next weights"] == 8 * count
-    # 4 samples of 4 + 4 tokens, 13 bytes each; 8 prompts a step, 20 steps and one in flight.
-    assert parts["object store", "groups until a checkpoint covers them"] == 4 * 8 * 13 * 8 * 21
+    # 4 samples of 4 + 4 tokens, 13 bytes each; 8 prompts a step, 39 steps (of two
+    # checkpoints, one still being written) and one in flight.
+    assert parts["object store", "groups until a checkpoint covers them"] == 4 * 8 * 13 * 8 * 40
     assert parts["learner", "logits of a chunk"] == 3 * 4 * 128 * 14
     assert not any(role == "reference" for role, _ in parts)
 
