@@ -23,7 +23,7 @@ from manta.actors.hand_over import HandedOver, HandOver
 from manta.actors.learner import LearnerJob
 from manta.actors.learning import Learner
 from manta.actors.mailbox import Saved, StepReport, StepWork
-from manta.actors.models.causal import build_model
+from manta.actors.models.lora import build_policy
 from manta.actors.models.policy import token_logprobs
 from manta.actors.rank_files import RankFiles
 from manta.actors.rows import rows_of
@@ -45,7 +45,7 @@ class Rank:
         self._held = held
         self._files = RankFiles(Path(job.run_dir), rank)
         self._writer = CheckpointWriter(self._tell_saved)
-        self._model = build_model(job.model, job.vocab_size, job.seed)
+        self._model = build_policy(job.model, job.vocab_size, job.seed)
         self._outbox = Outbox()
         self._meetings = None if job.direct is None else _meetings(job.direct, rank)
         self._stage = ""
@@ -114,8 +114,7 @@ class Rank:
             self._writer.wait()
             self._writer.start(step, folder, self._backend.snapshot())
         elif self._rank == 0:
-            self._writer.start(step, folder, self._backend.save)
-            self._writer.wait()
+            self._writer.now(step, folder, self._backend.save)
         else:
             self._writer.nothing(step)
 

@@ -48,7 +48,6 @@ class Checkpoints:
         """`keep`: how many are kept beside those that end a stage; `keep_best`: how many beside
         these, those of the highest score."""
         self._folder, self._keep, self._keep_best = folder, keep, keep_best
-        folder.create()
 
     def begin(self, step: int) -> str:
         """Where ranks bring the learner's files, an empty folder; leftovers of a crash are cleared.

@@ -13,8 +13,9 @@ from typing import cast
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from manta.actors.backends.state_files import read_parameters
+from manta.actors.backends.state_files import read_parameters, read_scalars
 from manta.actors.models.causal import build_model, load_state
+from manta.actors.models.lora import merge_adapter, weights_hash
 from manta.actors.stored_folder import StoredFolder
 from manta.envs.tokenizer import TOKENIZER_FILES, FileTokenizer, build_tokenizer
 from manta.orchestrator import run_file as run_files
@@ -91,9 +92,19 @@ def _learner(directory: RunDirectory, step: int | None) -> tuple[StoredFolder, i
 
 
 def _model(run_file: RunFile, learner: StoredFolder, vocab_size: int) -> PreTrainedModel:
-    model = build_model(run_file.model, vocab_size, run_file.run.seed)
+    """Raises ValueError where an adapter was trained over other weights than are there now."""
+    model, lora = build_model(run_file.model, vocab_size, run_file.run.seed), run_file.model.lora
     with learner.here() as folder:
-        load_state(model, read_parameters(folder))
+        parameters, base = read_parameters(folder), read_scalars(folder).base
+    if lora is None:
+        load_state(model, parameters)
+    elif base != weights_hash(model):
+        raise ValueError(
+            f"{learner}: its adapter was trained over other weights than those of "
+            f"{run_file.model.path or 'model.build'}: put back the model that the run began with"
+        )
+    else:
+        merge_adapter(model, lora, parameters)
     return cast(PreTrainedModel, model)
 
 

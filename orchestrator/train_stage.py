@@ -218,8 +218,11 @@ class TrainStage:
 
     async def _load_reference(self) -> None:
         """The reference policy is the model as the last training stage before this one left it,
-        or, without one, the initial model that the reference workers built themselves."""
+        or, without one, the initial model that the reference workers built themselves. Where an
+        adapter is trained it is the model without."""
         run = self._run
+        if run.run_file.model.lora is not None:
+            return
         before = [s.name for s in run.run_file.stages if s.kind == "train"]
         before = before[: before.index(self._stage.name)]
         end = run.checkpoints.stage_end(before[-1]) if before else None

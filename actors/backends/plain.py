@@ -27,7 +27,9 @@ from manta.actors.backends.state_files import (
     write_state,
 )
 from manta.actors.backends.totals import Totals
+from manta.actors.models.adapter import adapter_name
 from manta.actors.models.causal import model_state
+from manta.actors.models.lora import base_hash
 from manta.actors.models.policy import evaluate, evaluate_in_batches
 from manta.actors.rows import Row
 from manta.actors.weight_tensors import first_mismatch, pack
@@ -51,6 +53,7 @@ class PlainBackend:
         self._group = group
         self._flat = FlatParameters(model)
         self._optimizer = FlatOptimizer(settings, self._flat)
+        self._base = base_hash(model)
         self._parkable = [Parked(self._flat.gradient, keeps_content=False)]
         if self._flat.gradient.device.type != "cpu":
             self._parkable += self._optimizer.slots()
@@ -132,6 +135,11 @@ class PlainBackend:
                 f"{folder} was written with optimizer {scalars.optimizer!r}, this learner uses "
                 f"{self._settings.optimizer!r}: set learner.optimizer to continue it"
             )
+        if scalars.base != self._base:
+            raise ValueError(
+                f"{folder} is a checkpoint of another model: the weights that its adapter is over "
+                f"have hash {scalars.base}, this learner's {self._base} (None: no adapter)"
+            )
         own = self._parameters()
         problem = first_mismatch(own, parameters)
         if problem is not None:
@@ -159,11 +167,15 @@ class PlainBackend:
         return sum(parked.held_bytes for parked in self._parkable)
 
     def _scalars(self) -> Scalars:
-        return Scalars(self._settings.optimizer, self._optimizer.updates)
+        return Scalars(self._settings.optimizer, self._optimizer.updates, self._base)
 
     def _parameters(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: masters of the trained parameters, frozen ones as they are."""
-        masters = {name: self._flat.view(self._flat.master, name) for name in self._flat.names}
+        """What a checkpoint holds: masters of the trained parameters, frozen ones as they are; of
+        weights under an adapter the hash alone."""
+        masters = {
+            adapter_name(name) or name: self._flat.view(self._flat.master, name)
+            for name in self._flat.names
+        }
         return {name: masters.get(name, p) for name, p in model_state(self._model).items()}
 
 

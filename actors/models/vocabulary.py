@@ -102,7 +102,8 @@ class _TokenStatistics(torch.autograd.Function):
         )
         buffers = _Buffers(hidden_TD, weight_VD, ctx.chunk, 3)
         by_hidden_TD = torch.empty_like(hidden_TD)
-        by_weight_VD = torch.zeros_like(weight_VD)
+        # Frozen under an adapter
+        by_weight_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
         by_bias_V = None if bias_V is None else torch.zeros_like(bias_V)
         for start in range(0, len(hidden_TD), ctx.chunk):
             part = slice(start, min(start + ctx.chunk, len(hidden_TD)))
@@ -121,7 +122,8 @@ class _TokenStatistics(torch.autograd.Function):
                 rooms[1:],
             ).to(hidden_TD.dtype)
             by_hidden_TD[part] = times(by_logits_CV, weight_VD)
-            by_weight_VD += transposed_times(by_logits_CV, hidden_TD[part])
+            if by_weight_VD is not None:
+                by_weight_VD += transposed_times(by_logits_CV, hidden_TD[part])
             if by_bias_V is not None:
                 by_bias_V += by_logits_CV.sum(0)
         return by_hidden_TD, by_weight_VD, by_bias_V, None, None, None, None

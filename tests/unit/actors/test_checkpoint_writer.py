@@ -90,3 +90,11 @@ def test_a_rank_without_a_part_says_so() -> None:
     told = Told()
     CheckpointWriter(told).nothing(4)
     assert told.words == [(4, Saved(()))]
+
+
+def test_what_cannot_be_written_beside_is_written_here(tmp_path: Path) -> None:
+    told, threads = Told(), list[threading.Thread]()
+    writer = CheckpointWriter(told)
+    writer.now(4, str(tmp_path), lambda folder: threads.append(threading.current_thread()))
+    assert told.words == [(4, Saved(()))]
+    assert threads == [threading.current_thread()]

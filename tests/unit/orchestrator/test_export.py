@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from manta.actors.backends.plain import PlainBackend
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.backends.state_files import Scalars, Shard, write_state
-from manta.actors.models.causal import build_model
+from manta.actors.models.lora import build_policy
 from manta.actors.models.policy import token_logprobs
 from manta.actors.stored_folder import StoredFolder
 from manta.envs.tokenizer import build_tokenizer
@@ -23,6 +23,7 @@ from manta.orchestrator import run_file
 from manta.orchestrator.build import tokenizer_name
 from manta.orchestrator.checkpoint import Checkpoints
 from manta.orchestrator.cli import main
+from manta.orchestrator.config import RunFile
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.run_state import RunState
 from tests.unit.orchestrator.tiny_run import load
@@ -56,12 +57,26 @@ class TrainedRun:
         checkpoints = Checkpoints(self.place, keep=9)
         for step in steps:
             vocab_size = build_tokenizer(tokenizer_name(loaded)).vocab_size
-            model = build_model(loaded.model, vocab_size, step)
+            model = build_policy(loaded.model, vocab_size, seed(loaded, step))
+            disturb_adapter(model, step)
             backend = PlainBackend(model, LearnerSettings())
             learner = StoredFolder.at(checkpoints.begin(step))
             files = learner.fill(backend.snapshot())
             checkpoints.commit(RunState(step, "rl", step, False, None, 0, 0, 0), files)
             self.models[step] = model
+
+
+def seed(loaded: RunFile, step: int) -> int:
+    """Of the weights; those under an adapter are the run's own."""
+    return step if loaded.model.lora is None else loaded.run.seed
+
+
+def disturb_adapter(model: torch.nn.Module, step: int) -> None:
+    """As it begins, an adapter changes nothing."""
+    generator = torch.Generator().manual_seed(step)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
 def logprobs(model: torch.nn.Module) -> np.ndarray:
@@ -121,6 +136,24 @@ def test_shards_are_exported_as_one(tmp_path: Path) -> None:
     assert main(["export", f"{run.root}@6", str(tmp_path / "out")]) == 0
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert np.abs(logprobs(loaded) - logprobs(run.models[4])).max() < 1e-6
+
+
+LORA = "model.lora={rank: 2, alpha: 6, targets: [q_proj, o_proj, down_proj]}"
+
+
+def test_an_adapter_is_merged_into_the_weights_it_was_trained_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = TrainedRun(tmp_path, (4, 6), LORA)
+    assert main(["export", str(run.root), str(tmp_path / "out")]) == 0
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert not any("lora" in name for name in loaded.state_dict())
+    assert np.abs(logprobs(loaded) - logprobs(run.models[6])).max() < 1e-6
+    assert np.abs(logprobs(loaded) - logprobs(run.models[4])).max() > 1e-3
+    other = RunDirectory(run.root).config
+    other.write_text(other.read_text().replace("seed: 0", "seed: 1"))
+    assert main(["export", str(run.root), str(tmp_path / "again")]) == 2
+    assert "trained over other weights than those of model.build" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

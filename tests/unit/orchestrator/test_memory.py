@@ -107,6 +107,15 @@ def test_what_each_role_holds(tmp_path: Path) -> None:
     assert not any(role == "reference" for role, _ in parts)
 
 
+def test_an_adapter_is_all_that_is_trained(tmp_path: Path) -> None:
+    parts = estimated(tmp_path, "model.lora={rank: 2, targets: [q_proj, down_proj]}")
+    adapter = 2 * (8 + 8) + 2 * (16 + 8)
+    assert parts["learner", "master weights"] == 4 * adapter
+    assert parts["learner", "adamw states"] == 8 * adapter
+    assert parts["learner", "the weights under the adapter"] == 4 * (112 + 280 + 384 + 24)
+    assert parts["weight store", "newest and next weights"] == 8 * adapter
+
+
 def test_settings_move_the_estimate(tmp_path: Path) -> None:
     plain = estimated(tmp_path)
     half = estimated(tmp_path, "model.dtype=bfloat16")
