@@ -124,9 +124,7 @@ def test_layers_that_take_no_adapter_are_told() -> None:
 
 
 async def test_the_embedded_engine_serves_the_newest_adapter_and_whole_weights_too() -> None:
-    engine = EmbeddedEngine(
-        cast(PreTrainedModel, base()), 64, 4, 1, False, VERSION, lora=LORA
-    )
+    engine = EmbeddedEngine(cast(PreTrainedModel, base()), 64, 4, 1, False, VERSION, lora=LORA)
     served = policy()
     backend = PlainBackend(served, LearnerSettings())
     for _ in range(2):  # the second one replaces the first
@@ -144,6 +142,8 @@ async def test_the_embedded_engine_serves_the_newest_adapter_and_whole_weights_t
     merge_adapter(other, LORA, unpack(weights))
     assert np.abs((await engine.logprobs(IDS))[0] - logprobs(other)).max() < 1e-5
     narrow = PlainBackend(policy(replace(SPEC, lora=replace(LORA, rank=1))), LearnerSettings())
-    with pytest.raises(ValueError, match=r"does not fit the engine's model: .* has shape \(1, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"does not fit the engine's model: .* has shape \(1, 16\)"
+    ):
         await engine.load(narrow.weights(VERSION))
     engine.close()
