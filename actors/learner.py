@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 import ray.train
@@ -75,9 +74,9 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
     order: StartOrder = ray.get(job.mailbox.enlist.remote(world_size))  # type: ignore[assignment]
     start = WeightVersion(order.step, order.incarnation)
     rank = Rank(job, rank_index, world_size, start)
-    backend = rank.enter(order.stage)
+    rank.enter(order.stage)
     if order.restore_from is not None:
-        backend.load(Path(order.restore_from))
+        rank.load(order.restore_from)
     update, probe = Update(start, {}, rank.publish(start)), rank.probe()
     rank.leave_device()
     report = StepReport(update, probe, {}, _here())
@@ -95,7 +94,8 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
         step = work.plan.step
         report = rank.step(work, order.incarnation)
         ray.get(job.mailbox.report.remote(step, rank_index, report))
-    rank.save(work.save_to)
+    rank.save(step, work.save_to)
+    rank.close()
 
 
 def _here() -> DevicePlace:

@@ -15,6 +15,7 @@ import ray
 
 from manta.actors.device_place import DevicePlace
 from manta.actors.hand_over import HandedOver, HandOver
+from manta.actors.stored_folder import WrittenFile
 from manta.envs.packing import Block
 from manta.envs.records import Float32, StepPlan, Update
 
@@ -26,7 +27,8 @@ Place = tuple[int, int]
 class StepWork:
     """One step for all ranks. Group g of the plan is entry `place_G[g][1]` of block
     `blocks[place_G[g][0]]`. `learning_rate` already follows the schedule;
-    `hand_over`: the weights go to the store after the step."""
+    `hand_over`: the weights go to the store after the step; `save_to`: where all ranks bring what a
+    checkpoint of the step needs, and say so with `saved`."""
 
     stage: str
     plan: StepPlan
@@ -39,7 +41,7 @@ class StepWork:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """No more steps: ranks leave their loop, rank 0 after saving to `save_to`."""
+    """No more steps: ranks leave their loop, after saving to `save_to`."""
 
     save_to: str | None = None
 
@@ -66,6 +68,14 @@ class StepReport:
     place: DevicePlace | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A rank's files of a checkpoint, on disk; or what kept it from writing them."""
+
+    files: tuple[WrittenFile, ...]
+    problem: str = ""
+
+
 class StepLog:
     """Entries by step, with reports; reads wait until there is something to read."""
 
@@ -73,6 +83,7 @@ class StepLog:
         self._order = order
         self._work: dict[int, StepWork] = {}
         self._reports: dict[int, dict[int, StepReport]] = {}
+        self._saved: dict[int, dict[int, Saved]] = {}
         self._world_size: int | None = None
         self._stop: Stop | None = None
         self._order_to_hand_over: HandOver | None = None
@@ -152,17 +163,31 @@ class StepLog:
             await self._changed.wait_for(lambda: self._all_reported(step))
             return {rank: self._reports[step][rank] for rank in self._ranks()}
 
+    async def saved(self, step: int, rank: int, saved: Saved) -> None:
+        async with self._changed:
+            self._saved.setdefault(step, {})[rank] = saved
+            self._changed.notify_all()
+
+    async def all_saved(self, step: int) -> tuple[Saved, ...]:
+        """What the ranks have written of the checkpoint of `step`; waits for the last one."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._is_from_all(self._saved.get(step, {})))
+            return tuple(self._saved[step][rank] for rank in self._ranks())
+
     def _all_reported(self, step: int) -> bool:
-        """A group that a larger one left reports behind for waits for its own ranks only."""
-        return bool(self._ranks()) and self._reports.get(step, {}).keys() >= set(self._ranks())
+        return self._is_from_all(self._reports.get(step, {}))
+
+    def _is_from_all(self, answers: Mapping[int, object]) -> bool:
+        """A group that a larger one left answers behind for waits for its own ranks only."""
+        return bool(self._ranks()) and answers.keys() >= set(self._ranks())
 
     def _ranks(self) -> range:
         """Empty before the first one enlisted."""
         return range(self._world_size or 0)
 
     def forget(self, step: int) -> None:
-        """Drops work and reports up to `step`: a committed checkpoint covers them."""
-        for log in (self._work, self._reports):
+        """Drops what there is up to `step`: a committed checkpoint covers it."""
+        for log in (self._work, self._reports, self._saved):
             for old in [s for s in log if s <= step]:
                 del log[old]
 
@@ -198,6 +223,12 @@ class Mailbox:
 
     async def result(self, step: int) -> dict[int, StepReport]:
         return await self._log.result(step)
+
+    async def saved(self, step: int, rank: int, saved: Saved) -> None:
+        await self._log.saved(step, rank, saved)
+
+    async def all_saved(self, step: int) -> tuple[Saved, ...]:
+        return await self._log.all_saved(step)
 
     async def forget(self, step: int) -> None:
         self._log.forget(step)

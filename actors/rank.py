@@ -14,19 +14,22 @@ import ray
 import torch
 import torch.distributed as dist
 
-from manta.actors.backends.protocol import Backend, Offloads
+from manta.actors.backends.protocol import Backend, Offloads, Snapshots
 from manta.actors.backends.registry import build_backend
 from manta.actors.backends.settings import OFFLOADING
+from manta.actors.checkpoint_writer import CheckpointWriter
 from manta.actors.collectives import alone, sum_over
 from manta.actors.hand_over import HandedOver, HandOver
 from manta.actors.learner import LearnerJob
 from manta.actors.learning import Learner
-from manta.actors.mailbox import StepReport, StepWork
-from manta.actors.models.causal import attention_tokens, build_model
+from manta.actors.mailbox import Saved, StepReport, StepWork
+from manta.actors.models.causal import attention_tokens
+from manta.actors.models.lora import build_policy
 from manta.actors.models.policy import token_logprobs
 from manta.actors.rank_files import RankFiles
 from manta.actors.rows import rows_of
 from manta.actors.sharding import IntArray
+from manta.actors.stored_folder import StoredFolder
 from manta.actors.transports.outbox import Outbox
 from manta.envs.records import Float32, GroupId, ScoredGroup, Update, WeightVersion
 
@@ -42,7 +45,8 @@ class Rank:
         self._job, self._rank, self._world_size = job, rank, world_size
         self._held = held
         self._files = RankFiles(Path(job.run_dir), rank)
-        self._model = build_model(job.model, job.vocab_size, job.seed)
+        self._writer = CheckpointWriter(self._tell_saved)
+        self._model = build_policy(job.model, job.vocab_size, job.seed)
         self._attention_tokens = attention_tokens(self._model)
         self._outbox = Outbox()
         self._meetings = None if job.direct is None else _meetings(job.direct, rank)
@@ -104,9 +108,30 @@ class Rank:
             return ()
         return tuple(token_logprobs(self._model, self._job.probe_rows))
 
-    def save(self, folder: str | None) -> None:
-        if folder is not None and self._rank == 0:
-            self._backend.save(Path(folder))
+    def save(self, step: int, folder: str | None) -> None:
+        """Brings what a checkpoint of `step` needs to `folder`, where one is named: from a copy,
+        beside the steps that follow, where the backend can make one."""
+        if folder is None:
+            return
+        if isinstance(self._backend, Snapshots):
+            self._writer.wait()
+            self._writer.start(step, folder, self._backend.snapshot())
+        elif self._rank == 0:
+            self._writer.now(step, folder, self._backend.save)
+        else:
+            self._writer.nothing(step)
+
+    def load(self, folder: str) -> None:
+        """Goes on from what ranks, of any number, brought to `folder`."""
+        with StoredFolder.at(folder).here() as path:
+            self._backend.load(path)
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._writer.wait()
+
+    def _tell_saved(self, step: int, saved: Saved) -> None:
+        ray.get(self._job.mailbox.saved.remote(step, self._rank, saved))
 
     def leave_device(self) -> None:
         """Where engines share the device: it is theirs from here to the next step."""
@@ -143,18 +168,23 @@ class Rank:
         stepped = time.perf_counter()
         self._held = version = WeightVersion(work.plan.step, incarnation)
         weights_hash = self.publish(version) if work.hand_over else ""
-        self.save(work.save_to)
+        handed_over = time.perf_counter()
+        self.save(work.plan.step, work.save_to)
+        saved = time.perf_counter()
         probe = self.probe() if work.hand_over else ()
         if work.hand_over:
             self.leave_device()
         if writing is not None:
             writing.result()
         done = time.perf_counter()
-        return StepReport(
-            Update(version, metrics, weights_hash),
-            probe,
-            {"pull": pulled - started, "step": stepped - pulled, "hand_over": done - stepped},
-        )
+        timings = {
+            "pull": pulled - started,
+            "step": stepped - pulled,
+            "hand_over": done - saved + handed_over - stepped,
+        }
+        if work.save_to is not None:
+            timings["checkpoint"] = saved - handed_over
+        return StepReport(Update(version, metrics, weights_hash), probe, timings)
 
     def _pull(self, work: StepWork, indices: IntArray) -> dict[GroupId, ScoredGroup]:
         """The groups that hold this rank's rows."""

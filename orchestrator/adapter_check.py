@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from manta.actors.backends.settings import BACKEND_NAMES
+from manta.actors.backends.settings import ADAPTING, BACKEND_NAMES
 from manta.actors.models.spec import LoraSpec
 from manta.actors.transports.settings import DIRECT
 from manta.orchestrator.config import RunFile
@@ -13,6 +13,7 @@ from manta.orchestrator.strict import nearest
 _KEY = "model.lora"
 _BUILT = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Matrices of the models that are built on the spot."""
+_SERVING = ("vllm", "embedded")
 _MOST = 512
 """The largest rank for which vLLM has room."""
 
@@ -27,10 +28,10 @@ def adapter_problems(run_file: RunFile) -> Iterator[str]:
     if lora.alpha <= 0:
         yield f"{_KEY}.alpha: is {lora.alpha:g}, must be above 0"
     yield from _targets(lora, run_file.model.build is not None)
-    if run_file.needs_rollout and rollout.engine != "vllm":
+    if run_file.needs_rollout and rollout.engine not in _SERVING:
         yield (
-            f"{_KEY}: an adapter is served by vLLM, and rollout.engine is {rollout.engine}: set "
-            f"rollout.engine: vllm, or remove {_KEY}"
+            f"{_KEY}: rollout.engine {rollout.engine} serves no adapter: set rollout.engine: "
+            f"{' or '.join(_SERVING)}, or remove {_KEY}"
         )
     if rollout.placement == "colocated":
         yield (
@@ -38,10 +39,11 @@ def adapter_problems(run_file: RunFile) -> Iterator[str]:
             "they sleep, and an adapter does not bring them back: set rollout.placement: "
             f"disaggregated, or remove {_KEY}"
         )
-    if run_file.needs_learner and learner.backend in BACKEND_NAMES:
+    trains_all = learner.backend in BACKEND_NAMES and learner.backend not in ADAPTING
+    if run_file.needs_learner and trains_all:
         yield (
-            f"{_KEY}: learner.backend {learner.backend} trains and publishes whole weights: name a "
-            f"backend that publishes an adapter (module:attribute), or remove {_KEY}"
+            f"{_KEY}: learner.backend {learner.backend} trains and publishes whole weights: choose "
+            f"{' or '.join(ADAPTING)}, or remove {_KEY}"
         )
     if run_file.publish.transport in DIRECT:
         yield (

@@ -1,25 +1,25 @@
 """Checkpoints: the learner's files and the orchestrator's state, visible atomically.
 
-`checkpoints/step=N/` holds `learner/` (written by rank 0), `state.json` and `manifest.json` with
-the SHA-256 of every file. It is written under another name and renamed when whole; the manifest is
-the only commit record. A checkpoint that does not verify is passed over with a warning.
+`step=N/` holds `learner/` (written by the ranks), `state.json` and `manifest.json`, which names
+every file with its size and SHA-256, is written last, and is the only commit record. On a local
+file system all of it is written under another name and renamed when whole; elsewhere a folder
+without a manifest is none. A checkpoint that does not verify is passed over with a warning.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import NoReturn
 
-from manta.envs.records import GroupId
-from manta.orchestrator.feed import FeedState
+from manta.actors.stored_folder import StoredFolder, WrittenFile
+from manta.orchestrator.kept_checkpoints import kept
+from manta.orchestrator.run_state import RunState, run_state
 
-FORMAT = 1
+FORMAT = 2
+_MANIFEST, _STATE, _LEARNER = "manifest.json", "state.json", "learner"
 
 _NAME = re.compile(r"step=(\d+)")
 
@@ -29,70 +29,70 @@ class CheckpointFailed(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class RunState:
-    """The driver's side of a checkpoint. `step` counts over all stages, `stage_step` within one.
-
-    `ends_stage`: this is the stage's product, kept for good (references and later stages use it).
-    """
-
-    step: int
-    stage: str
-    stage_step: int
-    ends_stage: bool
-    feed: FeedState | None
-    ledger_position: int
-    metrics_position: int
-    incarnation: int
-
-
-@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    folder: Path
+    """`files` are those that the manifest names."""
+
+    folder: StoredFolder
     state: RunState
+    files: tuple[str, ...]
 
     @property
-    def learner(self) -> Path | None:
+    def learner(self) -> StoredFolder | None:
         """The learner's files; None where no learner took part (a stage that only samples)."""
-        folder = self.folder / "learner"
-        return folder if any(folder.glob("*")) else None
+        has_files = any(name.startswith(f"{_LEARNER}/") for name in self.files)
+        return self.folder.under(_LEARNER) if has_files else None
 
 
 class Checkpoints:
-    def __init__(self, folder: Path, keep: int) -> None:
-        """`keep`: how many are kept beside those that end a stage."""
-        self._folder, self._keep = folder, keep
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: StoredFolder, keep: int, keep_best: int = 0) -> None:
+        """`keep`: how many are kept beside those that end a stage; `keep_best`: how many beside
+        these, those of the highest score."""
+        self._folder, self._keep, self._keep_best = folder, keep, keep_best
 
-    def begin(self, step: int) -> Path:
-        """A fresh folder for the learner to write into; leftovers of a crash are cleared."""
+    def begin(self, step: int) -> str:
+        """Where ranks bring the learner's files, an empty folder; leftovers of a crash are cleared.
+
+        Raises CheckpointFailed where there can be none.
+        """
         partial = self._partial(step)
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "learner").mkdir(parents=True)
-        return partial / "learner"
+        try:
+            if self._folder.local is None:
+                self._set_aside(partial)  # damaged, or of a history that the run went back from
+            partial.remove()
+            learner = partial.under(_LEARNER)
+            learner.create()
+        except OSError as error:
+            raise self._failed(step, error) from error
+        return learner.location
 
-    def commit(self, state: RunState) -> Checkpoint:
-        """Makes the checkpoint of `state.step` visible, then removes those beyond `keep`.
+    def commit(self, state: RunState, written: Sequence[WrittenFile]) -> Checkpoint:
+        """Makes the checkpoint of `state.step` visible, if all that ranks have `written` is there,
+        then removes those that are not kept.
 
         Raises CheckpointFailed where it cannot be written (a full disk); what was written of it is
         removed.
         """
         partial = self._partial(state.step)
-        final = self._folder / f"step={state.step:06d}"
         try:
-            _seal(partial, state)
-            if final.exists():  # damaged, or of a history that the run went back from
-                self._set_aside(final)
-            partial.rename(final)
-            _sync_folder(self._folder)
+            files = _seal(partial, state, written)
+            final = self._visible(state.step, partial)
         except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointFailed(
-                f"the checkpoint of step {state.step} could not be written to {self._folder}: "
-                f"{error}. Make room (or lower checkpoint.keep), then start the run again: it goes "
-                "on from the checkpoint before"
-            ) from error
+            self.abandon(state.step)
+            raise self._failed(state.step, error) from error
         self._prune(state.step)
-        return Checkpoint(final, state)
+        return Checkpoint(final, state, files)
+
+    def fail(self, step: int, problems: Sequence[str]) -> NoReturn:
+        """Raises CheckpointFailed, for ranks could not write; what they did write is removed."""
+        self.abandon(step)
+        raise self._failed(step, "; ".join(dict.fromkeys(problems)))
+
+    def abandon(self, step: int) -> None:
+        """Removes what has been written of a checkpoint that is not committed."""
+        try:
+            self._partial(step).remove()
+        except OSError:
+            return  # it is none without its manifest; the next commit clears it
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint, and a warning for each damaged one passed over."""
@@ -104,24 +104,32 @@ class Checkpoints:
                 warnings.append(str(error))
         return None, warnings
 
-    def read(self, folder: Path) -> Checkpoint:
+    def steps(self) -> list[int]:
+        """Those of everything that looks like a checkpoint, ascending."""
+        return [step for step, _ in reversed(self._newest_first())]
+
+    def at_step(self, step: int) -> Checkpoint:
+        """Raises ValueError where there is none, or it is damaged."""
+        return self.read(self._folder.under(f"step={step:06d}"))
+
+    def read(self, folder: StoredFolder) -> Checkpoint:
         """Raises ValueError naming what is damaged, or a format that this version cannot read."""
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest = json.loads(folder.read(_MANIFEST))
             found, files = manifest["format"], dict(manifest["files"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"checkpoint {folder} has no readable manifest: {error!r}") from error
         if found != FORMAT:
             raise ValueError(f"checkpoint {folder} has format {found}, this version reads {FORMAT}")
         for name, expected in files.items():
-            if _file_hash(folder / name) != expected:
+            if folder.sha256(name) != expected["sha256"]:
                 raise ValueError(f"checkpoint {folder}: {name} is missing or damaged")
-        state = _peek(folder) if "state.json" in files else None
+        state = _peek(folder) if _STATE in files else None
         if state is None:
-            raise ValueError(f"checkpoint {folder}: state.json is missing or damaged")
-        return Checkpoint(folder, state)
+            raise ValueError(f"checkpoint {folder}: {_STATE} is missing or damaged")
+        return Checkpoint(folder, state, tuple(files))
 
-    def newest_learner(self, step: int) -> Path | None:
+    def newest_learner(self, step: int) -> StoredFolder | None:
         """The newest learner's files at or before `step`; those of a stage's end stay for good.
 
         Raises ValueError where a checkpoint that may hold them is damaged.
@@ -150,85 +158,93 @@ class Checkpoints:
             )
         return None
 
-    def _partial(self, step: int) -> Path:
-        return self._folder / f".step={step:06d}"
+    def _failed(self, step: int, why: OSError | str) -> CheckpointFailed:
+        return CheckpointFailed(
+            f"the checkpoint of step {step} could not be written to {self._folder}: {why}. Make "
+            "room (or lower checkpoint.keep), then start the run again: it goes on from the "
+            "checkpoint before"
+        )
 
-    def _newest_first(self) -> list[tuple[int, Path]]:
+    def _partial(self, step: int) -> StoredFolder:
+        """Where the checkpoint of `step` is written: object storage cannot rename a folder."""
+        hidden = "." if self._folder.local is not None else ""
+        return self._folder.under(f"{hidden}step={step:06d}")
+
+    def _visible(self, step: int, partial: StoredFolder) -> StoredFolder:
+        """Makes what is whole in `partial` a checkpoint."""
+        final = self._folder.under(f"step={step:06d}")
+        if self._folder.local is not None:
+            self._set_aside(final)  # damaged, or of a history that the run went back from
+            partial.rename(final)
+        return final
+
+    def _newest_first(self) -> list[tuple[int, StoredFolder]]:
         """(step, folder) of everything that looks like a checkpoint."""
-        matches = [(_NAME.fullmatch(path.name), path) for path in self._folder.iterdir()]
-        return sorted([(int(m[1]), path) for m, path in matches if m], reverse=True)
+        matches = [_NAME.fullmatch(name) for name in self._folder.folders()]
+        found = [(int(m[1]), self._folder.under(m[0])) for m in matches if m]
+        return sorted(
+            [(number, each) for number, each in found if not self._is_unfinished(each)],
+            key=lambda item: item[0],
+            reverse=True,
+        )
+
+    def _is_unfinished(self, folder: StoredFolder) -> bool:
+        """Where folders cannot be renamed, an unfinished checkpoint has the name of a whole one."""
+        return folder.local is None and folder.size(_MANIFEST) is None
 
     def _prune(self, step: int) -> None:
-        """Keeps what ends a stage, and `keep` others up to `step`. What cannot be read, or comes
-        after `step`, was passed over when the run resumed, and is left to whoever looks into it."""
-        states = [(f, _peek(f)) for number, f in self._newest_first() if number <= step]
-        passing = [folder for folder, state in states if state and not state.ends_stage]
-        for folder in passing[self._keep :]:
-            self._set_aside(folder)
-        for leftover in (*self._folder.glob(".step=*"), *self._folder.glob(".old-step=*")):
-            shutil.rmtree(leftover, ignore_errors=True)
+        """What cannot be read, or comes after `step`, was passed over when the run resumed, and is
+        left to whoever looks into it."""
+        folders = {number: each for number, each in self._newest_first() if number <= step}
+        states = {n: state for n, folder in folders.items() if (state := _peek(folder))}
+        for number in states.keys() - kept(states.values(), self._keep, self._keep_best):
+            self._set_aside(folders[number])
+        for name in self._folder.folders():
+            match, folder = _NAME.fullmatch(name), self._folder.under(name)
+            is_unfinished = match and int(match[1]) <= step and self._is_unfinished(folder)
+            if name.startswith((".step=", ".old-step=")) or is_unfinished:
+                folder.remove()
 
-    def _set_aside(self, folder: Path) -> None:
+    def _set_aside(self, folder: StoredFolder) -> None:
         """`folder` is no checkpoint from now on: a crash while it is deleted leaves no half one."""
-        aside = self._folder / f".old-{folder.name}"
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+        if folder.local is None:
+            folder.remove_file(_MANIFEST)
+            folder.remove()
+        elif folder.local.exists():
+            aside = self._folder.under(f".old-{folder.local.name}")
+            aside.remove()
+            folder.rename(aside)
 
 
-def _seal(partial: Path, state: RunState) -> None:
-    """Adds state and manifest, and forces everything to disk."""
-    (partial / "state.json").write_text(json.dumps(asdict(state), indent=1))
-    files = sorted(p for p in partial.rglob("*") if p.is_file())
-    manifest = {
-        "format": FORMAT,
-        "files": {str(p.relative_to(partial)): _hash_and_sync(p) for p in files},
+def _seal(
+    partial: StoredFolder, state: RunState, written: Sequence[WrittenFile]
+) -> tuple[str, ...]:
+    """Adds state and manifest; the names of all files.
+
+    Raises OSError where a file is not there as it was written. Object storage has checked what it
+    took, so sizes do there; reading the files back would move them all once more.
+    """
+    learner = partial.under(_LEARNER)
+    for file in written:
+        is_whole = learner.size(file.name) == file.num_bytes and (
+            partial.local is None or learner.sha256(file.name) == file.sha256
+        )
+        if not is_whole:
+            raise OSError(f"{learner}/{file.name} does not hold the bytes that its rank wrote")
+    stated = partial.write(_STATE, json.dumps(asdict(state), indent=1))
+    entries = {f"{_LEARNER}/{file.name}": file for file in written} | {_STATE: stated}
+    files = {
+        name: {"bytes": entries[name].num_bytes, "sha256": entries[name].sha256}
+        for name in sorted(entries)
     }
-    path = partial / "manifest.json"
-    path.write_text(json.dumps(manifest, indent=1))
-    _hash_and_sync(path)
-    for folder in (*(p for p in partial.rglob("*") if p.is_dir()), partial):
-        _sync_folder(folder)
+    partial.write(_MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1))
+    return tuple(files)
 
 
-def _peek(folder: Path) -> RunState | None:
+def _peek(folder: StoredFolder) -> RunState | None:
     """The state in `folder`, not verified; None where it cannot be read."""
     try:
-        return _run_state(json.loads((folder / "state.json").read_text()))
+        fields: Mapping[str, object] = json.loads(folder.read(_STATE))
+        return run_state(fields)
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def _run_state(fields: Mapping[str, object]) -> RunState:
-    feed = fields["feed"]
-    parsed = None
-    if isinstance(feed, dict):
-        parsed = FeedState(
-            feed["epoch"],
-            feed["position"],
-            tuple(GroupId(*group) for group in feed["outstanding"]),
-            feed.get("median_length"),
-        )
-    return RunState(**{**fields, "feed": parsed})  # type: ignore[arg-type]
-
-
-def _file_hash(path: Path) -> str | None:
-    """None where the file cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
-
-
-def _hash_and_sync(path: Path) -> str:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The command line: `manta train`, `manta check`, `manta eval`.
+"""The command line: `manta train`, `manta check`, `manta eval`, `manta export`.
 
 Owns arguments, exit codes and what `check` prints. Loads no torch or ray before a run starts, so
 that mistakes are told at once. Exit codes: 0 done, 2 a run file or command that cannot work; a
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.syntax import Syntax
@@ -29,7 +30,9 @@ examples:
   manta check recipes/demo.yaml
   manta train recipes/demo.yaml
   manta train recipes/demo.yaml run.name=longer stages.rl.steps=200 learner.learning_rate=1e-4
-  manta eval recipes/demo.yaml --checkpoint runs/demo/checkpoints/step=40
+  manta eval recipes/demo.yaml --checkpoint runs/demo/checkpoints/step=000040
+  manta export runs/demo exported/demo
+  manta export runs/demo@40 exported/demo-40
 
 KEY=VALUE sets any key of the run file; list items go by index or name (stages.0.steps,
 stages.rl.steps), values are YAML (learner.betas=[0.9,0.99]).
@@ -43,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # argparse leaves positionals behind that follow an option: eval RUN --checkpoint PATH KEY=VALUE
     if any(each.startswith("-") for each in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if chosen.command == "export":
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        return _export(chosen.run_dir, chosen.folder)
     chosen.overrides += rest
     try:
         loaded, surveyed = checked(chosen.run_file, chosen.overrides)
@@ -76,6 +83,16 @@ def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
     from manta.orchestrator.run_evaluation import evaluate
 
     return evaluate(loaded, chosen.checkpoint)
+
+
+def _export(run_dir: str, folder: str) -> int:
+    from manta.orchestrator.export import export
+
+    try:
+        return export(run_dir, Path(folder))
+    except ValueError as error:
+        print(f"manta export: {told(error)}", file=sys.stderr)
+        return 2
 
 
 def checked(path: str, overrides: Sequence[str]) -> tuple[RunFile, Survey]:
@@ -174,4 +191,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
         if name == "eval":
             command.add_argument("--checkpoint", metavar="PATH", help="default: the run's newest")
+    told = "write a checkpoint as a Hugging Face folder, for transformers and vLLM"
+    command = commands.add_parser("export", help=told, description=told)
+    command.add_argument("run_dir", metavar="RUN_DIR[@STEP]", help="default: its newest checkpoint")
+    command.add_argument("folder", metavar="FOLDER", help="what to write; it must be new or empty")
     return parser

@@ -170,8 +170,15 @@ class MismatchGuardConfig:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointConfig:
+    """Beside those that end a stage the newest `keep` stay, and the `keep_best` of the highest
+    `best_by`, a metric of their step. `path` is a folder or URI to keep them in, instead of the run
+    directory."""
+
     every_steps: int = 20
     keep: int = 3
+    keep_best: int = 0
+    best_by: str = "eval/accuracy"
+    path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

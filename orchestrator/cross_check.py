@@ -1,8 +1,8 @@
 """What must fit together in a run file, checked before anything starts.
 
 Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
-`colocation_check`, `transport_check` (how weights travel), `adapter_check` (`model.lora`) and
-`vllm_check` of `manta.orchestrator`.
+`colocation_check`, `transport_check` (how weights travel), `checkpoint_check`, `adapter_check`
+(`model.lora`) and `vllm_check` of `manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
 algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -22,6 +22,7 @@ from manta.envs.registry import build
 from manta.envs.rewards.formula import Formula
 from manta.orchestrator import survey
 from manta.orchestrator.adapter_check import adapter_problems
+from manta.orchestrator.checkpoint_check import checkpoint_problems
 from manta.orchestrator.colocation_check import colocation_problems
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
 from manta.orchestrator.installed_vllm import installed_vllm
@@ -47,6 +48,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *_precision(run_file),
         *_sampling(run_file),
         *transport_problems(run_file),
+        *checkpoint_problems(run_file),
         *staleness_problems(run_file),
         *colocation_problems(run_file),
         *length_problems(run_file),
@@ -157,8 +159,6 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "environment.workers": (run_file.environment.workers, 1),
         "environment.groups_per_call": (run_file.environment.groups_per_call, 0),
         "reward_workers.workers": (run_file.reward_workers.workers, 1),
-        "checkpoint.every_steps": (run_file.checkpoint.every_steps, 1),
-        "checkpoint.keep": (run_file.checkpoint.keep, 1),
     }
     for key, (value, least) in at_least.items():
         if value < least:

@@ -41,8 +41,9 @@ class GenerateStage:
                 if groups is not None:
                     await self._write(groups)
             supplying.cancel()
-        if run.progress.stage_step < stage.steps and run.committed_step < run.progress.step:
+        if run.progress.stage_step < stage.steps and run.saved_step < run.progress.step:
             await self._save()
+        await run.commits.settled()
 
     async def _collect(self, step: int) -> list[tuple[GroupId, Finished]]:
         with self._run.recorder.phase("generate"):
@@ -78,10 +79,10 @@ class GenerateStage:
 
     async def _save(self) -> None:
         run, step = self._run, self._run.progress.step
-        run.checkpoints.begin(step)
+        await run.commits.begin(step)
         self._record_dropped(step)
         is_last = run.progress.stage_step == self._stage.steps
-        await run.commit(self._supply.state(step), is_last)
+        run.checkpoint(self._supply.state(step), is_last, has_learner=False)
 
     def _record_dropped(self, step: int) -> None:
         name = self._stage.name

@@ -7,6 +7,7 @@
 | `StageLoop._collect` | finished groups, in order | the oldest group | `Supply._make` |
 | `StageLoop._score` | the step's groups | batch-scope rewards, if any | a reward worker |
 | `StageLoop._learn` | the step's plan | all learner ranks | their reports in the mailbox |
+| `LoopHooks.save_to` | a step to be checkpointed | the checkpoint before | `Commits` |
 | `SharedDevice.put` (colocated) | the step's work | every engine to sleep | the engines |
 | `LoopHooks.inspect` | the report | nothing; Ctrl-C where publishing is paused | a person |
 | `Publisher.publish` | the report | every engine | pause, load, probe, resume |
@@ -64,15 +65,16 @@ class LoopHooks:
     """What happens around a step, decided elsewhere. All take the run's global step.
 
     `is_published`: whether the step's weights go to the engines, by `publish`. `save_to`: the
-    learner's folder if the step is to be checkpointed. `inspect` looks at what the learner reports
-    before anything is done with its weights, and raises where the run must not go on. `after`:
-    evaluation and checkpoint.
+    learner's folder if the step is to be checkpointed, once the checkpoint before is there.
+    `inspect` looks at what the learner reports before anything is done with its weights, and raises
+    where the run must not go on. `after`: evaluation, and the commit of the checkpoint, which goes
+    on beside the next steps.
     `score_step`: the final scores of a step's groups, None without batch-scope components.
     """
 
     learning_rate: Callable[[int], float]
     is_published: Callable[[int], bool]
-    save_to: Callable[[int], str | None]
+    save_to: Callable[[int], Awaitable[str | None]]
     inspect: Callable[[StepReport], Awaitable[None]]
     publish: Callable[[StepReport], Awaitable[Published]]
     after: Callable[[int], Awaitable[None]]
@@ -170,7 +172,7 @@ class StageLoop:
             place_G=groups.places,
             learning_rate=self._hooks.learning_rate(step),
             hand_over=self._hooks.is_published(step),
-            save_to=self._hooks.save_to(step),
+            save_to=await self._hooks.save_to(step),
         )
         with self._recorder.phase("learn"):
             await self._mailbox.put(work)

@@ -8,8 +8,11 @@ With P parameters of e bytes, N tokens of a micro-batch, width W, query width Q 
 key width K = key heads x head size, feed-forward width M, H heads, S layers, V vocabulary:
 
 - learner, per rank: master weights 4P, gradient 4P, AdamW's two moments 8P (SGD with momentum 4P),
-  and eP of working weights where they are not float32. Every rank of the plain backend holds all
+  and eP of working weights where they are not float32; with an adapter P are its own, and the
+  weights under it come once on top. Every rank of the plain backend holds all
   of it (Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1, with float32 gradients).
+- what a checkpoint is written from, beside the steps: a copy of master weights and optimizer
+  state, of which each rank has its share.
 - saved for the backward pass: N S (e (4W + 2Q + 2K + 4M) + 8W + 4 (H + 2)) bytes, after Korthikanti
   et al., arXiv 2205.05198, section 4, for a block with SwiGLU, grouped keys and attention that
   stores a log-sum per head instead of scores; both norms keep a float32 copy of their input.
@@ -30,7 +33,7 @@ from typing import Literal
 
 from manta.actors.engines.kv_memory import CPU_BLOCK, KeyValueShape, default_cpu_bytes
 from manta.actors.engines.settings import EngineSettings
-from manta.actors.models.spec import ModelSpec
+from manta.actors.models.spec import LoraSpec, ModelSpec
 from manta.envs.records import Json
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.survey import Survey
@@ -114,6 +117,23 @@ def num_parameters(sizes: ModelSizes) -> int:
     return sizes.layers * layer + width + embeddings
 
 
+def num_trained(sizes: ModelSizes, lora: LoraSpec | None) -> int:
+    """Parameters that are learnt and published: all, or those of an adapter."""
+    if lora is None:
+        return num_parameters(sizes)
+    width, query, key, mlp = sizes.width, sizes.query_width, sizes.key_width, sizes.mlp_width
+    sides = {
+        "q_proj": width + query,
+        "k_proj": width + key,
+        "v_proj": width + key,
+        "o_proj": query + width,
+        "gate_proj": width + mlp,
+        "up_proj": width + mlp,
+        "down_proj": mlp + width,
+    }
+    return sizes.layers * lora.rank * sum(sides.get(target, 0) for target in lora.targets)
+
+
 def saved_for_backward(sizes: ModelSizes, num_tokens: int, element_bytes: int) -> int:
     """Bytes of activations that the layers keep for the backward pass (see the module)."""
     width = sizes.width
@@ -135,8 +155,9 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
     parts: list[Part] = []
     if any(stage.kind == "train" for stage in run_file.stages):
         parts += _learner(run_file, sizes, element)
-        parts.append(Part("object store", "newest and next weights", 2 * weights))
-        parts.append(Part("weight store", "newest and next weights", 2 * weights))
+        published = num_trained(sizes, spec.lora) * element
+        parts.append(Part("object store", "newest and next weights", 2 * published))
+        parts.append(Part("weight store", "newest and next weights", 2 * published))
         parts.append(
             Part(
                 "object store",
@@ -202,9 +223,10 @@ def _rollout(settings: EngineSettings, spec: ModelSpec, sizes: ModelSizes) -> li
 
 def _learner(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
     settings = run_file.learner
-    count = num_parameters(sizes)
+    lora, count = run_file.model.lora, num_trained(sizes, run_file.model.lora)
     states = 2 if settings.optimizer == "adamw" else int(settings.momentum != 0)
     tokens = max(settings.tokens_per_micro_batch, run_file.model.context)
+    ranks = max(1, settings.workers)
     parts = [
         Part("learner", "process", PROCESS_BYTES),
         Part("learner", "master weights", 4 * count),
@@ -213,9 +235,13 @@ def _learner(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
         Part("learner", "activations", saved_for_backward(sizes, tokens, element)),
         Part("learner", "logits of a chunk", _logits(sizes, tokens)),
         Part("learner", "weights to publish, and those before", 2 * element * count),
+        Part("learner", "a checkpoint as it is written", 4 * count * (1 + states) // ranks),
     ]
     if element != 4:
         parts.insert(2, Part("learner", "working weights", element * count))
+    if lora is not None:
+        frozen = element * num_parameters(sizes)
+        parts.insert(1, Part("learner", "the weights under the adapter", frozen))
     return parts
 
 
@@ -237,7 +263,8 @@ def _retained(run_file: RunFile, stage: StageConfig, survey: Survey) -> int:
     group = group_bytes(
         stage.algorithm.samples_per_prompt, tokens, has_reference=stage.algorithm.needs_reference
     )
-    held = stage.prompts_per_step * run_file.checkpoint.every_steps
+    # One checkpoint may still be written when the next is due
+    held = stage.prompts_per_step * (2 * run_file.checkpoint.every_steps - 1)
     ahead = (run_file.max_staleness(stage) + 1) * max(1.0, run_file.rollout.oversample)
     in_flight = math.ceil(stage.prompts_per_step * ahead)
     return group * (held + in_flight)

@@ -23,7 +23,7 @@ from manta.actors.engines.settings import EngineSettings
 from manta.actors.environment import EnvironmentWorker
 from manta.actors.hand_over import HandedOver, HandOver, Receiver
 from manta.actors.lanes import Admission, BlockSummary, Lane
-from manta.actors.mailbox import Mailbox, Place, StartOrder, StepReport, StepWork, Stop
+from manta.actors.mailbox import Mailbox, Place, Saved, StartOrder, StepReport, StepWork, Stop
 from manta.actors.models.spec import ModelSpec
 from manta.actors.reference import ReferenceWorker
 from manta.actors.reward import RewardWorker
@@ -373,6 +373,9 @@ class MailboxClient:
 
     async def stop(self, save_to: str | None) -> None:
         await self.mailbox.stop.remote(Stop(save_to))
+
+    async def saved(self, step: int) -> tuple[Saved, ...]:
+        return await self.mailbox.all_saved.remote(step)
 
     async def forget(self, step: int) -> None:
         await self.mailbox.forget.remote(step)

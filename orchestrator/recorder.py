@@ -7,6 +7,7 @@ picture, is written here too.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,7 @@ class Recorder:
         self._step_started = time.perf_counter()
         self._step_cpu = self._clock.cpu_seconds()
         self._latest: dict[str, float] = {}
+        self._at_step: tuple[int, dict[str, float]] = (-1, {})
         self._routing: RouterFigures | None = None
         self._turns: DeviceTurns | None = None
         self._stage = ("start-up", 0)
@@ -186,6 +188,11 @@ class Recorder:
         """What the router said last: part of every step's metrics, and of the display."""
         self._routing = figures
 
+    def value(self, name: str, step: int) -> float | None:
+        """What the newest step, if that is `step`, has measured under `name`."""
+        value = self._at_step[1].get(name) if self._at_step[0] == step else None
+        return None if value is None or math.isnan(value) else value
+
     def metrics_position(self) -> int:
         return self._metrics.position()
 
@@ -227,6 +234,8 @@ class Recorder:
 
     def _log(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         self._latest |= metrics
+        before = self._at_step[1] if self._at_step[0] == progress.step else {}
+        self._at_step = (progress.step, {**before, **metrics})
         self._metrics.log(progress.stage, progress.step, metrics)
         if self._tracker is not None:
             self._tracker.log(progress.step, metrics)

@@ -16,6 +16,7 @@ import ray
 from manta.actors.mailbox import StartOrder
 from manta.orchestrator.build import Crew, build
 from manta.orchestrator.checkpoint import Checkpoints
+from manta.orchestrator.commits import Commits
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.examiner import Examiner
 from manta.orchestrator.feed import FeedState
@@ -58,7 +59,9 @@ class _Driver:
     def __init__(self, run_file: RunFile, directory: RunDirectory, lives: Lives) -> None:
         self._run_file, self._directory = run_file, directory
         self._waits = Waits()
-        self._checkpoints = Checkpoints(directory.checkpoints, run_file.checkpoint.keep)
+        keeping = run_file.checkpoint
+        directory.place_checkpoints(keeping.path)
+        self._checkpoints = Checkpoints(directory.checkpoints_at(), keeping.keep, keeping.keep_best)
         self._checkpoint, self._warnings = self._checkpoints.latest()
         state = self._checkpoint.state if self._checkpoint else None
         step = state.step if state else 0
@@ -95,9 +98,11 @@ class _Driver:
         with recorder.phase("start_up"):
             order = self._order()
             crew = build(self._run_file, self._directory.root, order, self._waits)
+        context = self._context(crew, recorder, ledger)
         try:
-            return await self._watched(self._context(crew, recorder, ledger), order)
+            return await self._watched(context, order)
         finally:
+            await context.commits.close()
             await crew.rollout.close()
 
     async def _watched(self, run: RunContext, order: StartOrder) -> State:
@@ -134,7 +139,9 @@ class _Driver:
     def _order(self) -> StartOrder:
         """Where the learner group starts from."""
         state = self._checkpoint.state if self._checkpoint else None
-        learner = self._checkpoints.newest_learner(state.step) if state else None
+        learner = self._checkpoint.learner if self._checkpoint else None
+        if state is not None and learner is None:
+            learner = self._checkpoints.newest_learner(state.step)
         trained = [stage.name for stage in self._run_file.stages if stage.kind == "train"]
         stage = trained[0] if trained else ""
         if state is not None and state.stage in trained:
@@ -143,7 +150,7 @@ class _Driver:
             step=state.step if state else 0,
             incarnation=self._incarnation,
             stage=stage,
-            restore_from=str(learner) if learner else None,
+            restore_from=learner.location if learner else None,
         )
 
     def _context(self, crew: Crew, recorder: Recorder, ledger: Ledger) -> RunContext:
@@ -153,6 +160,13 @@ class _Driver:
             directory=self._directory,
             crew=crew,
             checkpoints=self._checkpoints,
+            commits=Commits(
+                self._checkpoints,
+                crew.client,
+                recorder,
+                self._waits,
+                self._run_file.run.deadline_minutes * 60,
+            ),
             ledger=ledger,
             recorder=recorder,
             progress=Progress(self._run_file.stages[0].name),
@@ -184,7 +198,7 @@ class _Driver:
             return stages, None
         state = self._checkpoint.state
         run.progress = Progress(state.stage, state.step, state.stage_step)
-        run.committed_step = state.step
+        run.saved_step = state.step
         run.recorder.event("resumed", {"step": state.step, "stage": state.stage})
         names = [stage.name for stage in stages]
         index = names.index(state.stage)

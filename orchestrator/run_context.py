@@ -7,31 +7,35 @@ import time
 from dataclasses import dataclass, field
 
 from manta.orchestrator.build import Crew
-from manta.orchestrator.checkpoint import Checkpoint, Checkpoints, RunState
+from manta.orchestrator.checkpoint import Checkpoints
+from manta.orchestrator.commits import Commits
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.ledger import Ledger
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.recorder import Recorder
 from manta.orchestrator.run_directory import RunDirectory
+from manta.orchestrator.run_state import RunState
 from manta.orchestrator.wait import Waits
 
 
 @dataclass(slots=True)
 class RunContext:
-    """`deadline` is when `run.max_hours` are over, by `time.monotonic()`."""
+    """`deadline` is when `run.max_hours` are over, by `time.monotonic()`; `saved_step` has the
+    newest checkpoint that is there, or being made."""
 
     run_file: RunFile
     directory: RunDirectory
     crew: Crew
     checkpoints: Checkpoints
+    commits: Commits
     ledger: Ledger
     recorder: Recorder
     progress: Progress
     waits: Waits
     incarnation: int
     should_stop: asyncio.Event = field(default_factory=asyncio.Event)
-    committed_step: int = -1
+    saved_step: int = -1
     deadline: float = float("inf")
 
     @property
@@ -44,8 +48,10 @@ class RunContext:
             self.recorder.event("max_hours reached", {})
             self.should_stop.set()
 
-    async def commit(self, feed: FeedState | None, ends_stage: bool) -> Checkpoint:
-        """Makes the checkpoint of the current step visible; the learner has written its part."""
+    def checkpoint(self, feed: FeedState | None, ends_stage: bool, has_learner: bool) -> None:
+        """Has the checkpoint of the current step, which was begun, committed as soon as the learner
+        ranks, if they take part, have written theirs; where the run stands is taken down now."""
+        best_by = self.run_file.checkpoint.best_by
         state = RunState(
             step=self.progress.step,
             stage=self.progress.stage,
@@ -55,10 +61,7 @@ class RunContext:
             ledger_position=self.ledger.position(),
             metrics_position=self.recorder.metrics_position(),
             incarnation=self.incarnation,
+            score=self.recorder.value(best_by, self.progress.step),
         )
-        with self.recorder.phase("checkpoint"):
-            checkpoint = await asyncio.to_thread(self.checkpoints.commit, state)
-            await self.crew.client.forget(self.progress.step)
-        self.committed_step = self.progress.step
-        self.recorder.event("checkpoint", {"step": state.step})
-        return checkpoint
+        self.saved_step = self.progress.step
+        self.commits.start(state, has_learner)

@@ -1,7 +1,8 @@
 """What a run directory holds, in one place: paths, creation, atomic files, and the lock.
 
 Owns names and exclusivity. What the files say is their writers' business. The directory lies on a
-file system that the driver can append to; written trajectories may also go elsewhere by URI.
+file system that the driver can append to; written trajectories and checkpoints may also go
+elsewhere by URI.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from manta.actors.stored_folder import StoredFolder
 from manta.orchestrator.config import RunFile
 
 
@@ -57,6 +59,26 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
+
+    @property
+    def checkpoint_location(self) -> Path:
+        """Where the run keeps its checkpoints, if that is elsewhere: one line."""
+        return self.checkpoints / "location"
+
+    def checkpoints_at(self) -> StoredFolder:
+        """The folder of the run's checkpoints. Raises ValueError where it cannot be opened."""
+        if self.checkpoint_location.exists():
+            return StoredFolder.at(self.checkpoint_location.read_text(encoding="utf-8").strip())
+        return StoredFolder.at(str(self.checkpoints.absolute()))
+
+    def place_checkpoints(self, path: str | None) -> None:
+        """From its first start on, the run keeps its checkpoints below `path`, in a folder that no
+        other run has, also where this directory is moved or copied."""
+        if path is None or self.checkpoint_location.exists():
+            return
+        root = path if "://" in path else str(Path(path).absolute())
+        folder = StoredFolder.at(root).under(f"{self.root.name}-{secrets.token_hex(4)}")
+        atomic_write(self.checkpoint_location, f"{folder.location}\n")
 
     @property
     def trajectories(self) -> Path:

@@ -10,16 +10,16 @@ from pathlib import Path
 import ray
 from rich.console import Console
 
-from manta.actors.backends.state_files import read_weights
 from manta.actors.mailbox import StartOrder
+from manta.actors.stored_folder import StoredFolder
 from manta.actors.weights import Weights
-from manta.envs.records import WeightVersion
 from manta.orchestrator.build import Crew, build
 from manta.orchestrator.checkpoint import Checkpoint, Checkpoints
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.evaluate import Evaluation
 from manta.orchestrator.evaluate import evaluate as evaluate_lane
 from manta.orchestrator.lanes import eval_lane
+from manta.orchestrator.learner_weights import learner_weights
 from manta.orchestrator.placement import check_resources, connect
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.wait import Waits
@@ -31,8 +31,9 @@ def evaluate(run_file: RunFile, checkpoint: str | None) -> int:
     Raises ValueError where there is no such checkpoint or no stage evaluates.
     """
     stage = _stage(run_file)
-    run_dir = RunDirectory.of(run_file).root
-    chosen = _checkpoint(run_dir, checkpoint)
+    directory = RunDirectory.of(run_file)
+    run_dir = directory.root
+    chosen = _checkpoint(directory, checkpoint)
     # Not through the run's own folder of weights, where the run itself may be at work
     publish = replace(run_file.publish, transport="object_store", path=None)
     stages = (replace(stage, kind="evaluate", algorithm=None),)
@@ -63,13 +64,18 @@ def _stage(run_file: RunFile) -> StageConfig:
     raise ValueError("no stage of the run file has an evaluate block: add one")
 
 
-def _checkpoint(run_dir: Path, folder: str | None) -> Checkpoint:
-    checkpoints = Checkpoints(run_dir / "checkpoints", keep=1)
-    found = checkpoints.read(Path(folder)) if folder else checkpoints.latest()[0]
+def _checkpoint(directory: RunDirectory, folder: str | None) -> Checkpoint:
+    place = directory.checkpoints_at()
+    checkpoints = Checkpoints(place, keep=1)
+    if folder is None:
+        found = checkpoints.latest()[0]
+    else:
+        named = folder if "://" in folder else str(Path(folder).absolute())
+        found = checkpoints.read(StoredFolder.at(named))
     if found is None or found.learner is None:
         raise ValueError(
-            f"{folder or run_dir / 'checkpoints'} holds no checkpoint of trained weights: train "
-            "first, or name one with --checkpoint"
+            f"{folder or place} holds no checkpoint of trained weights: train first, or name "
+            "one with --checkpoint"
         )
     return found
 
@@ -83,9 +89,7 @@ async def _evaluate(run_file: RunFile, checkpoint: Checkpoint, run_dir: Path) ->
 
 
 async def _examine(run_file: RunFile, crew: Crew, checkpoint: Checkpoint) -> Evaluation:
-    assert checkpoint.learner is not None
-    version = WeightVersion(checkpoint.state.step, checkpoint.state.incarnation)
-    await _serve(crew, read_weights(checkpoint.learner, version))
+    await _serve(crew, learner_weights(checkpoint))
     [stage] = run_file.stages
     assert stage.evaluate is not None
     lane = eval_lane(run_file, stage, stage.evaluate)

@@ -38,7 +38,8 @@ INHERITED: Mapping[str, type] = {
 """Blocks that may stand at the top of a run file; a stage without its own takes the whole block."""
 
 _MAY_CHANGE = re.compile(
-    r"run\.(max_hours|deadline_minutes|dir)|(track|checkpoint|publish|mismatch_guard)\..*"
+    r"run\.(max_hours|deadline_minutes|dir)|(track|publish|mismatch_guard)\..*"
+    r"|checkpoint\.(every_steps|keep|keep_best|best_by)"
     r"|(rollout|learner|reference|environment|reward_workers)\.(workers|threads)"
     r"|rollout\.(placement|queue_rows|adaptive_rows|progress_seconds)"
 )
@@ -90,9 +91,9 @@ def resolved(run_file: RunFile) -> dict[str, Json]:
 def fingerprint(run_file: RunFile) -> str:
     """SHA-256 over everything that may not change when a run is resumed.
 
-    May change: `run.max_hours`, `run.deadline_minutes`, `run.dir`, `track`, `checkpoint`,
-    `publish`, `mismatch_guard`, `steps` of a stage (it may only grow, see `differences`), worker
-    counts and threads.
+    May change: `run.max_hours`, `run.deadline_minutes`, `run.dir`, `track`, `checkpoint` but for
+    its `path`, `publish`, `mismatch_guard`, `steps` of a stage (it may only grow, see
+    `differences`), worker counts and threads.
     """
     fixed = {
         path: value

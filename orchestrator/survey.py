@@ -74,9 +74,9 @@ def look(run_file: RunFile) -> Survey:
     return Survey(vocab_size, prompts, tuple(problems))
 
 
-def unreachable(path: str) -> Iterator[str]:
-    """What keeps the disk transport from using `path` (a folder or a URI), seen from here: a small
-    file is written, read and removed. Missing folders are made."""
+def unreachable(key: str, path: str) -> Iterator[str]:
+    """What keeps a run from using `path` (a folder or a URI, named by `key`), seen from here: a
+    small file is written, read and removed. Missing folders are made."""
     root = path if "://" in path else str(Path(path).absolute())
     content = b"manta"
     try:
@@ -90,12 +90,12 @@ def unreachable(path: str) -> Iterator[str]:
         files.delete_file(trial)
     except (OSError, ValueError) as error:
         yield (
-            f"publish.path: '{path}' cannot be used from here: {error}; name a folder or URI that "
+            f"{key}: '{path}' cannot be used from here: {error}; name a folder or URI that "
             "can be written"
         )
         return
     if read != content:
-        yield f"publish.path: '{path}' does not give back what is written to it"
+        yield f"{key}: '{path}' does not give back what is written to it"
 
 
 def _tokenizer(run_file: RunFile, problems: list[str]) -> Tokenizer | None:

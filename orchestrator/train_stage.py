@@ -11,11 +11,9 @@ import math
 
 import ray
 
-from manta.actors.backends.state_files import read_weights
 from manta.actors.mailbox import StepReport
 from manta.actors.step_scores import FinalScores
 from manta.algorithms.settings import AlgorithmSettings
-from manta.envs.records import WeightVersion
 from manta.envs.sources.order import EpochOrder
 from manta.orchestrator.age_policy import AgePolicy
 from manta.orchestrator.carrying_feed import CarryingFeed
@@ -24,6 +22,7 @@ from manta.orchestrator.examiner import Examiner
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.lanes import train_lane
+from manta.orchestrator.learner_weights import learner_weights
 from manta.orchestrator.length_cap import LengthCap
 from manta.orchestrator.loop import LoopHooks, LoopSettings, ScoreStep, StageLoop
 from manta.orchestrator.mismatch import MismatchWatch
@@ -87,8 +86,10 @@ class TrainStage:
             beside = [
                 tasks.create_task(self._supply.run()),
                 tasks.create_task(run.crew.learner.ended()),
+                tasks.create_task(run.commits.failed()),
             ]
             await self._loop.run(run.should_stop)
+            await run.commits.settled()
             for task in beside:
                 task.cancel()
         if run.progress.stage_step < stage.steps:
@@ -144,9 +145,7 @@ class TrainStage:
         return LoopHooks(
             learning_rate=lambda step: schedule.at(step - self._first - 1, self._stage.steps),
             is_published=self._is_published,
-            save_to=lambda step: (
-                str(self._run.checkpoints.begin(step)) if self._is_saved(step) else None
-            ),
+            save_to=self._save_to,
             inspect=self._watch(),
             publish=self._publish,
             after=self._after,
@@ -196,34 +195,40 @@ class TrainStage:
             await self._examiner.examine()
         if self._is_saved(step):
             is_last = self._is_last(step)
-            await self._run.commit(self._loop.feed_state(step), ends_stage=is_last)
+            state = self._loop.feed_state(step)
+            self._run.checkpoint(state, ends_stage=is_last, has_learner=True)
         self._run.stop_when_late()
 
+    async def _save_to(self, step: int) -> str | None:
+        return await self._run.commits.begin(step) if self._is_saved(step) else None
+
     async def _save_and_stop(self) -> None:
-        """Rank 0 saves as it leaves its loop, unless the step has a checkpoint already."""
+        """Ranks save as they leave their loop, unless the step has a checkpoint already."""
         run = self._run
         assert run.crew.learner is not None
-        is_saved = run.committed_step == run.progress.step
-        save_to = None if is_saved else str(run.checkpoints.begin(run.progress.step))
-        await run.crew.client.stop(save_to)
+        is_saved = run.saved_step == run.progress.step
+        await run.crew.client.stop(None if is_saved else await run.commits.begin(run.progress.step))
         await run.waits.wait(
             "the learner group to save and leave", run.crew.learner.ended(), run.deadline_seconds
         )
         if not is_saved:
-            await run.commit(self._loop.feed_state(run.progress.step), ends_stage=False)
+            state = self._loop.feed_state(run.progress.step)
+            run.checkpoint(state, ends_stage=False, has_learner=True)
+            await run.commits.settled()
 
     async def _load_reference(self) -> None:
         """The reference policy is the model as the last training stage before this one left it,
-        or, without one, the initial model that the reference workers built themselves."""
+        or, without one, the initial model that the reference workers built themselves. Where an
+        adapter is trained it is the model without."""
         run = self._run
+        if run.run_file.model.lora is not None:
+            return
         before = [s.name for s in run.run_file.stages if s.kind == "train"]
         before = before[: before.index(self._stage.name)]
         end = run.checkpoints.stage_end(before[-1]) if before else None
         if end is None or run.crew.references is None:
             return
-        assert end.learner is not None
-        version = WeightVersion(end.state.step, end.state.incarnation)
-        weights = await asyncio.to_thread(read_weights, end.learner, version)
+        weights = await asyncio.to_thread(learner_weights, end)
         for receipt in await run.crew.references.load(ray.put(weights)):
             if receipt.sha256 != weights.sha256:
                 raise RuntimeError(

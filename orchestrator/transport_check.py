@@ -33,7 +33,7 @@ def transport_problems(run_file: RunFile) -> Iterator[str]:
             "worker reach, or a URI such as s3://bucket/folder"
         )
     elif run_file.needs_learner:
-        yield from survey.unreachable(publish.path)
+        yield from survey.unreachable("publish.path", publish.path)
 
 
 def _direct(run_file: RunFile) -> Iterator[str]:

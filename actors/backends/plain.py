@@ -6,7 +6,8 @@ Owns one optimizer update. Which rows make a micro-batch and what the loss is co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,9 +19,17 @@ from manta.actors.backends.optimizer import FlatOptimizer
 from manta.actors.backends.parked import Parked
 from manta.actors.backends.protocol import Loss, Want
 from manta.actors.backends.settings import LearnerSettings
-from manta.actors.backends.state_files import Scalars, read_state, write_state
+from manta.actors.backends.state_files import (
+    Scalars,
+    Shard,
+    host_copy,
+    read_state,
+    write_state,
+)
 from manta.actors.backends.totals import Totals
+from manta.actors.models.adapter import adapter_name
 from manta.actors.models.causal import model_state
+from manta.actors.models.lora import base_hash
 from manta.actors.models.policy import evaluate, evaluate_in_batches
 from manta.actors.models.precision import computing
 from manta.actors.rows import Row
@@ -30,11 +39,11 @@ from manta.envs.records import WeightVersion
 
 
 class PlainBackend:
-    """See `manta.actors.backends.protocol.Backend` and `Offloads`. `group` is None for a learner of
-    one rank.
+    """See `manta.actors.backends.protocol`: a `Backend` that `Snapshots` and `Offloads`. `group` is
+    None for a learner of one rank.
 
     Ranks start from rank 0's parameters and stay equal to the bit, since all apply the same summed
-    gradient; so `save` needs to be called on one rank only, `load` on all.
+    gradient; so `save` needs to be called on one rank only, `snapshot` and `load` on all.
     """
 
     def __init__(
@@ -46,6 +55,7 @@ class PlainBackend:
         self._group = group
         self._flat = FlatParameters(model)
         self._optimizer = FlatOptimizer(settings, self._flat)
+        self._base = base_hash(model)
         self._parkable = [Parked(self._flat.gradient, keeps_content=False)]
         if self._flat.gradient.device.type != "cpu":
             self._parkable += self._optimizer.slots()
@@ -101,8 +111,25 @@ class PlainBackend:
 
     def save(self, folder: Path) -> None:
         """Master weights in float32, whatever dtype the model computes in."""
-        scalars = Scalars(self._settings.optimizer, self._optimizer.updates)
-        write_state(folder, self._parameters(), self._optimizer.state(), scalars)
+        write_state(folder, self._parameters(), self._optimizer.state(), self._scalars())
+
+    def snapshot(self) -> Callable[[Path], None]:
+        """See `manta.actors.backends.protocol.Snapshots`: each rank has about as many bytes."""
+        group = self._group
+        shard = (
+            Shard() if group is None else Shard(dist.get_rank(group), dist.get_world_size(group))
+        )
+        parameters, optimizer = (
+            {name: host_copy(tensors[name]) for name in _share(tensors, shard)}
+            for tensors in (self._parameters(), self._optimizer.state())
+        )
+        return partial(
+            write_state,
+            parameters=parameters,
+            optimizer=optimizer,
+            scalars=self._scalars(),
+            shard=shard,
+        )
 
     def load(self, folder: Path) -> None:
         """Raises ValueError where a file is unreadable, or naming the first tensor of another
@@ -112,6 +139,11 @@ class PlainBackend:
             raise ValueError(
                 f"{folder} was written with optimizer {scalars.optimizer!r}, this learner uses "
                 f"{self._settings.optimizer!r}: set learner.optimizer to continue it"
+            )
+        if scalars.base != self._base:
+            raise ValueError(
+                f"{folder} is a checkpoint of another model: the weights that its adapter is over "
+                f"have hash {scalars.base}, this learner's {self._base} (None: no adapter)"
             )
         own = self._parameters()
         problem = first_mismatch(own, parameters)
@@ -139,7 +171,26 @@ class PlainBackend:
     def held_bytes(self) -> int:
         return sum(parked.held_bytes for parked in self._parkable)
 
+    def _scalars(self) -> Scalars:
+        return Scalars(self._settings.optimizer, self._optimizer.updates, self._base)
+
     def _parameters(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: masters of the trained parameters, frozen ones as they are."""
-        masters = {name: self._flat.view(self._flat.master, name) for name in self._flat.names}
+        """What a checkpoint holds: masters of the trained parameters, frozen ones as they are; of
+        weights under an adapter the hash alone."""
+        masters = {
+            adapter_name(name) or name: self._flat.view(self._flat.master, name)
+            for name in self._flat.names
+        }
         return {name: masters.get(name, p) for name, p in model_state(self._model).items()}
+
+
+def _share(tensors: Mapping[str, Tensor], shard: Shard) -> list[str]:
+    """The names of `shard`'s tensors: the largest ones first, each to whom has least so far."""
+    held = [0] * shard.count
+    names: list[str] = []
+    for name in sorted(tensors, key=lambda name: tensors[name].numel(), reverse=True):
+        least = held.index(min(held))
+        held[least] += tensors[name].numel()
+        if least == shard.index:
+            names.append(name)
+    return names

@@ -66,10 +66,23 @@ class Backend(Protocol):
     def weights(self, version: WeightVersion) -> Weights: ...
 
     def save(self, folder: Path) -> None:
-        """Writes parameters and optimizer state below `folder` (safetensors and JSON)."""
+        """Writes parameters and optimizer state below `folder` (safetensors and JSON). Called on
+        rank 0 alone, while nothing else happens, unless the backend also is a `Snapshots`."""
         ...
 
     def load(self, folder: Path) -> None: ...
+
+
+@runtime_checkable
+class Snapshots(Protocol):
+    """A backend whose state is written while it goes on."""
+
+    def snapshot(self) -> Callable[[Path], None]:
+        """Copies this rank's share of what `save` writes to host memory. The result writes it below
+        a folder, from any thread; the shares of all ranks in one folder are what `load` reads, on
+        any number of ranks. Every rank must call it.
+        """
+        ...
 
 
 @runtime_checkable

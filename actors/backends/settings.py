@@ -12,6 +12,9 @@ BACKEND_NAMES = ("plain",)
 OFFLOADING = ("plain",)
 """Those that can leave their device to engines: `manta.actors.backends.protocol.Offloads`."""
 
+ADAPTING = ("plain",)
+"""Those that train and publish an adapter alone, where the model has one."""
+
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:

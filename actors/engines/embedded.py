@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import ParamSpec, TypeVar
@@ -23,12 +23,14 @@ from manta.actors.cores import available_cores
 from manta.actors.engines.causal_forward import PREFILL_CELLS, CausalForward
 from manta.actors.engines.decode_batch import DecodeBatch
 from manta.actors.engines.limits import check_request, check_row
+from manta.actors.engines.merged_adapter import MergedAdapter
 from manta.actors.engines.occupancy import Occupancy
 from manta.actors.engines.padding import padded_batches
 from manta.actors.engines.pending import Pending, Prefix
 from manta.actors.engines.progress import Progress
 from manta.actors.engines.residence import Residence
 from manta.actors.models.causal import model_state
+from manta.actors.models.spec import LoraSpec
 from manta.actors.weight_tensors import unpack
 from manta.actors.weights import Receipt, Weights, content_hash
 from manta.envs.records import Completion, Float32, GenerateRequest, Int32, WeightVersion
@@ -44,7 +46,7 @@ class EmbeddedEngine:
     torch threads (0: all cores that it may use), `version` names the weights that the model has
     now. Rows start in the order of their requests, and one that finishes makes room at once. After
     a load, keys and values of the rows under way are computed anew, unless `keeps_kv` and they are
-    still there: asleep it holds neither them nor weights. With
+    still there: asleep it holds neither them nor weights. With `lora` it takes adapters too. With
     `deterministic` one request is one batch, alone from its prefill on, so that its completions
     depend on nothing but the request and the weights, bit for bit.
 
@@ -61,7 +63,9 @@ class EmbeddedEngine:
         version: WeightVersion,
         occupancy: Occupancy | None = None,
         keeps_kv: bool = False,
+        lora: LoraSpec | None = None,
     ) -> None:
+        self._adapter = None if lora is None else MergedAdapter(model, lora)
         self._occupancy = occupancy or Occupancy(max_rows)
         self.version = version
         self._keeps_kv = keeps_kv
@@ -293,7 +297,10 @@ class EmbeddedEngine:
         receipt = Receipt(weights.version, content_hash(weights.specs, weights.data))
         if receipt.sha256 != weights.sha256:
             return receipt
-        own, given = model_state(self._forward.model), unpack(weights)
+        own = model_state(self._forward.model)
+        given: Mapping[str, Tensor] = unpack(weights)
+        if self._adapter is not None:
+            given = self._adapter.whole(own, given)
         wanted = {name: tensor.shape for name, tensor in own.items()}
         found = {name: tensor.shape for name, tensor in given.items()}
         if wanted != found:

@@ -46,6 +46,7 @@ def _embedded(parts: EngineParts) -> Engine:
         parts.version,
         parts.occupancy,
         parts.settings.kv_on_publish == "keep",
+        parts.model.lora,
     )
 
 

@@ -12,12 +12,33 @@ from manta.actors.models.spec import LoraSpec
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _WEIGHT = ".weight"
+_ADAPTER = "default"
+"""What peft calls an adapter that nobody has named."""
 
 
 def is_adapter(names: Iterable[str]) -> bool:
     """Are these the names of an adapter's weights, and of nothing else?"""
     given = list(names)
     return bool(given) and all(name.endswith((_A, _B)) for name in given)
+
+
+def adapter_name(parameter: str) -> str | None:
+    """What the weights in `parameter` of a model that peft has put an adapter over are published
+    as; None where they are the model's own."""
+    for ending in (_A, _B):
+        own = ending.replace(_WEIGHT, f".{_ADAPTER}{_WEIGHT}")
+        if parameter.endswith(own):
+            return f"{_PREFIX}{parameter.removesuffix(own)}{ending}"
+    return None
+
+
+def matrices(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The model's weights that an adapter changes, by name, with the names of its A and B."""
+    modules = [name.removesuffix(_A) for name in names if name.endswith(_A)]
+    return {
+        f"{module.removeprefix(_PREFIX)}{_WEIGHT}": (f"{module}{_A}", f"{module}{_B}")
+        for module in modules
+    }
 
 
 def adapter_shapes(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from manta.actors.models.adapter import adapter_name
 from manta.actors.models.norms import merge_norms
 from manta.actors.models.products import widen_linears
 from manta.actors.models.spec import ModelSpec
@@ -74,9 +75,12 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
 
     Tied parameters count once, under the first of their names (`model.embed_tokens.weight`, not
     `lm_head.weight`), so both sides of a publish agree on names and no byte travels twice. Buffers
-    are left out: they follow from the config. The tensors are the live ones, not copies.
+    are left out: they follow from the config. The tensors are the live ones, not copies. Of a model
+    with an adapter over it they are the adapter's alone, by their published names.
     """
-    return {name: p.detach() for name, p in model.named_parameters()}
+    own = {name: p.detach() for name, p in model.named_parameters()}
+    named = {adapter_name(name): tensor for name, tensor in own.items()}
+    return {name: tensor for name, tensor in named.items() if name is not None} or own
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from manta.actors.backends.protocol import Backend, Offloads
+from manta.actors.backends.protocol import Backend, Offloads, Snapshots
 from manta.actors.backends.registry import BACKENDS, build_backend
 from manta.actors.backends.settings import OFFLOADING, LearnerSettings
 from manta.actors.micro_batches import micro_batches
@@ -122,6 +122,12 @@ def rank_main(
         before = flat(backend)
         metrics = train(backend, mine, PolicyGradient(rows), 60, STEPS)
         results[optimizer] = (flat(backend) - before, metrics)
+        if isinstance(backend, Snapshots):
+            write = backend.snapshot()
+            saved = backend.weights(VERSION).sha256
+            train(backend, mine, PolicyGradient(rows), 60, 1)  # it goes on before it is written
+            write(folder / f"{optimizer}-{world_size}")
+            results[optimizer] += (saved, backend.weights(VERSION).sha256)
     torch.save(results, folder / f"{world_size}-{rank}.pt")
     dist.destroy_process_group()
 
@@ -136,15 +142,39 @@ def test_ranks_do_not_change_the_movement(name: str, tmp_path: Path) -> None:
     for world_size in shares:
         run_ranks(rank_main, world_size, name, tmp_path, shares)
     alone = torch.load(tmp_path / "1-0.pt")
-    for world_size in (2, 4):
+    for world_size in (1, 2, 4):
         first = torch.load(tmp_path / f"{world_size}-0.pt")
-        for optimizer, (movement, metrics) in alone.items():
+        for optimizer, (_, _, *hashes) in first.items():
+            _check_snapshot(name, optimizer, tmp_path / f"{optimizer}-{world_size}", hashes)
+        if world_size == 1:
+            continue
+        for optimizer, (movement, metrics, *_) in alone.items():
             assert relative(first[optimizer][0], movement) < 1e-4
             assert first[optimizer][1] == pytest.approx(metrics, rel=1e-4)
             for rank in range(1, world_size):
                 other = torch.load(tmp_path / f"{world_size}-{rank}.pt")[optimizer]
                 assert torch.equal(other[0], first[optimizer][0])
                 assert other[1] == first[optimizer][1]
+
+
+def _check_snapshot(name: str, optimizer: str, folder: Path, hashes: list[str]) -> None:
+    """What the ranks have written, each its share, is the state on one rank that goes on as they
+    did; `hashes` are of their weights then and an update later."""
+    if not hashes:
+        return
+    rows = tiny_rows(SIZES)
+    backend = build_backend(settings_of(name, optimizer=optimizer), tiny_model(seed=1))
+    backend.load(folder)
+    assert backend.weights(VERSION).sha256 == hashes[0]
+    before = flat(backend)
+    train(backend, rows, PolicyGradient(rows), 60, 1)
+    again = build_backend(settings_of(name, optimizer=optimizer), tiny_model(seed=2))
+    again.load(folder)
+    train(again, rows, PolicyGradient(rows), 60, 1)
+    assert torch.equal(flat(again), flat(backend))
+    assert not torch.equal(flat(backend), before)
+    if len(list(folder.glob("model*"))) == 1:
+        assert backend.weights(VERSION).sha256 == hashes[1], "one rank: to the bit"
 
 
 def test_clipping_bounds_the_movement(name: str) -> None:

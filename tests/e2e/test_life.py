@@ -98,7 +98,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     tmp_path: Path, cluster: runs.Environment, staleness: int
 ) -> None:
     overrides = [f"rollout.max_staleness={staleness}", "checkpoint.every_steps=1000"]
-    overrides += CORRECTED if staleness else ()
+    overrides += [*CORRECTED, f"checkpoint.path=file://{tmp_path}/kept"] if staleness else ()
     process = runs.start(runs.TINY, tmp_path, *overrides, env=cluster)
     run_dir = tmp_path / "tiny"
     runs.wait_for_step(run_dir, 6)
@@ -107,9 +107,12 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert process.returncode == 0, output
     assert runs.summary(run_dir)["state"] == "stopped"
     assert len(runs.metrics(run_dir)) < STEPS
+    overrides += ["learner.workers=2"] if staleness else []
     result = runs.manta("train", runs.TINY, tmp_path, *overrides, env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr
     runs.check_history(run_dir, STEPS)
+    shards = list(tmp_path.glob("kept/tiny-*/step=000012/learner/model-*-of-00002.safetensors"))
+    assert len(shards) == (2 if staleness else 0)
     masked = [line for line in runs.metrics(run_dir) if "mismatch/stale/masked_share" in line]
     assert bool(masked) == (staleness > 0)
 

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import pytest
 
 from manta.actors.hand_over import HandedOver, HandOver
-from manta.actors.mailbox import StartOrder, StepLog, StepReport, StepWork, Stop
+from manta.actors.mailbox import Saved, StartOrder, StepLog, StepReport, StepWork, Stop
+from manta.actors.stored_folder import WrittenFile
 from manta.envs.records import Update, WeightVersion
 from tests.tiny import groups_of, plan_of
 
@@ -103,6 +104,21 @@ async def test_a_result_waits_for_all_ranks() -> None:
     await log.report(5, 1, report(5, 1))
     reports = await result
     assert [reports[rank].update.metrics["rank"] for rank in range(3)] == [0, 1, 2]
+
+
+async def test_a_checkpoint_is_whole_when_all_ranks_have_said_so() -> None:
+    log = StepLog(ORDER)
+    log.enlist(2)
+    files = (WrittenFile("model-00002-of-00002.safetensors", 7, "hash"),)
+    whole = await waiting(log.all_saved(5))
+    await log.saved(5, 1, Saved(files))
+    await log.saved(6, 0, Saved(()))
+    await asyncio.sleep(0)
+    assert not whole.done()
+    await log.saved(5, 0, Saved((), "full"))
+    assert await whole == (Saved((), "full"), Saved(files))
+    log.forget(5)
+    assert not (await waiting(log.all_saved(5))).done()
 
 
 async def test_a_smaller_group_is_not_waited_for_as_the_larger_one() -> None:

@@ -159,7 +159,7 @@ class SimulatedStage:
         hooks = LoopHooks(
             learning_rate=lambda step: 0.1,
             is_published=lambda step: True,
-            save_to=lambda step: None,
+            save_to=_nowhere,
             inspect=self._inspect,
             publish=self._publish,
             after=self._after,
@@ -204,3 +204,7 @@ class SimulatedStage:
 
 def order() -> EpochOrder:
     return EpochOrder(97, seed=3)
+
+
+async def _nowhere(step: int) -> None:
+    """No step is saved."""

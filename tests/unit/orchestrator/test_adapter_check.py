@@ -11,7 +11,7 @@ from manta.orchestrator.adapter_check import adapter_problems
 from manta.orchestrator.cross_check import cross_check
 from tests.unit.orchestrator.tiny_run import load
 
-GOOD = ("rollout.engine=vllm", "learner.backend=mine:Backend", "model.lora={rank: 8}")
+GOOD = ("rollout.engine=vllm", "model.lora={rank: 8}")
 
 
 def test_an_adapter_takes_its_defaults_and_a_run_file_without_one_has_no_problems(
@@ -21,6 +21,8 @@ def test_an_adapter_takes_its_defaults_and_a_run_file_without_one_has_no_problem
     assert run_file.model.lora == LoraSpec(rank=8)
     assert list(adapter_problems(run_file)) == []
     assert list(adapter_problems(load(tmp_path))) == []
+    assert list(adapter_problems(load(tmp_path, *GOOD, "rollout.engine=embedded"))) == []
+    assert list(adapter_problems(load(tmp_path, *GOOD, "learner.backend=mine:Backend"))) == []
 
 
 @pytest.mark.parametrize(
@@ -33,10 +35,8 @@ def test_an_adapter_takes_its_defaults_and_a_run_file_without_one_has_no_problem
          "learn, such as q_proj"),
         ("model.lora.targets=[q_proj, vproj]", "model.lora.targets[1]: the model has no matrix "
          "called 'vproj'; did you mean 'v_proj'?"),
-        ("rollout.engine=embedded", "model.lora: an adapter is served by vLLM, and rollout.engine "
-         "is embedded: set rollout.engine: vllm, or remove model.lora"),
-        ("learner.backend=plain", "model.lora: learner.backend plain trains and publishes whole "
-         "weights: name a backend that publishes an adapter (module:attribute), or remove"),
+        ("rollout.engine=simulated", "model.lora: rollout.engine simulated serves no adapter: set "
+         "rollout.engine: vllm or embedded, or remove model.lora"),
         ("rollout.placement=colocated", "model.lora: with rollout.placement: colocated engines "
          "give up the model's weights when they sleep, and an adapter does not bring them back"),
         ("publish.transport=nccl", "publish.transport: is nccl, which brings whole weights, and "

@@ -1,24 +1,48 @@
-"""Checkpoints: what is visible is whole, whatever happened while it was written."""
+"""Checkpoints: what is visible is whole, whatever happened while it was written.
+
+Most tests run on this machine's file system, where an unfinished checkpoint has another name, and
+on one that cannot rename a folder, like object storage.
+"""
 
 from __future__ import annotations
 
 import json
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.fs as fs
 import pytest
 
+from manta.actors.stored_folder import StoredFolder, WrittenFile
 from manta.envs.records import GroupId
-from manta.orchestrator.checkpoint import CheckpointFailed, Checkpoints, RunState
+from manta.orchestrator.checkpoint import Checkpoint, CheckpointFailed, Checkpoints
 from manta.orchestrator.feed import FeedState
+from manta.orchestrator.kept_checkpoints import kept
+from manta.orchestrator.run_state import RunState
 
 FEED = FeedState(2, 17, (GroupId(1, 5, 2), GroupId(2, 16, 0)))
 
 
-def state(step: int, stage: str = "rl", ends_stage: bool = False) -> RunState:
+@pytest.fixture(params=["local", "elsewhere"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> StoredFolder:
+    """Where the files of either kind lie in `tmp_path`."""
+    return StoredFolder.at(str(tmp_path)) if request.param == "local" else elsewhere(tmp_path)
+
+
+def elsewhere(folder: Path) -> StoredFolder:
+    """`folder` as pyarrow shows object storage: not as this machine's file system."""
+    parent = fs.SubTreeFileSystem(str(folder.parent), fs.LocalFileSystem())
+    return StoredFolder(f"store://{folder.name}", parent, folder.name)
+
+
+def state(
+    step: int, stage: str = "rl", ends_stage: bool = False, score: float | None = None
+) -> RunState:
     return RunState(
         step=step,
         stage=stage,
@@ -28,18 +52,43 @@ def state(step: int, stage: str = "rl", ends_stage: bool = False) -> RunState:
         ledger_position=100 * step,
         metrics_position=10 * step,
         incarnation=1,
+        score=score,
     )
 
 
-def save(checkpoints: Checkpoints, saved: RunState, learner: str | None = "weights") -> Path:
-    folder = checkpoints.begin(saved.step)
-    if learner is not None:
-        (folder / "model.safetensors").write_text(f"{learner} {saved.step}")
-    return checkpoints.commit(saved).folder
+def opened(place: StoredFolder, keep: int = 1, keep_best: int = 0) -> Checkpoints:
+    return Checkpoints(place, keep, keep_best)
+
+
+def written(place: StoredFolder, step: int, text: str) -> tuple[WrittenFile, ...]:
+    """What a rank brings to the unfinished checkpoint of `step`."""
+    hidden = "." if place.local is not None else ""
+    learner = place.under(f"{hidden}step={step:06d}").under("learner")
+    return learner.fill(lambda folder: (folder / "model.safetensors").write_text(text) and None)
+
+
+def save(
+    checkpoints: Checkpoints, place: StoredFolder, saved: RunState, learner: str | None = "weights"
+) -> Path:
+    """Where the files of the checkpoint lie."""
+    checkpoints.begin(saved.step)
+    files = () if learner is None else written(place, saved.step, f"{learner} {saved.step}")
+    return folder_of(checkpoints.commit(saved, files))
+
+
+def folder_of(checkpoint: Checkpoint) -> Path:
+    files = checkpoint.folder.files
+    root = files.base_path if isinstance(files, fs.SubTreeFileSystem) else ""
+    return Path(root) / checkpoint.folder.path
 
 
 def steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step=")) for path in folder.glob("step=*"))
+
+
+def newest(checkpoints: Checkpoints) -> int | None:
+    found, _ = checkpoints.latest()
+    return None if found is None else found.state.step
 
 
 @contextmanager
@@ -54,60 +103,85 @@ def files_no_longer_than(num_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("feed", [FEED, replace(FEED, median_length=17.5), None])
-def test_what_was_saved_comes_back(tmp_path: Path, feed: FeedState | None) -> None:
-    saved = replace(state(7), feed=feed)
-    save(Checkpoints(tmp_path, keep=2), saved)
-    found, warnings = Checkpoints(tmp_path, keep=2).latest()
+def test_what_was_saved_comes_back(place: StoredFolder, feed: FeedState | None) -> None:
+    saved = replace(state(7, score=0.5), feed=feed)
+    save(opened(place, 2), place, saved)
+    found, warnings = opened(place, 2).latest()
     assert found is not None
     assert found.state == saved
     assert warnings == []
     assert found.learner is not None
-    assert (found.learner / "model.safetensors").read_text() == "weights 7"
+    with found.learner.here() as folder:
+        assert (folder / "model.safetensors").read_text() == "weights 7"
 
 
-def test_a_new_run_has_none(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "new", keep=1)
+def test_a_new_run_has_none(place: StoredFolder) -> None:
+    checkpoints = opened(place.under("new"))
     assert checkpoints.latest() == (None, [])
     assert checkpoints.newest_learner(100) is None
     assert checkpoints.stage_end("rl") is None
+    assert checkpoints.steps() == []
 
 
-def test_a_stage_that_only_samples_has_no_learner(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=3)
-    save(checkpoints, state(4))
-    save(checkpoints, state(5), learner=None)
+def test_a_stage_that_only_samples_has_no_learner(place: StoredFolder) -> None:
+    checkpoints = opened(place, 3)
+    save(checkpoints, place, state(4))
+    save(checkpoints, place, state(5), learner=None)
     found, _ = checkpoints.latest()
     assert found is not None and found.learner is None
-    assert checkpoints.newest_learner(5) == tmp_path / "step=000004" / "learner"
+    assert checkpoints.newest_learner(5) == place.under("step=000004").under("learner")
     assert checkpoints.newest_learner(3) is None
 
 
-def test_a_crash_before_the_rename_leaves_the_old_one(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    save(checkpoints, state(4))
-    (checkpoints.begin(5) / "model.safetensors").write_text("half")
-    later = Checkpoints(tmp_path, keep=2)
+def test_a_crash_before_the_manifest_leaves_the_old_one(
+    place: StoredFolder, tmp_path: Path
+) -> None:
+    checkpoints = opened(place, 2)
+    save(checkpoints, place, state(4))
+    checkpoints.begin(5)
+    written(place, 5, "whole, but not committed")
+    later = opened(place, 2)
     found, warnings = later.latest()
     assert found is not None
     assert (found.state.step, warnings) == (4, [])
-    save(later, state(6))
+    save(later, place, state(6))
     assert not list(tmp_path.glob(".step=*"))
     assert steps(tmp_path) == [4, 6]
 
 
 def test_it_appears_at_once(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    partial = checkpoints.begin(4).parent
+    checkpoints = opened(StoredFolder.at(str(tmp_path)))
+    partial = Path(checkpoints.begin(4)).parent
     assert steps(tmp_path) == []
     inode = partial.stat().st_ino
-    assert checkpoints.commit(state(4)).folder.stat().st_ino == inode, "renamed, not copied"
+    final = folder_of(checkpoints.commit(state(4), ()))
+    assert final.stat().st_ino == inode, "renamed, not copied"
 
 
-def test_beginning_again_clears_what_a_crash_left(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    (checkpoints.begin(5) / "leftover").write_text("half")
-    folder = save(checkpoints, state(5))
-    assert [path.name for path in (folder / "learner").iterdir()] == ["model.safetensors"]
+def test_beginning_again_clears_what_a_crash_left(place: StoredFolder) -> None:
+    checkpoints = opened(place, 2)
+    checkpoints.begin(5)
+    written(place, 5, "of another life")
+    checkpoints.begin(5)
+    folder = folder_of(checkpoints.commit(state(5), ()))
+    assert [path.name for path in folder.rglob("*.safetensors")] == []
+
+
+def test_what_is_not_as_its_rank_wrote_it_is_never_committed(place: StoredFolder) -> None:
+    checkpoints = opened(place, 2)
+    save(checkpoints, place, state(4))
+    for damage in (b"longer than it was", b"", None):
+        checkpoints.begin(6)
+        [file] = written(place, 6, "weights 6")
+        hidden = place.under("step=000006" if place.local is None else ".step=000006")
+        if damage is None:
+            hidden.under("learner").remove_file(file.name)
+        else:
+            with place.files.open_output_stream(f"{hidden.path}/learner/{file.name}") as stream:
+                stream.write(damage)
+        with pytest.raises(CheckpointFailed, match="does not hold the bytes that its rank wrote"):
+            checkpoints.commit(state(6), [file])
+        assert newest(opened(place)) == 4
 
 
 @pytest.mark.parametrize(
@@ -117,85 +191,87 @@ def test_beginning_again_clears_what_a_crash_left(tmp_path: Path) -> None:
         (lambda f: (f / "learner/model.safetensors").unlink(), "model.safetensors"),
         (lambda f: (f / "state.json").write_text("{}"), "state.json"),
         (lambda f: (f / "state.json").unlink(), "state.json"),
-        (lambda f: (f / "manifest.json").unlink(), "no readable manifest"),
-        (lambda f: (f / "manifest.json").write_text('{"format": 1, "fil'), "no readable manifest"),
+        (lambda f: (f / "manifest.json").write_text(""), "no readable manifest"),
+        (lambda f: (f / "manifest.json").write_text('{"format": 2, "fil'), "no readable manifest"),
         (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe\x00"), "no readable manifest"),
         (lambda f: (f / "manifest.json").write_text("[]"), "no readable manifest"),
-        (lambda f: (f / "manifest.json").write_text('{"format": 1, "files": {}}'), "state.json"),
+        (lambda f: (f / "manifest.json").write_text('{"format": 2, "files": {}}'), "state.json"),
         (
-            lambda f: (f / "manifest.json").write_text('{"format": 2, "files": {}}'),
-            "has format 2, this version reads 1",
+            lambda f: (f / "manifest.json").write_text('{"format": 1, "files": {}}'),
+            "has format 1, this version reads 2",
         ),
     ],
 )
-def test_a_damaged_one_is_passed_over_by_name(tmp_path: Path, damage, told: str) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=3)
-    save(checkpoints, state(4))
-    damage(save(checkpoints, state(8)))
+def test_a_damaged_one_is_passed_over_by_name(place: StoredFolder, damage, told: str) -> None:
+    checkpoints = opened(place, 3)
+    save(checkpoints, place, state(4))
+    damage(save(checkpoints, place, state(8)))
     found, [warning] = checkpoints.latest()
     assert found is not None and found.state.step == 4
     assert "step=000008" in warning
     assert told in warning
-    assert checkpoints.newest_learner(4) == tmp_path / "step=000004" / "learner"
+    assert checkpoints.newest_learner(4) == place.under("step=000004").under("learner")
     with pytest.raises(ValueError, match="step=000008"):
         checkpoints.newest_learner(8)
 
 
-def test_only_the_last_are_kept_but_every_stage_end_is(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
+def test_only_the_last_are_kept_but_every_stage_end_is(place: StoredFolder, tmp_path: Path) -> None:
+    checkpoints = opened(place, 2)
     for step in range(1, 9):
-        save(checkpoints, state(step, ends_stage=step in (2, 5)))
+        save(checkpoints, place, state(step, ends_stage=step in (2, 5)))
     assert steps(tmp_path) == [2, 5, 7, 8]
     assert not list(tmp_path.glob(".*"))
 
 
-def test_more_than_a_million_steps_stay_in_order(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
+def test_more_than_a_million_steps_stay_in_order(place: StoredFolder, tmp_path: Path) -> None:
+    checkpoints = opened(place, 2)
     for step in (999_998, 999_999, 1_000_000):
-        save(checkpoints, state(step))
+        save(checkpoints, place, state(step))
     found, _ = checkpoints.latest()
     assert found is not None and found.state.step == 1_000_000
     assert steps(tmp_path) == [999_999, 1_000_000]
 
 
-def test_what_lies_beyond_a_damaged_one_never_costs_the_new_one(tmp_path: Path) -> None:
+def test_what_lies_beyond_a_damaged_one_never_costs_the_new_one(
+    place: StoredFolder, tmp_path: Path
+) -> None:
     """A run that went back to step 2 keeps what it saves, although damaged ones have higher
     numbers; they are replaced as it comes to their steps."""
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    save(checkpoints, state(2, ends_stage=True))
+    checkpoints = opened(place, 1)
+    save(checkpoints, place, state(2, ends_stage=True))
     for step in (4, 6, 8):
-        folder = save(Checkpoints(tmp_path, keep=9), state(step))
-        (folder / "manifest.json").unlink()
+        folder = save(opened(place, 9), place, state(step))
+        (folder / "manifest.json").write_text("torn")
     (tmp_path / "step=000008" / "state.json").write_text("torn")
-    save(checkpoints, state(4))
+    save(checkpoints, place, state(4))
     found, warnings = checkpoints.latest()
     assert found is not None and found.state.step == 4
     assert len(warnings) == 2
-    save(checkpoints, state(6))
-    save(checkpoints, state(8))
+    save(checkpoints, place, state(6))
+    save(checkpoints, place, state(8))
     found, warnings = checkpoints.latest()
     assert found is not None
     assert (found.state.step, warnings) == (8, [])
     assert steps(tmp_path) == [2, 8]
 
 
-def test_the_product_of_a_stage_is_its_newest_end(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    save(checkpoints, state(3, "warm", ends_stage=True))
-    save(checkpoints, state(5, "rl", ends_stage=True))
-    save(checkpoints, state(7, "rl", ends_stage=True))  # its steps were raised
-    save(checkpoints, state(8, "later"))
+def test_the_product_of_a_stage_is_its_newest_end(place: StoredFolder, tmp_path: Path) -> None:
+    checkpoints = opened(place, 1)
+    save(checkpoints, place, state(3, "warm", ends_stage=True))
+    save(checkpoints, place, state(5, "rl", ends_stage=True))
+    save(checkpoints, place, state(7, "rl", ends_stage=True))  # its steps were raised
+    save(checkpoints, place, state(8, "later"))
     for stage, step in (("warm", 3), ("rl", 7)):
         end = checkpoints.stage_end(stage)
         assert end is not None and end.state.step == step
     assert checkpoints.stage_end("later") is None
 
 
-def test_a_damaged_stage_end_is_never_taken_for_none(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    folder = save(checkpoints, state(3, "warm", ends_stage=True))
-    save(checkpoints, state(5))
-    (tmp_path / "step=000005" / "manifest.json").unlink()  # another one: no matter
+def test_a_damaged_stage_end_is_never_taken_for_none(place: StoredFolder, tmp_path: Path) -> None:
+    checkpoints = opened(place, 1)
+    folder = save(checkpoints, place, state(3, "warm", ends_stage=True))
+    save(checkpoints, place, state(5))
+    (tmp_path / "step=000005" / "manifest.json").write_text("")  # another one: no matter
     assert checkpoints.stage_end("warm") is not None
     (folder / "learner" / "model.safetensors").write_text("other")
     with pytest.raises(ValueError, match=r"model\.safetensors is missing or damaged"):
@@ -205,22 +281,103 @@ def test_a_damaged_stage_end_is_never_taken_for_none(tmp_path: Path) -> None:
         checkpoints.stage_end("warm")
 
 
-def test_a_full_disk_is_told_and_costs_no_older_one(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    save(checkpoints, state(4))
-    folder = checkpoints.begin(6)
-    (folder / "model.safetensors").write_text("weights 6")
+def test_a_full_disk_is_told_and_costs_no_older_one(place: StoredFolder, tmp_path: Path) -> None:
+    checkpoints = opened(place, 1)
+    save(checkpoints, place, state(4))
+    checkpoints.begin(6)
+    files = written(place, 6, "weights 6")
     with files_no_longer_than(64), pytest.raises(CheckpointFailed, match="step 6 could not be"):
-        checkpoints.commit(state(6))
-    assert not list(tmp_path.glob(".step=*")), "what is left of it would keep the disk full"
+        checkpoints.commit(state(6), files)
+    assert not list(tmp_path.glob("*step=000006")), "what is left of it would keep the disk full"
     found, warnings = checkpoints.latest()
     assert found is not None
     assert (found.state.step, warnings) == (4, [])
-    save(checkpoints, state(6))
+    save(checkpoints, place, state(6))
     assert steps(tmp_path) == [6]
 
 
-def test_the_manifest_names_every_file(tmp_path: Path) -> None:
-    folder = save(Checkpoints(tmp_path, keep=1), state(4))
+def test_the_manifest_names_every_file(place: StoredFolder, tmp_path: Path) -> None:
+    folder = save(opened(place, 1), place, state(4))
     manifest = json.loads((folder / "manifest.json").read_text())
     assert sorted(manifest["files"]) == ["learner/model.safetensors", "state.json"]
+    assert manifest["files"]["learner/model.safetensors"]["bytes"] == len("weights 4")
+
+
+def test_what_ranks_could_not_write_ends_in_the_same_words(
+    place: StoredFolder, tmp_path: Path
+) -> None:
+    checkpoints = opened(place)
+    save(checkpoints, place, state(4))
+    checkpoints.begin(6)
+    written(place, 6, "of the other rank")
+    with pytest.raises(CheckpointFailed, match=r"step 6 .* No space left.* Make room"):
+        checkpoints.fail(6, ["[Errno 28] No space left on device"] * 2)
+    assert not list(tmp_path.glob("*step=000006"))
+    assert newest(checkpoints) == 4
+
+
+def test_the_best_stay_beside_the_newest(place: StoredFolder, tmp_path: Path) -> None:
+    checkpoints = opened(place, 1, keep_best=2)
+    scores = {1: 0.2, 2: 0.9, 3: None, 4: 0.5, 5: 0.9, 6: 0.1}
+    for step, score in scores.items():
+        save(checkpoints, place, state(step, score=score))
+    assert steps(tmp_path) == [2, 5, 6]
+
+
+def test_nothing_goes_before_what_replaces_it_is_there(place: StoredFolder, tmp_path: Path) -> None:
+    checkpoints = opened(place)
+    save(checkpoints, place, state(4))
+    checkpoints.begin(6)
+    files = written(place, 6, "weights 6")
+    assert newest(checkpoints) == 4
+    checkpoints.commit(state(6), files)
+    assert steps(tmp_path) == [6]
+
+
+def test_of_equal_scores_the_newer_one_is_better_and_ends_stay_anyway() -> None:
+    states = [state(1, score=0.5), state(2, score=0.5), state(3, ends_stage=True), state(4)]
+    assert kept(states, keep=1, keep_best=1) == {2, 3, 4}
+    assert kept(states, keep=1, keep_best=0) == {3, 4}
+    ended = [state(1, score=0.5), state(2, ends_stage=True, score=0.9), state(3), state(4)]
+    assert kept(ended, keep=1, keep_best=1) == {2, 4}, "the best is one that stays"
+
+
+def test_a_writer_that_is_killed_leaves_the_checkpoint_before(
+    place: StoredFolder, tmp_path: Path
+) -> None:
+    """kill -9 in the middle of a rank's write, beside the steps."""
+    checkpoints = opened(place)
+    save(checkpoints, place, state(4))
+    checkpoints.begin(6)
+    hidden = ".step=000006" if place.local is not None else "step=000006"
+    learner = tmp_path / hidden / "learner"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(learner)], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "in the middle\n"
+    writer.kill()
+    writer.communicate()
+    half = [path for path in learner.rglob("*") if path.is_file()]
+    assert [path.read_text() for path in half] == ["half"]
+    later = opened(place)
+    found, warnings = later.latest()
+    assert found is not None
+    assert (found.state.step, warnings) == (4, [])
+    save(later, place, state(6))
+    assert steps(tmp_path) == [6]
+    assert len(list(tmp_path.rglob("model.safetensors"))) == 1
+
+
+STOPPED = """
+import sys, time
+from pathlib import Path
+from manta.actors.checkpoint_writer import CheckpointWriter
+
+def write(folder):
+    (folder / "model.safetensors.partial").write_text("half")
+    print("in the middle", flush=True)
+    time.sleep(600)
+
+CheckpointWriter(lambda step, saved: None).start(6, sys.argv[1], write)
+"""

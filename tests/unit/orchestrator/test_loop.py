@@ -111,7 +111,7 @@ class Stage:
         hooks = LoopHooks(
             learning_rate=lambda step: step / 100,
             is_published=lambda step: step not in self.unpublished,
-            save_to=lambda step: "folder" if step == 12 else None,
+            save_to=self._save_to,
             inspect=MismatchWatch(
                 MismatchGuardConfig(),
                 "embedded",
@@ -151,6 +151,9 @@ class Stage:
             version = WeightVersion(self.version, 0)
             return replace(outcome, oldest=version, newest=version)
         return outcome
+
+    async def _save_to(self, step: int) -> str | None:
+        return "folder" if step == 12 else None
 
     async def _publish(self, report: StepReport) -> Published:
         self.version = report.update.version.step

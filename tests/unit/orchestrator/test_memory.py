@@ -97,12 +97,23 @@ def test_what_each_role_holds(tmp_path: Path) -> None:
     assert parts["rollout", "keys and values"] == 16 * 24 * 1 * 2 * 8 * 4
     assert parts["rollout", "the bytes that deltas are applied to"] == 4 * count
     assert parts["learner", "weights to publish, and those before"] == 8 * count
+    assert parts["learner", "a checkpoint as it is written"] == 12 * count
     assert parts["object store", "newest and next weights"] == 8 * count
     assert parts["weight store", "newest and next weights"] == 8 * count
-    # 4 samples of 4 + 4 tokens, 13 bytes each; 8 prompts a step, 20 steps and one in flight.
-    assert parts["object store", "groups until a checkpoint covers them"] == 4 * 8 * 13 * 8 * 21
+    # 4 samples of 4 + 4 tokens, 13 bytes each; 8 prompts a step, 39 steps (of two
+    # checkpoints, one still being written) and one in flight.
+    assert parts["object store", "groups until a checkpoint covers them"] == 4 * 8 * 13 * 8 * 40
     assert parts["learner", "logits of a chunk"] == 3 * 4 * 128 * 14
     assert not any(role == "reference" for role, _ in parts)
+
+
+def test_an_adapter_is_all_that_is_trained(tmp_path: Path) -> None:
+    parts = estimated(tmp_path, "model.lora={rank: 2, targets: [q_proj, down_proj]}")
+    adapter = 2 * (8 + 8) + 2 * (16 + 8)
+    assert parts["learner", "master weights"] == 4 * adapter
+    assert parts["learner", "adamw states"] == 8 * adapter
+    assert parts["learner", "the weights under the adapter"] == 4 * (112 + 280 + 384 + 24)
+    assert parts["weight store", "newest and next weights"] == 8 * adapter
 
 
 def test_settings_move_the_estimate(tmp_path: Path) -> None:
