@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import ray
 import torch
 import torch.distributed as dist
 
-from manta.actors.backends.protocol import Backend, Offloads
+from manta.actors.backends.agreed import probe_together
+from manta.actors.backends.protocol import Backend, Offloads, Sharded
 from manta.actors.backends.registry import build_backend
 from manta.actors.backends.settings import OFFLOADING
 from manta.actors.collectives import alone, sum_over
@@ -78,8 +79,11 @@ class Rank:
         if self._meetings is not None:
             if self._meetings.needs_weights:
                 self._meetings.keep(self._backend.weights(version))
+            else:
+                self._lend_shards("weights")
             return self._meetings.kept.sha256 if self._rank == 0 else ""
         if self._rank != 0:
+            self._lend_shards("weights")
             return ""
         weights = self._backend.weights(version)
         store, content = self._job.weight_store, self._outbox.content(weights)
@@ -98,13 +102,23 @@ class Rank:
 
     def probe(self) -> tuple[Float32, ...]:
         """Log-probs of the fixed probe rows, which every engine must reproduce."""
+        if isinstance(self._backend, Sharded):
+            return probe_together(self._backend, self._job.probe_rows if self._rank == 0 else ())
         if self._rank != 0:
             return ()
         return tuple(token_logprobs(self._model, self._job.probe_rows))
 
     def save(self, folder: str | None) -> None:
-        if folder is not None and self._rank == 0:
+        if folder is None:
+            return
+        if self._rank == 0:
             self._backend.save(Path(folder))
+        else:
+            self._lend_shards("save")
+
+    def _lend_shards(self, to: Literal["weights", "save"]) -> None:
+        if isinstance(self._backend, Sharded):
+            self._backend.lend_shards(to)
 
     def leave_device(self) -> None:
         """Where engines share the device: it is theirs from here to the next step."""

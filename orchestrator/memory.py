@@ -8,8 +8,10 @@ With P parameters of e bytes, N tokens of a micro-batch, width W, query width Q 
 key width K = key heads x head size, feed-forward width M, H heads, S layers, V vocabulary:
 
 - learner, per rank: master weights 4P, gradient 4P, AdamW's two moments 8P (SGD with momentum 4P),
-  and eP of working weights where they are not float32. Every rank of the plain backend holds all
-  of it (Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1, with float32 gradients).
+  and eP of working weights where they are not float32 (Rajbhandari et al., ZeRO, arXiv 1910.02054,
+  section 3.1, with float32 gradients). Every rank of the plain backend holds all of it; what others
+  hold is `manta.orchestrator.learner_share`'s, and what they gather at a time are embeddings, head
+  and two layers, with their gradient.
 - saved for the backward pass: N S (e (4W + 2Q + 2K + 4M) + 8W + 4 (H + 2)) bytes, after Korthikanti
   et al., arXiv 2205.05198, section 4, for a block with SwiGLU, grouped keys and attention that
   stores a log-sum per head instead of scores; both norms keep a float32 copy of their input.
@@ -24,7 +26,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +35,7 @@ from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import ModelSpec
 from manta.envs.records import Json
 from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.learner_share import learner_share
 from manta.orchestrator.survey import Survey
 
 MIB = 1 << 20
@@ -205,18 +208,34 @@ def _learner(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
     count = num_parameters(sizes)
     states = 2 if settings.optimizer == "adamw" else int(settings.momentum != 0)
     tokens = max(settings.tokens_per_micro_batch, run_file.model.context)
+    share = learner_share(settings, count, element)
     parts = [
         Part("learner", "process", PROCESS_BYTES),
-        Part("learner", "master weights", 4 * count),
-        Part("learner", "gradient", 4 * count),
-        Part("learner", f"{settings.optimizer} states", 4 * count * states),
+        Part("learner", "master weights", _part(4 * count, share.masters)),
+        Part("learner", "gradient", _part(4 * count, share.gradient)),
+        Part("learner", f"{settings.optimizer} states", _part(4 * count * states, share.states)),
         Part("learner", "activations", saved_for_backward(sizes, tokens, element)),
         Part("learner", "logits of a chunk", _logits(sizes, tokens)),
         Part("learner", "weights to publish, and those before", 2 * element * count),
     ]
-    if element != 4:
-        parts.insert(2, Part("learner", "working weights", element * count))
+    if share.working:
+        parts.insert(2, Part("learner", "working weights", _part(element * count, share.working)))
+    if share.gathers:
+        whole = _gathered(sizes) * (element + 4)
+        parts.append(Part("learner", "layers gathered at a time", whole))
+    if share.bucket:
+        parts.append(Part("learner", "buffer of gradients under way", 4 * share.bucket))
     return parts
+
+
+def _part(whole: int, share: float) -> int:
+    return math.ceil(whole * share)
+
+
+def _gathered(sizes: ModelSizes) -> int:
+    """Parameters that are whole at a time: those outside of the layers, and two layers."""
+    outside = num_parameters(replace(sizes, layers=0))
+    return outside + 2 * (num_parameters(replace(sizes, layers=1)) - outside)
 
 
 def _logits(sizes: ModelSizes, num_tokens: int) -> int:

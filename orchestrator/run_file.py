@@ -41,6 +41,7 @@ _MAY_CHANGE = re.compile(
     r"run\.(max_hours|deadline_minutes|dir)|(track|checkpoint|publish|mismatch_guard)\..*"
     r"|(rollout|learner|reference|environment|reward_workers)\.(workers|threads)"
     r"|rollout\.(placement|queue_rows|adaptive_rows|progress_seconds)"
+    r"|learner\.(backend|fsdp\.(checkpoint_activations|offload)|deepspeed\..*)"
 )
 _MAY_GROW = re.compile(r"stages\[\d+\]\.steps")
 
@@ -92,7 +93,7 @@ def fingerprint(run_file: RunFile) -> str:
 
     May change: `run.max_hours`, `run.deadline_minutes`, `run.dir`, `track`, `checkpoint`,
     `publish`, `mismatch_guard`, `steps` of a stage (it may only grow, see `differences`), worker
-    counts and threads.
+    counts and threads, the learner's backend (all read one another's checkpoints).
     """
     fixed = {
         path: value

@@ -55,6 +55,16 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class Sharded(Protocol):
+    """A backend of which no rank alone has all parameters: `evaluate` and `update` need every rank,
+    also those without rows, and so do `weights` and `save`, which one rank calls."""
+
+    def lend_shards(self, to: Literal["weights", "save"]) -> None:
+        """What the other ranks call meanwhile."""
+        ...
+
+
+@runtime_checkable
 class Offloads(Protocol):
     """A backend that can leave the device to engines between two steps."""
 
