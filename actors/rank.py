@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import ray
 import torch
@@ -80,10 +80,10 @@ class Rank:
             if self._meetings.needs_weights:
                 self._meetings.keep(self._backend.weights(version))
             else:
-                self._lend_shards("weights")
+                self._lend_shards()
             return self._meetings.kept.sha256 if self._rank == 0 else ""
         if self._rank != 0:
-            self._lend_shards("weights")
+            self._lend_shards()
             return ""
         weights = self._backend.weights(version)
         store, content = self._job.weight_store, self._outbox.content(weights)
@@ -109,16 +109,12 @@ class Rank:
         return tuple(token_logprobs(self._model, self._job.probe_rows))
 
     def save(self, folder: str | None) -> None:
-        if folder is None:
-            return
-        if self._rank == 0:
+        if folder is not None and (self._rank == 0 or isinstance(self._backend, Sharded)):
             self._backend.save(Path(folder))
-        else:
-            self._lend_shards("save")
 
-    def _lend_shards(self, to: Literal["weights", "save"]) -> None:
+    def _lend_shards(self) -> None:
         if isinstance(self._backend, Sharded):
-            self._backend.lend_shards(to)
+            self._backend.lend_shards()
 
     def leave_device(self) -> None:
         """Where engines share the device: it is theirs from here to the next step."""

@@ -56,11 +56,11 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Sharded(Protocol):
-    """A backend of which no rank alone has all parameters: `evaluate` and `update` need every rank,
-    also those without rows, and so do `weights` and `save`, which one rank calls."""
+    """A backend of which no rank alone has all parameters: every rank must call `evaluate`,
+    `update` and `save`, also those without rows; and `weights`, or else `lend_shards`."""
 
-    def lend_shards(self, to: Literal["weights", "save"]) -> None:
-        """What the other ranks call meanwhile."""
+    def lend_shards(self) -> None:
+        """What a rank calls that does not want the weights, while others call `weights`."""
         ...
 
 

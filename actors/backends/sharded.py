@@ -7,9 +7,9 @@ tensors are shared out, and how a pass and a step are made over them, is the `Sh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -143,31 +143,37 @@ class ShardedBackend:
         return {**metrics, "grad_norm": norm, "skipped_updates": float(not is_made)}
 
     def weights(self, version: WeightVersion) -> Weights:
-        """On every rank that calls it; the others must `lend_shards("weights")` meanwhile."""
+        """On every rank that calls it; the others must `lend_shards` meanwhile."""
         names = self._shards.shapes
         return pack({name: _kept(self._shards.weight(name)) for name in names}, version)
 
+    def lend_shards(self) -> None:
+        """See `manta.actors.backends.protocol.Sharded`."""
+        for name in self._shards.shapes:
+            self._shards.weight(name)
+
     def save(self, folder: Path) -> None:
-        """Called on one rank, while the others `lend_shards("save")`. Master weights in float32,
-        whatever dtype the model computes in."""
+        """Every rank must call it; rank 0 writes. Master weights in float32, whatever dtype the
+        model computes in."""
+        self.snapshot()(folder)
+
+    def snapshot(self) -> Callable[[Path], None]:
+        """What `save` will write, whatever is learnt meanwhile. Every rank must call it."""
+        is_writer = dist.get_rank(self._group) == 0
         parameters: dict[str, Tensor] = {}
         optimizer: dict[str, Tensor] = {}
         for name, slot, tensor in self._states():
-            if slot is None:
+            if is_writer and slot is None:
                 parameters[name] = _kept(tensor)
-            else:
+            elif is_writer:
                 optimizer[f"optimizer.{name}.{slot}"] = _kept(tensor)
         scalars = Scalars(self._settings.optimizer, self._updates)
-        write_state(folder, parameters, optimizer, scalars)
 
-    def lend_shards(self, to: Literal["weights", "save"]) -> None:
-        """See `manta.actors.backends.protocol.Sharded`."""
-        if to == "weights":
-            for name in self._shards.shapes:
-                self._shards.weight(name)
-            return
-        for _ in self._states():
-            continue
+        def write(folder: Path) -> None:
+            if is_writer:
+                write_state(folder, parameters, optimizer, scalars)
+
+        return write
 
     def load(self, folder: Path) -> None:
         """Raises ValueError where a file is unreadable, or naming the first tensor of another
