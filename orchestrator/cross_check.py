@@ -1,8 +1,8 @@
 """What must fit together in a run file, checked before anything starts.
 
 Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
-`colocation_check`, `transport_check` (how weights travel), `checkpoint_check`, `adapter_check`
-(`model.lora`) and `vllm_check` of `manta.orchestrator`.
+`colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
+`checkpoint_check`, `adapter_check` (`model.lora`) and `vllm_check` of `manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
 algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -22,6 +22,7 @@ from manta.envs.registry import build
 from manta.envs.rewards.formula import Formula
 from manta.orchestrator import survey
 from manta.orchestrator.adapter_check import adapter_problems
+from manta.orchestrator.backend_check import backend_problems, installed_deepspeed
 from manta.orchestrator.checkpoint_check import checkpoint_problems
 from manta.orchestrator.colocation_check import colocation_problems
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
@@ -51,6 +52,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *checkpoint_problems(run_file),
         *staleness_problems(run_file),
         *colocation_problems(run_file),
+        *backend_problems(run_file, installed_deepspeed()),
         *length_problems(run_file),
         *_stage_names(run_file),
     ]

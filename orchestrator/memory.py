@@ -8,11 +8,13 @@ With P parameters of e bytes, N tokens of a micro-batch, width W, query width Q 
 key width K = key heads x head size, feed-forward width M, H heads, S layers, V vocabulary:
 
 - learner, per rank: master weights 4P, gradient 4P, AdamW's two moments 8P (SGD with momentum 4P),
-  and eP of working weights where they are not float32; with an adapter P are its own, and the
-  weights under it come once on top. Every rank of the plain backend holds all
-  of it (Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1, with float32 gradients).
+  and eP of working weights where they are not float32 (Rajbhandari et al., ZeRO, arXiv 1910.02054,
+  section 3.1, with float32 gradients). Every rank of the plain backend holds all of it; what others
+  hold is `manta.orchestrator.learner_share`'s, and what they gather at a time are embeddings, head
+  and two layers, with their gradient. With an adapter P are its own parameters, and the weights
+  under it come once on top.
 - what a checkpoint is written from, beside the steps: a copy of master weights and optimizer
-  state, of which each rank has its share.
+  state, of which each rank has its share (of sharded backends rank 0 has all).
 - saved for the backward pass: N S (e (4W + 2Q + 2K + 4M) + 8W + 4 (H + 2)) bytes, after Korthikanti
   et al., arXiv 2205.05198, section 4, for a block with SwiGLU, grouped keys and attention that
   stores a log-sum per head instead of scores; both norms keep a float32 copy of their input.
@@ -27,7 +29,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +38,7 @@ from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import LoraSpec, ModelSpec
 from manta.envs.records import Json
 from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.learner_share import learner_share
 from manta.orchestrator.survey import Survey
 
 MIB = 1 << 20
@@ -226,23 +229,40 @@ def _learner(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
     lora, count = run_file.model.lora, num_trained(sizes, run_file.model.lora)
     states = 2 if settings.optimizer == "adamw" else int(settings.momentum != 0)
     tokens = max(settings.tokens_per_micro_batch, run_file.model.context)
-    ranks = max(1, settings.workers)
+    # Of a sharded backend rank 0 writes everything
+    writers = max(1, settings.workers) if settings.backend == "plain" else 1
+    share = learner_share(settings, count, element)
     parts = [
         Part("learner", "process", PROCESS_BYTES),
-        Part("learner", "master weights", 4 * count),
-        Part("learner", "gradient", 4 * count),
-        Part("learner", f"{settings.optimizer} states", 4 * count * states),
+        Part("learner", "master weights", _part(4 * count, share.masters)),
+        Part("learner", "gradient", _part(4 * count, share.gradient)),
+        Part("learner", f"{settings.optimizer} states", _part(4 * count * states, share.states)),
         Part("learner", "activations", saved_for_backward(sizes, tokens, element)),
         Part("learner", "logits of a chunk", _logits(sizes, tokens)),
         Part("learner", "weights to publish, and those before", 2 * element * count),
-        Part("learner", "a checkpoint as it is written", 4 * count * (1 + states) // ranks),
+        Part("learner", "a checkpoint as it is written", 4 * count * (1 + states) // writers),
     ]
-    if element != 4:
-        parts.insert(2, Part("learner", "working weights", element * count))
+    if share.working:
+        parts.insert(2, Part("learner", "working weights", _part(element * count, share.working)))
     if lora is not None:
         frozen = element * num_parameters(sizes)
         parts.insert(1, Part("learner", "the weights under the adapter", frozen))
+    if share.gathers:
+        whole = _gathered(sizes) * (element + 4)
+        parts.append(Part("learner", "layers gathered at a time", whole))
+    if share.bucket:
+        parts.append(Part("learner", "buffer of gradients under way", 4 * share.bucket))
     return parts
+
+
+def _part(whole: int, share: float) -> int:
+    return math.ceil(whole * share)
+
+
+def _gathered(sizes: ModelSizes) -> int:
+    """Parameters that are whole at a time: those outside of the layers, and two layers."""
+    outside = num_parameters(replace(sizes, layers=0))
+    return outside + 2 * (num_parameters(replace(sizes, layers=1)) - outside)
 
 
 def _logits(sizes: ModelSizes, num_tokens: int) -> int:

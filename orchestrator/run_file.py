@@ -42,6 +42,7 @@ _MAY_CHANGE = re.compile(
     r"|checkpoint\.(every_steps|keep|keep_best|best_by)"
     r"|(rollout|learner|reference|environment|reward_workers)\.(workers|threads)"
     r"|rollout\.(placement|queue_rows|adaptive_rows|progress_seconds)"
+    r"|learner\.(backend|fsdp\.(checkpoint_activations|offload)|deepspeed\..*)"
 )
 _MAY_GROW = re.compile(r"stages\[\d+\]\.steps")
 
@@ -93,7 +94,8 @@ def fingerprint(run_file: RunFile) -> str:
 
     May change: `run.max_hours`, `run.deadline_minutes`, `run.dir`, `track`, `checkpoint` but for
     its `path`, `publish`, `mismatch_guard`, `steps` of a stage (it may only grow, see
-    `differences`), worker counts and threads.
+    `differences`), worker counts and threads, the learner's backend (all read one another's
+    checkpoints).
     """
     fixed = {
         path: value

@@ -86,6 +86,16 @@ class Snapshots(Protocol):
 
 
 @runtime_checkable
+class Sharded(Protocol):
+    """A backend of which no rank alone has all parameters: every rank must call `evaluate`,
+    `update` and `save`, also those without rows; and `weights`, or else `lend_shards`."""
+
+    def lend_shards(self) -> None:
+        """What a rank calls that does not want the weights, while others call `weights`."""
+        ...
+
+
+@runtime_checkable
 class Offloads(Protocol):
     """A backend that can leave the device to engines between two steps."""
 

@@ -17,7 +17,27 @@ BackendBuilder: TypeAlias = Callable[
     [nn.Module, LearnerSettings, dist.ProcessGroup | None], Backend
 ]
 
-BACKENDS: Mapping[str, BackendBuilder] = {"plain": PlainBackend}
+
+def _fsdp(model: nn.Module, settings: LearnerSettings, group: dist.ProcessGroup | None) -> Backend:
+    # FSDP2 takes a while to load
+    from manta.actors.backends.fsdp import FsdpBackend
+
+    return FsdpBackend(model, settings, group)
+
+
+def _deepspeed(
+    model: nn.Module, settings: LearnerSettings, group: dist.ProcessGroup | None
+) -> Backend:
+    from manta.actors.backends.deepspeed import DeepSpeedBackend
+
+    return DeepSpeedBackend(model, settings, group)
+
+
+BACKENDS: Mapping[str, BackendBuilder] = {
+    "plain": PlainBackend,
+    "fsdp": _fsdp,
+    "deepspeed": _deepspeed,
+}
 
 
 def build_backend(settings: LearnerSettings, model: nn.Module) -> Backend:

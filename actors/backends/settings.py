@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
+
+from manta.envs.records import Json
 
 Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
 
-BACKEND_NAMES = ("plain",)
+BACKEND_NAMES = ("plain", "fsdp", "deepspeed")
 
 OFFLOADING = ("plain",)
 """Those that can leave their device to engines: `manta.actors.backends.protocol.Offloads`."""
 
 ADAPTING = ("plain",)
 """Those that train and publish an adapter alone, where the model has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class FsdpSettings:
+    """`learner.fsdp:`. Master weights, gradients and optimizer state are float32 in any case.
+
+    `compute_dtype` is what layers compute in (None: the model's own dtype);
+    `checkpoint_activations` keeps a layer's input only and computes the rest again in the backward
+    pass; `offload: cpu` keeps shards and optimizer state in host memory, for learners on GPUs.
+    """
+
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    checkpoint_activations: bool = False
+    offload: Literal["none", "cpu"] = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class DeepSpeedSettings:
+    """`learner.deepspeed:`, for models in float32. `stage` says what ZeRO (arXiv 1910.02054) shares
+    out among the ranks: nothing (0), optimizer state (1), gradients too (2), parameters too (3).
+    Gradients of an update's micro-batches add up whole on each rank before they are shared out.
+
+    `offload_optimizer: cpu` is for learners on GPUs. `config` are further keys of DeepSpeed's own
+    configuration; which of them, says `manta.actors.backends.deepspeed_config`.
+    """
+
+    stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    config: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +59,8 @@ class LearnerSettings:
     `precision` is what matrices are multiplied in (`manta.actors.models.precision`);
     `learning_rate`, `warmup_steps` (a linear ramp) and `decay` hold for stages that say nothing
     else; `threads` are torch threads of each rank (0: all cores that
-    it may use, shared among the node's ranks).
+    it may use, shared among the node's ranks). `fsdp` and `deepspeed` are for the backends of these
+    names.
     """
 
     backend: str = "plain"
@@ -44,3 +77,5 @@ class LearnerSettings:
     clip_norm: float = 1.0
     warmup_steps: int = 0
     decay: Literal["constant", "linear"] = "constant"
+    fsdp: FsdpSettings = field(default_factory=FsdpSettings)
+    deepspeed: DeepSpeedSettings = field(default_factory=DeepSpeedSettings)

@@ -1,0 +1,82 @@
+"""Passes over the model that every rank makes equally often, whatever rows it has.
+
+Where parameters are shared out, each forward and backward pass is a meeting of all ranks. Ranks
+have different rows and so different numbers of micro-batches; who has fewer makes passes over a
+filler row whose gradient counts zero times. Owns the counting, the filler and the order of results;
+how a pass is made comes from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from manta.actors.backends.protocol import Backend, Want
+from manta.actors.micro_batches import micro_batches
+from manta.actors.rows import Row
+from manta.envs.records import Float32, Int32
+
+Pass: TypeAlias = Callable[[Sequence[Row], Sequence[Want], float], dict[str, Tensor]]
+"""As `manta.actors.models.policy.evaluate` without the model: one forward pass, of all ranks."""
+
+FILLER = Row(-1, np.zeros(2, np.int32), np.array([False, True]), None, None, {})
+"""The shortest row that makes a whole pass: one token, predicted from the one before it."""
+
+
+def agreed(
+    batches: Iterable[Sequence[Row]], group: dist.ProcessGroup, device: torch.device
+) -> list[Sequence[Row] | None]:
+    """This rank's micro-batches, with None after them up to the number of the rank with most; at
+    least one, so that an update without any rows is a pass too."""
+    own: list[Sequence[Row] | None] = list(batches)
+    most = torch.tensor(max(1, len(own)), device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
+    return own + [None] * (int(most) - len(own))
+
+
+def filler_loss(make: Pass, wants: Sequence[Want], temperature: float) -> Tensor:
+    """0, with the graph of a whole pass behind it."""
+    found = make([FILLER], wants, temperature).values()
+    return torch.stack([values.sum() for values in found if values.requires_grad]).sum() * 0.0
+
+
+def evaluate_together(
+    make: Pass,
+    rows: Sequence[Row],
+    wants: Sequence[Want],
+    temperature: float,
+    tokens_per_micro_batch: int,
+    group: dist.ProcessGroup,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """float32[T] per want over the trained tokens of `rows`, in row order, without gradients."""
+    # A row without trained tokens needs no pass, and would make none.
+    trained = [row for row in rows if row.num_tokens]
+    parts: dict[int, dict[str, Tensor]] = {}
+    nothing: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for batch in agreed(micro_batches(trained, tokens_per_micro_batch), group, device):
+            found = make(batch or [FILLER], wants, temperature)
+            nothing = {name: values[:0] for name, values in found.items()}
+            sizes = [row.num_tokens for row in batch or ()]
+            for name, values in found.items() if batch else ():
+                for row, part in zip(batch or (), torch.split(values, sizes), strict=True):
+                    parts.setdefault(row.index, {})[name] = part
+    return {
+        name: torch.cat([empty, *(parts[row.index][name] for row in trained)])
+        for name, empty in nothing.items()
+    }
+
+
+def probe_together(backend: Backend, rows: Sequence[Int32]) -> tuple[Float32, ...]:
+    """As `manta.actors.models.policy.token_logprobs`, by a backend that needs every rank; those
+    without rows get nothing."""
+    whole = [Row(i, ids, np.arange(len(ids)) > 0, None, None, {}) for i, ids in enumerate(rows)]
+    found = backend.evaluate(whole, ("logprob",), 1.0)["logprob"]
+    parts = torch.split(found.cpu(), [row.num_tokens for row in whole])
+    return tuple(np.concatenate([np.zeros(1, np.float32), part.numpy()]) for part in parts)
