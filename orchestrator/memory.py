@@ -17,7 +17,8 @@ key width K = key heads x head size, feed-forward width M, H heads, S layers, V 
   state, of which each rank has its share (of sharded backends rank 0 has all).
 - saved for the backward pass: N S (e (4W + 2Q + 2K + 4M) + 8W + 4 (H + 2)) bytes, after Korthikanti
   et al., arXiv 2205.05198, section 4, for a block with SwiGLU, grouped keys and attention that
-  stores a log-sum per head instead of scores; both norms keep a float32 copy of their input.
+  stores a log-sum per head instead of scores; both norms keep a float32 copy of their input, 8W,
+  unless that is float32 already.
 - logits of trained tokens: three float32 arrays (log-probs, probabilities, gradient) of one chunk,
   min(N V, 2^22) elements.
 - keys and values: rows x context x S x 2K x e; of a vLLM engine what its cache is given, on the
@@ -141,7 +142,8 @@ def saved_for_backward(sizes: ModelSizes, num_tokens: int, element_bytes: int) -
     """Bytes of activations that the layers keep for the backward pass (see the module)."""
     width = sizes.width
     elements = 4 * width + 2 * sizes.query_width + 2 * sizes.key_width + 4 * sizes.mlp_width
-    token = element_bytes * elements + 8 * width + 4 * (sizes.heads + 2)
+    norms = 0 if element_bytes == 4 else 8 * width
+    token = element_bytes * elements + norms + 4 * (sizes.heads + 2)
     return num_tokens * sizes.layers * token
 
 

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from manta.actors.models.adapter import adapter_name
 from manta.actors.models.norms import merge_norms
 from manta.actors.models.products import widen_linears
+from manta.actors.models.rotary import merge_rotary
 from manta.actors.models.spec import ModelSpec
 from manta.actors.weight_tensors import first_mismatch
 
@@ -53,6 +54,7 @@ def build_model(spec: ModelSpec, vocab_size: int, seed: int) -> nn.Module:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     widen_linears(model)
     merge_norms(model)
+    merge_rotary(model)
     return cast(nn.Module, model.eval())
 
 
