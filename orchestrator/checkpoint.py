@@ -221,16 +221,17 @@ def _seal(
 ) -> tuple[str, ...]:
     """Adds state and manifest; the names of all files.
 
-    Raises OSError where a file is not there as it was written. Object storage has checked what it
-    took, so sizes do there; reading the files back would move them all once more.
+    Raises OSError where a file is not there in its size. Its hash is its rank's, who read it back:
+    here all ranks' files would go through one process.
     """
     learner = partial.under(_LEARNER)
     for file in written:
-        is_whole = learner.size(file.name) == file.num_bytes and (
-            partial.local is None or learner.sha256(file.name) == file.sha256
-        )
-        if not is_whole:
-            raise OSError(f"{learner}/{file.name} does not hold the bytes that its rank wrote")
+        found = learner.size(file.name)
+        if found != file.num_bytes:
+            raise OSError(
+                f"{learner}/{file.name} does not hold the {file.num_bytes} bytes that its rank "
+                f"wrote: {'it is not there' if found is None else f'it has {found}'}"
+            )
     stated = partial.write(_STATE, json.dumps(asdict(state), indent=1))
     entries = {f"{_LEARNER}/{file.name}": file for file in written} | {_STATE: stated}
     files = {

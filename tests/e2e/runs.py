@@ -20,11 +20,9 @@ SECONDS = 240
 Environment = dict[str, str]
 
 
-MAIN = "import sys; from manta.orchestrator.cli import main; sys.exit(main(sys.argv[1:]))"
-
-
 def command(verb: str, run_file: Path, runs: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-c", MAIN, verb, str(run_file), f"run.dir={runs}", *overrides]
+    code = "import sys; from manta.orchestrator.cli import main; sys.exit(main(sys.argv[1:]))"
+    return [sys.executable, "-c", code, verb, str(run_file), f"run.dir={runs}", *overrides]
 
 
 def environment() -> Environment:
@@ -40,18 +38,6 @@ def manta(
         command(verb, run_file, runs, *overrides),
         cwd=ROOT,
         env=env or environment(),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-
-
-def manta_export(run_dir: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", MAIN, "export", str(run_dir), str(folder)],
-        cwd=ROOT,
-        env=environment(),
         capture_output=True,
         text=True,
         timeout=SECONDS,

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from manta.actors.models.adapter import is_adapter
+from manta.orchestrator.cli import main
 from manta.orchestrator.metrics import IDLE_SHARE, KL, LOGPROB_GAP, MAX_STALENESS
 from tests.e2e import runs
 from tests.vllm_here import NEEDS_VLLM, devices
@@ -72,7 +73,6 @@ def test_an_adapter_is_learnt_published_and_exported(
     )
     assert is_adapter(last)
     assert all(not torch.equal(first[name], last[name]) for name in last)
-    exported = runs.manta_export(run_dir, tmp_path / "exported")
-    assert exported.returncode == 0, exported.stderr
+    assert main(["export", str(run_dir), str(tmp_path / "exported")]) == 0
     names = set(load_file(tmp_path / "exported" / "model.safetensors"))
     assert not is_adapter(names) and "model.embed_tokens.weight" in names

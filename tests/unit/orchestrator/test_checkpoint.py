@@ -179,7 +179,7 @@ def test_what_is_not_as_its_rank_wrote_it_is_never_committed(place: StoredFolder
         else:
             with place.files.open_output_stream(f"{hidden.path}/learner/{file.name}") as stream:
                 stream.write(damage)
-        with pytest.raises(CheckpointFailed, match="does not hold the bytes that its rank wrote"):
+        with pytest.raises(CheckpointFailed, match="does not hold the 9 bytes that its rank wrote"):
             checkpoints.commit(state(6), [file])
         assert newest(opened(place)) == 4
 

@@ -128,7 +128,7 @@ async def test_a_file_that_is_not_as_it_was_written_ends_the_run(tmp_path: Path)
     claimed = Saved((WrittenFile("model.safetensors", 7, "hash"),))
     run.ranks.words[4] = asyncio.get_running_loop().create_future()
     run.ranks.words[4].set_result((claimed,))
-    with pytest.raises(CheckpointFailed, match="does not hold the bytes"):
+    with pytest.raises(CheckpointFailed, match=r"does not hold the 7 bytes .* it is not there"):
         await run.commits.settled()
     await run.commits.close()
 
