@@ -63,9 +63,11 @@ def evaluate_together(
         for batch in agreed(micro_batches(trained, tokens_per_micro_batch), group, device):
             found = make(batch or [FILLER], wants, temperature)
             nothing = {name: values[:0] for name, values in found.items()}
-            sizes = [row.num_tokens for row in batch or ()]
-            for name, values in found.items() if batch else ():
-                for row, part in zip(batch or (), torch.split(values, sizes), strict=True):
+            if batch is None:
+                continue
+            sizes = [row.num_tokens for row in batch]
+            for name, values in found.items():
+                for row, part in zip(batch, torch.split(values, sizes), strict=True):
                     parts.setdefault(row.index, {})[name] = part
     return {
         name: torch.cat([empty, *(parts[row.index][name] for row in trained)])

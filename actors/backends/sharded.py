@@ -126,7 +126,9 @@ class ShardedBackend:
         """
         self._shards.zero_gradient()
         totals = Totals()
-        batches = agreed(micro_batches, self._group, self._shards.device)
+        # One in which nothing trains makes no pass, and would be missed by the other ranks.
+        own = [rows for rows in micro_batches if any(row.num_tokens for row in rows)]
+        batches = agreed(own, self._group, self._shards.device)
         for i, rows in enumerate(batches):
             is_last = i == len(batches) - 1
             if rows is None:

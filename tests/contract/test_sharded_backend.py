@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_moves_none(
     for found in ranks:
         assert found[kind][f"{optimizer} spoilt"] == 1
         assert found[kind][f"{optimizer} unmoved"]
-        assert relative(found[kind][f"{optimizer} went on"], alone[optimizer]["went on"]) < 1e-3
+        assert relative(found[kind][f"{optimizer} went on"], alone[optimizer]["went on"]) < 1e-4
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
