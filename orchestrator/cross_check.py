@@ -1,8 +1,8 @@
 """What must fit together in a run file, checked before anything starts.
 
 Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
-`colocation_check`, `transport_check` (how weights travel), `adapter_check` (`model.lora`) and
-`vllm_check` of `manta.orchestrator`.
+`colocation_check`, `transport_check` (how weights travel), `critic_check`, `adapter_check`
+(`model.lora`) and `vllm_check` of `manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
 algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -24,6 +24,7 @@ from manta.orchestrator import survey
 from manta.orchestrator.adapter_check import adapter_problems
 from manta.orchestrator.colocation_check import colocation_problems
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
+from manta.orchestrator.critic_check import critic_problems
 from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.length_check import length_problems
 from manta.orchestrator.staleness_check import staleness_problems
@@ -49,6 +50,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *staleness_problems(run_file),
         *colocation_problems(run_file),
         *length_problems(run_file),
+        *critic_problems(run_file),
         *_stage_names(run_file),
     ]
     for index, stage in enumerate(run_file.stages):

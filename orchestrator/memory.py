@@ -9,7 +9,8 @@ key width K = key heads x head size, feed-forward width M, H heads, S layers, V 
 
 - learner, per rank: master weights 4P, gradient 4P, AdamW's two moments 8P (SGD with momentum 4P),
   and eP of working weights where they are not float32. Every rank of the plain backend holds all
-  of it (Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1, with float32 gradients).
+  of it (Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1, with float32 gradients). The same
+  again for a critic that is a model of its own, without a head.
 - saved for the backward pass: N S (e (4W + 2Q + 2K + 4M) + 8W + 4 (H + 2)) bytes, after Korthikanti
   et al., arXiv 2205.05198, section 4, for a block with SwiGLU, grouped keys and attention that
   stores a log-sum per head instead of scores; both norms keep a float32 copy of their input.
@@ -24,10 +25,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from manta.actors.backends.settings import LearnerSettings
 from manta.actors.engines.kv_memory import CPU_BLOCK, KeyValueShape, default_cpu_bytes
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import ModelSpec
@@ -134,7 +136,7 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
     weights = num_parameters(sizes) * element
     parts: list[Part] = []
     if any(stage.kind == "train" for stage in run_file.stages):
-        parts += _learner(run_file, sizes, element)
+        parts += [*_learner(run_file, sizes, element), *_critic(run_file, sizes, element)]
         parts.append(Part("object store", "newest and next weights", 2 * weights))
         parts.append(Part("weight store", "newest and next weights", 2 * weights))
         parts.append(
@@ -203,7 +205,7 @@ def _rollout(settings: EngineSettings, spec: ModelSpec, sizes: ModelSizes) -> li
 def _learner(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
     settings = run_file.learner
     count = num_parameters(sizes)
-    states = 2 if settings.optimizer == "adamw" else int(settings.momentum != 0)
+    states = _optimizer_states(settings)
     tokens = max(settings.tokens_per_micro_batch, run_file.model.context)
     parts = [
         Part("learner", "process", PROCESS_BYTES),
@@ -217,6 +219,26 @@ def _learner(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
     if element != 4:
         parts.insert(2, Part("learner", "working weights", element * count))
     return parts
+
+
+def _critic(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
+    """A critic of its own is one more model without a head; with a path it counts as large as the
+    policy."""
+    critics = [s.algorithm.critic for s in run_file.stages if s.kind == "train" and s.algorithm]
+    if not any(critic is not None and critic.model == "own" for critic in critics):
+        return []
+    settings = run_file.learner
+    trunk = num_parameters(replace(sizes, tied=True)) + sizes.width + 1
+    copies = 4 * (2 + _optimizer_states(settings)) + (element if element != 4 else 0)
+    tokens = max(settings.tokens_per_micro_batch, run_file.model.context)
+    return [
+        Part("learner", "critic: weights, gradient, optimizer states", copies * trunk),
+        Part("learner", "critic: activations", saved_for_backward(sizes, tokens, element)),
+    ]
+
+
+def _optimizer_states(settings: LearnerSettings) -> int:
+    return 2 if settings.optimizer == "adamw" else int(settings.momentum != 0)
 
 
 def _logits(sizes: ModelSizes, num_tokens: int) -> int:

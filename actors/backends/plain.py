@@ -1,62 +1,72 @@
 """The plain backend: torch only, every rank holds the whole model and the whole optimizer state.
 
-Owns one optimizer update. Which rows make a micro-batch and what the loss is come from outside.
+Owns one optimizer update. Which rows make a micro-batch and what the loss is come from outside;
+what an update does to one module is `manta.actors.backends.trained`'s.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from manta.actors.backends.flat import FlatParameters
-from manta.actors.backends.optimizer import FlatOptimizer
-from manta.actors.backends.parked import Parked
-from manta.actors.backends.protocol import Loss, Want
+from manta.actors.backends.protocol import POLICY, Loss, Want
+from manta.actors.backends.residents import Resident
 from manta.actors.backends.settings import LearnerSettings
-from manta.actors.backends.state_files import Scalars, read_state, write_state
 from manta.actors.backends.totals import Totals
+from manta.actors.backends.trained import TrainedModule
 from manta.actors.models.causal import model_state
 from manta.actors.models.policy import evaluate, evaluate_in_batches
 from manta.actors.rows import Row
-from manta.actors.weight_tensors import first_mismatch, pack
+from manta.actors.weight_tensors import pack
 from manta.actors.weights import Weights
 from manta.envs.records import WeightVersion
 
+_ALONE: Mapping[str, Resident] = MappingProxyType({})
+
 
 class PlainBackend:
-    """See `manta.actors.backends.protocol.Backend` and `Offloads`. `group` is None for a learner of
-    one rank.
+    """See `manta.actors.backends.protocol.Backend`, `HoldsResidents` and `Offloads`. `group` is
+    None for a learner of one rank.
 
     Ranks start from rank 0's parameters and stay equal to the bit, since all apply the same summed
     gradient; so `save` needs to be called on one rank only, `load` on all.
     """
 
     def __init__(
-        self, model: nn.Module, settings: LearnerSettings, group: dist.ProcessGroup | None = None
+        self,
+        model: nn.Module,
+        settings: LearnerSettings,
+        group: dist.ProcessGroup | None = None,
+        residents: Mapping[str, Resident] = _ALONE,
     ) -> None:
         self._model = model
         self._settings = settings
         self._group = group
-        self._flat = FlatParameters(model)
-        self._optimizer = FlatOptimizer(settings, self._flat)
-        self._parkable = [Parked(self._flat.gradient, keeps_content=False)]
-        if self._flat.gradient.device.type != "cpu":
-            self._parkable += self._optimizer.slots()
+        self._residents = [resident.module for resident in residents.values()]
+        self._modules = {POLICY: TrainedModule(model, settings, group)}
+        for name, resident in residents.items():
+            tree = nn.ModuleDict({name: resident.module})
+            self._modules[name] = TrainedModule(tree, resident.settings, group)
+        self._parkable = [each for module in self._modules.values() for each in module.parkable()]
         self._is_offloaded = False
-        if group is not None:
-            dist.broadcast(self._flat.master, group_src=0, group=group)
-            self._flat.publish()
 
     def evaluate(
         self, rows: Sequence[Row], wants: Sequence[Want], temperature: float
     ) -> dict[str, Tensor]:
         return evaluate_in_batches(
-            self._model, rows, wants, temperature, self._settings.tokens_per_micro_batch
+            self._model,
+            rows,
+            wants,
+            temperature,
+            self._settings.tokens_per_micro_batch,
+            self._residents,
         )
 
     def update(
@@ -72,57 +82,67 @@ class PlainBackend:
         `clip_norm` 0 turns clipping off. A non-finite loss or gradient norm skips the update.
         Raises RuntimeError while offloaded.
         """
+        return self.update_each(micro_batches, wants, temperature, loss, {POLICY: learning_rate})
+
+    def update_each(
+        self,
+        micro_batches: Iterable[Sequence[Row]],
+        wants: Sequence[Want],
+        temperature: float,
+        loss: Loss,
+        learning_rates: Mapping[str, float],
+    ) -> dict[str, float]:
+        """As `update`, see `manta.actors.backends.protocol.HoldsResidents`."""
         if self._is_offloaded:
             raise RuntimeError("update() while gradients are offloaded: call restore() first")
-        self._flat.zero_gradient()
+        trained = {name: self._modules[name] for name in learning_rates}
         totals = Totals()
-        for rows in micro_batches:
-            terms = loss(rows, evaluate(self._model, rows, wants, temperature))
-            terms.loss.backward()  # type: ignore[no-untyped-call]
-            totals.add(terms)
+        with ExitStack() as frozen:
+            for name, module in self._modules.items():
+                if name in trained:
+                    module.zero_gradient()
+                else:
+                    frozen.enter_context(module.frozen())
+            for rows in micro_batches:
+                found = evaluate(self._model, rows, wants, temperature, self._residents)
+                terms = loss(rows, found)
+                terms.loss.backward()  # type: ignore[no-untyped-call]
+                totals.add(terms)
+        norms = {name: module.finish_gradient() for name, module in trained.items()}
         if self._group is not None:
-            self._flat.sum_gradient(self._group)
             totals.combine(self._group)
         metrics = totals.values()
-        norm = self._flat.clip(self._settings.clip_norm)
-        is_finite = math.isfinite(norm) and math.isfinite(metrics["loss"])
+        is_finite = all(math.isfinite(each) for each in (*norms.values(), metrics["loss"]))
         if is_finite:
-            self._optimizer.step(learning_rate)
-            self._flat.publish()
-        return {**metrics, "grad_norm": norm, "skipped_updates": float(not is_finite)}
+            for name, module in trained.items():
+                module.step(learning_rates[name])
+        told = {
+            "grad_norm" if name == POLICY else f"{name}/grad_norm": norm
+            for name, norm in norms.items()
+        }
+        return {**metrics, **told, "skipped_updates": float(not is_finite)}
 
     def weights(self, version: WeightVersion) -> Weights:
         return pack(model_state(self._model), version)
 
     def save(self, folder: Path) -> None:
-        """Master weights in float32, whatever dtype the model computes in."""
-        scalars = Scalars(self._settings.optimizer, self._optimizer.updates)
-        write_state(folder, self._parameters(), self._optimizer.state(), scalars)
+        """Master weights in float32, whatever dtype the model computes in. The policy's files are
+        written last."""
+        for name in reversed(self._modules):
+            self._modules[name].save(_below(folder, name))
 
     def load(self, folder: Path) -> None:
         """Raises ValueError where a file is unreadable, or naming the first tensor of another
         model; nothing is changed by weights that do not belong."""
-        parameters, optimizer, scalars = read_state(folder)
-        if scalars.optimizer != self._settings.optimizer:
-            raise ValueError(
-                f"{folder} was written with optimizer {scalars.optimizer!r}, this learner uses "
-                f"{self._settings.optimizer!r}: set learner.optimizer to continue it"
-            )
-        own = self._parameters()
-        problem = first_mismatch(own, parameters)
-        if problem is not None:
-            raise ValueError(f"{folder} is a checkpoint of another model: {problem}")
-        self._optimizer.load(optimizer, scalars.updates)
-        for name, tensor in own.items():
-            tensor.copy_(parameters[name])
-        self._flat.publish()
+        for name, module in self._modules.items():
+            module.load(_below(folder, name))
 
     def offload(self) -> None:
         """See `manta.actors.backends.protocol.Offloads`."""
         self._is_offloaded = True
         for parked in self._parkable:
             parked.give_back()
-        if self._flat.gradient.device.type == "cuda":
+        if any(p.device.type == "cuda" for p in self._model.parameters()):
             # Freed is not enough: other processes get what torch keeps for itself only now.
             torch.cuda.empty_cache()
 
@@ -134,7 +154,6 @@ class PlainBackend:
     def held_bytes(self) -> int:
         return sum(parked.held_bytes for parked in self._parkable)
 
-    def _parameters(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: masters of the trained parameters, frozen ones as they are."""
-        masters = {name: self._flat.view(self._flat.master, name) for name in self._flat.names}
-        return {name: masters.get(name, p) for name, p in model_state(self._model).items()}
+
+def _below(folder: Path, name: str) -> Path:
+    return folder if name == POLICY else folder / name

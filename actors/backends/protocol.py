@@ -16,7 +16,11 @@ from manta.actors.weights import Weights
 from manta.algorithms.tokens import LossTerms
 from manta.envs.records import WeightVersion
 
-Want: TypeAlias = Literal["logprob", "entropy"]
+Want: TypeAlias = Literal["logprob", "entropy", "value"]
+"""`value` is a critic's, see `HoldsResidents`."""
+
+POLICY = "policy"
+"""The policy's name among the modules that are trained."""
 
 Loss: TypeAlias = Callable[[Sequence[Row], Mapping[str, Tensor]], LossTerms]
 """From a micro-batch's rows and their flat per-trained-token statistics to its share of the loss
@@ -52,6 +56,33 @@ class Backend(Protocol):
         ...
 
     def load(self, folder: Path) -> None: ...
+
+
+@runtime_checkable
+class HoldsResidents(Protocol):
+    """A backend that trains named modules beside the policy (`manta.actors.models.resident`), each
+    with an optimizer of its own.
+
+    Its class is called with one more value, `residents` (`manta.actors.backends.residents`).
+    `evaluate` answers their wants too. `weights` are the policy's alone. `save` and `load` take all
+    of them, residents below folders of their names, with names that begin with theirs.
+    """
+
+    def update_each(
+        self,
+        micro_batches: Iterable[Sequence[Row]],
+        wants: Sequence[Want],
+        temperature: float,
+        loss: Loss,
+        learning_rates: Mapping[str, float],
+    ) -> dict[str, float]:
+        """As `Backend.update`, of the modules that `learning_rates` names; the policy is `policy`.
+
+        The others, and their optimizers' states, stay as they are to the bit, and nothing is
+        computed for their gradients. Norms are clipped module by module; a resident's is reported
+        as `NAME/grad_norm`. One that is not finite skips the update of all.
+        """
+        ...
 
 
 @runtime_checkable

@@ -10,6 +10,12 @@ BACKEND_NAMES = ("plain",)
 OFFLOADING = ("plain",)
 """Those that can leave their device to engines: `manta.actors.backends.protocol.Offloads`."""
 
+CRITIC = "critic"
+"""The critic's name among the residents; its tensors are called `critic.head.weight` and so on."""
+
+HOLDING_RESIDENTS = ("plain",)
+"""Those that train modules beside the policy: `manta.actors.backends.protocol.HoldsResidents`."""
+
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:

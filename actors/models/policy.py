@@ -1,12 +1,13 @@
 """Evaluating a causal language model on rows: statistics of trained tokens, flat, nothing else.
 
 Owns padding, which hidden states are needed, and putting results back into row order. Full
-distributions stay inside `manta.actors.models.vocabulary`.
+distributions stay inside `manta.actors.models.vocabulary`; what residents answer is theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Protocol, cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from manta.actors.backends.protocol import Want
 from manta.actors.micro_batches import micro_batches
+from manta.actors.models.resident import ResidentModule
 from manta.actors.models.vocabulary import token_statistics
 from manta.actors.rows import Row
 from manta.envs.records import Float32, Int32
@@ -27,32 +29,56 @@ class _HiddenStates(Protocol):
 
 
 def evaluate(
-    model: nn.Module, rows: Sequence[Row], wants: Sequence[Want], temperature: float
+    model: nn.Module,
+    rows: Sequence[Row],
+    wants: Sequence[Want],
+    temperature: float,
+    residents: Sequence[ResidentModule] = (),
 ) -> dict[str, Tensor]:
     """float32[T] per want over the trained tokens of `rows`, in row order, with gradients.
 
     `logprob` is log softmax(logits / temperature) at the token, `entropy` that distribution's
-    entropy in nats. Rows are padded on the right, so a causal model needs no attention mask: no
-    token sees the padding after it. Tokens that nothing trained depends on are not computed.
+    entropy in nats; other wants are answered by `residents`. Rows are padded on the right, so a
+    causal model needs no attention mask: no token sees the padding after it. Tokens that nothing
+    trained depends on are not computed, and neither is the policy where no want depends on it.
 
-    Raises ValueError where the first token of a row is trained (nothing predicts it), and for
-    models that transform logits after the head.
+    Raises ValueError where the first token of a row is trained (nothing predicts it), for models
+    that transform logits after the head, and for a want that nobody answers.
+    """
+    if not any(row.num_tokens for row in rows):
+        _check(model, rows)
+        device = next(model.parameters()).device
+        return {want: torch.zeros(0, device=device) for want in wants}
+    states = cache(lambda: hidden_states(model, rows))
+    found: dict[str, Tensor] = {}
+    if "logprob" in wants or "entropy" in wants:
+        hidden_TD, targets_T = states()
+        head = _head(model)
+        logprob_T, entropy_T = token_statistics(
+            hidden_TD, head.weight, head.bias, targets_T, temperature, "entropy" in wants
+        )
+        found = {"logprob": logprob_T, "entropy": entropy_T}
+    for resident in residents:
+        found |= resident.statistics(rows, wants, lambda: states()[0])
+    missing = sorted(set(wants) - found.keys())
+    if missing:
+        raise ValueError(f"nothing in the learner's graph answers {missing}: add its resident")
+    return {want: found[want] for want in wants}
+
+
+def hidden_states(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """For each trained token of `rows`, in row order: the state [T, D] of `model`, with or without
+    a head, that the token is predicted from, and the token's id, int64[T].
+
+    Raises ValueError as `evaluate` does.
     """
     _check(model, rows)
     device = next(model.parameters()).device
     tokens_BL, positions_T, targets_T = _pad(rows)
-    if len(targets_T) == 0:
-        return {want: torch.zeros(0, device=device) for want in wants}
     body = cast(nn.Module, model.base_model)
     states = cast(_HiddenStates, body(input_ids=tokens_BL.to(device), use_cache=False))
-    hidden_BLD = states.last_hidden_state
-    hidden_TD = hidden_BLD.flatten(0, 1).index_select(0, positions_T.to(device))
-    head = _head(model)
-    logprob_T, entropy_T = token_statistics(
-        hidden_TD, head.weight, head.bias, targets_T.to(device), temperature, "entropy" in wants
-    )
-    found = {"logprob": logprob_T, "entropy": entropy_T}
-    return {want: found[want] for want in wants}
+    hidden_TD = states.last_hidden_state.flatten(0, 1).index_select(0, positions_T.to(device))
+    return hidden_TD, targets_T.to(device)
 
 
 def evaluate_in_batches(
@@ -61,6 +87,7 @@ def evaluate_in_batches(
     wants: Sequence[Want],
     temperature: float,
     tokens_per_micro_batch: int,
+    residents: Sequence[ResidentModule] = (),
 ) -> dict[str, Tensor]:
     """As `evaluate`, in micro-batches and without gradients; results stay in row order."""
     counts = [row.num_tokens for row in rows]
@@ -69,7 +96,7 @@ def evaluate_in_batches(
     results: dict[str, Tensor] = {want: torch.zeros(sum(counts), device=device) for want in wants}
     with torch.no_grad():
         for batch in micro_batches(rows, tokens_per_micro_batch):
-            found = evaluate(model, batch, wants, temperature)
+            found = evaluate(model, batch, wants, temperature, residents)
             sizes = [row.num_tokens for row in batch]
             for want in wants:
                 for row, part in zip(batch, torch.split(found[want], sizes), strict=True):
