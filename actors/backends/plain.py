@@ -19,16 +19,18 @@ from torch import Tensor, nn
 from manta.actors.backends.protocol import POLICY, Loss, Want
 from manta.actors.backends.residents import Resident
 from manta.actors.backends.settings import LearnerSettings
+from manta.actors.backends.state_files import Scalars, read_state, write_state
 from manta.actors.backends.totals import Totals
 from manta.actors.backends.trained import TrainedModule
 from manta.actors.models.causal import model_state
 from manta.actors.models.policy import evaluate, evaluate_in_batches
 from manta.actors.rows import Row
-from manta.actors.weight_tensors import pack
+from manta.actors.weight_tensors import first_mismatch, pack
 from manta.actors.weights import Weights
 from manta.envs.records import WeightVersion
 
 _ALONE: Mapping[str, Resident] = MappingProxyType({})
+_UPDATES = "updates"
 
 
 class PlainBackend:
@@ -49,7 +51,7 @@ class PlainBackend:
         self._model = model
         self._settings = settings
         self._group = group
-        self._residents = [resident.module for resident in residents.values()]
+        self._residents = {name: resident.module for name, resident in residents.items()}
         self._modules = {POLICY: TrainedModule(model, settings, group)}
         for name, resident in residents.items():
             tree = nn.ModuleDict({name: resident.module})
@@ -66,7 +68,7 @@ class PlainBackend:
             wants,
             temperature,
             self._settings.tokens_per_micro_batch,
-            self._residents,
+            tuple(self._residents.values()),
         )
 
     def update(
@@ -96,7 +98,7 @@ class PlainBackend:
         if self._is_offloaded:
             raise RuntimeError("update() while gradients are offloaded: call restore() first")
         trained = {name: self._modules[name] for name in learning_rates}
-        totals = Totals()
+        residents, totals = tuple(self._residents.values()), Totals()
         with ExitStack() as frozen:
             for name, module in self._modules.items():
                 if name in trained:
@@ -104,7 +106,7 @@ class PlainBackend:
                 else:
                     frozen.enter_context(module.frozen())
             for rows in micro_batches:
-                found = evaluate(self._model, rows, wants, temperature, self._residents)
+                found = evaluate(self._model, rows, wants, temperature, residents)
                 terms = loss(rows, found)
                 terms.loss.backward()  # type: ignore[no-untyped-call]
                 totals.add(terms)
@@ -126,16 +128,42 @@ class PlainBackend:
         return pack(model_state(self._model), version)
 
     def save(self, folder: Path) -> None:
-        """Master weights in float32, whatever dtype the model computes in. The policy's files are
-        written last."""
-        for name in reversed(self._modules):
-            self._modules[name].save(_below(folder, name))
+        """Master weights in float32, whatever dtype the model computes in. Residents' are beside
+        the optimizer's state: only who trains reads them."""
+        policy = self._modules[POLICY]
+        scalars = Scalars(self._settings.optimizer, policy.updates)
+        write_state(folder, policy.parameters(), self._private_state(), scalars)
 
     def load(self, folder: Path) -> None:
         """Raises ValueError where a file is unreadable, or naming the first tensor of another
         model; nothing is changed by weights that do not belong."""
+        parameters, private, scalars = read_state(folder)
+        if scalars.optimizer != self._settings.optimizer:
+            raise ValueError(
+                f"{folder} was written with optimizer {scalars.optimizer!r}, this learner uses "
+                f"{self._settings.optimizer!r}: set learner.optimizer to continue it"
+            )
+        states = {POLICY: (parameters, private, scalars.updates)}
+        for name in self._residents:
+            optimizer = _taken(private, f"optimizer.{name}.")
+            updates = _taken(private, f"{name}.{_UPDATES}").values()
+            states[name] = (_taken(private, f"{name}."), optimizer, sum(map(int, updates)))
+        for name, state in states.items():
+            problem = first_mismatch(self._modules[name].parameters(), state[0])
+            if problem is not None:
+                raise ValueError(f"{folder} is a checkpoint of another model: {problem}")
+        for name, state in states.items():
+            self._modules[name].load(*state)
+
+    def _private_state(self) -> dict[str, Tensor]:
+        """What nobody but a learner reads: optimizers' states, and all of the residents'."""
+        state: dict[str, Tensor] = {}
         for name, module in self._modules.items():
-            module.load(_below(folder, name))
+            state |= module.optimizer_state()
+            if name != POLICY:
+                state |= module.parameters()
+                state[f"{name}.{_UPDATES}"] = torch.tensor(module.updates)
+        return state
 
     def offload(self) -> None:
         """See `manta.actors.backends.protocol.Offloads`."""
@@ -155,5 +183,6 @@ class PlainBackend:
         return sum(parked.held_bytes for parked in self._parkable)
 
 
-def _below(folder: Path, name: str) -> Path:
-    return folder if name == POLICY else folder / name
+def _taken(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of `state` whose names begin so, which leave it."""
+    return {name: state.pop(name) for name in list(state) if name.startswith(prefix)}

@@ -64,8 +64,9 @@ class HoldsResidents(Protocol):
     with an optimizer of its own.
 
     Its class is called with one more value, `residents` (`manta.actors.backends.residents`).
-    `evaluate` answers their wants too. `weights` are the policy's alone. `save` and `load` take all
-    of them, residents below folders of their names, with names that begin with theirs.
+    `evaluate` answers their wants too. `weights` are the policy's alone, and so is what `save` puts
+    among parameters; what it keeps of residents is beside the optimizer's state, under names that
+    begin with theirs.
     """
 
     def update_each(

@@ -6,9 +6,8 @@ the backend's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -17,9 +16,7 @@ from manta.actors.backends.flat import FlatParameters
 from manta.actors.backends.optimizer import FlatOptimizer
 from manta.actors.backends.parked import Parked
 from manta.actors.backends.settings import LearnerSettings
-from manta.actors.backends.state_files import Scalars, read_state, write_state
 from manta.actors.models.causal import model_state
-from manta.actors.weight_tensors import first_mismatch
 
 
 class TrainedModule:
@@ -69,30 +66,27 @@ class TrainedModule:
         self._optimizer.step(learning_rate)
         self._flat.publish()
 
-    def save(self, folder: Path) -> None:
-        """Master weights in float32, whatever dtype the module computes in."""
-        scalars = Scalars(self._settings.optimizer, self._optimizer.updates)
-        write_state(folder, self._parameters(), self._optimizer.state(), scalars)
+    @property
+    def updates(self) -> int:
+        """How many steps were taken so far."""
+        return self._optimizer.updates
 
-    def load(self, folder: Path) -> None:
-        """Raises ValueError where a file is unreadable, or naming the first tensor of another
-        model; nothing is changed by weights that do not belong."""
-        parameters, optimizer, scalars = read_state(folder)
-        if scalars.optimizer != self._settings.optimizer:
-            raise ValueError(
-                f"{folder} was written with optimizer {scalars.optimizer!r}, this learner uses "
-                f"{self._settings.optimizer!r}: set learner.optimizer to continue it"
-            )
-        own = self._parameters()
-        problem = first_mismatch(own, parameters)
-        if problem is not None:
-            raise ValueError(f"{folder} is a checkpoint of another model: {problem}")
-        self._optimizer.load(optimizer, scalars.updates)
-        for name, tensor in own.items():
-            tensor.copy_(parameters[name])
-        self._flat.publish()
-
-    def _parameters(self) -> dict[str, Tensor]:
+    def parameters(self) -> dict[str, Tensor]:
         """What a checkpoint holds: masters of the trained parameters, frozen ones as they are."""
         masters = {name: self._flat.view(self._flat.master, name) for name in self._flat.names}
         return {name: masters.get(name, p) for name, p in model_state(self._module).items()}
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        return self._optimizer.state()
+
+    def load(
+        self, parameters: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], updates: int
+    ) -> None:
+        """Takes what `parameters` and `optimizer_state` gave after `updates` steps.
+
+        Raises ValueError naming the first tensor of the optimizer that does not belong.
+        """
+        self._optimizer.load(optimizer, updates)
+        for name, tensor in self.parameters().items():
+            tensor.copy_(parameters[name])
+        self._flat.publish()
