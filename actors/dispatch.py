@@ -55,13 +55,13 @@ class EngineClient(Protocol):
 
 
 class RouterClient(Protocol):
-    """The router, from afar. `release` and `withdraw` are not waited for, and may arrive late."""
+    """The router, from afar. `release` is not waited for, and may arrive late."""
 
-    def acquire(self, ask: Ask) -> Awaitable[tuple[Lease, EngineClient]]: ...
+    def acquire(self, ask: Ask) -> Awaitable[tuple[Lease, EngineClient]]:
+        """Where it is cancelled, nothing is left of the ask."""
+        ...
 
     def release(self, ticket: Ticket, generated: int) -> None: ...
-
-    def withdraw(self, ticket: Ticket) -> None: ...
 
     def lose(self, ticket: Ticket) -> Awaitable[None]: ...
 
@@ -134,11 +134,7 @@ class Dispatch:
     async def _lease(self, ask: Ask, wanted: list[GenerateRequest], drafts: Drafts) -> EngineLife:
         """One engine's part; what it made so far is in `drafts`, also where it is lost."""
         before = drafts.num_made
-        try:
-            lease, engine = await self._router.acquire(ask)
-        except asyncio.CancelledError:
-            self._router.withdraw(ask.ticket)
-            raise
+        lease, engine = await self._router.acquire(ask)
         try:
             await self._make(engine, ask.ticket, wanted, drafts)
             return lease.life

@@ -130,8 +130,8 @@ class EnvironmentWorker:
         tokens = sum(len(ids) for ids, _ in rows)
         rank = (self._opened[lane].priority,)
         ask = Ask(self._dispatch.ticket(), rank, rows=0, tokens=tokens)
+        _, engine = await self._router.acquire(ask)
         try:
-            _, engine = await self._router.acquire(ask)
             logprobs = await engine.logprobs([ids for ids, _ in rows])
         finally:
             self._router.release(ask.ticket, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -51,14 +52,15 @@ class RemoteRouter:
         self._handle = handle
 
     async def acquire(self, ask: Ask) -> tuple[Lease, RemoteEngine]:
-        lease, handle = await self._handle.acquire.remote(ask)
+        try:
+            lease, handle = await self._handle.acquire.remote(ask)
+        except asyncio.CancelledError:
+            self._handle.withdraw.remote(ask.ticket)
+            raise
         return lease, RemoteEngine(handle)
 
     def release(self, ticket: Ticket, generated: int) -> None:
         self._handle.release.remote(ticket, generated)
-
-    def withdraw(self, ticket: Ticket) -> None:
-        self._handle.withdraw.remote(ticket)
 
     async def lose(self, ticket: Ticket) -> None:
         await self._handle.lose.remote(ticket)

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
+from manta.orchestrator.config import CALLS_PER_WORKER
 from manta.orchestrator.pools import start
 
 WARM_UP = 2
@@ -95,17 +96,19 @@ class Crew:
         self._step = 0
 
     async def step(self, groups: int, size: int) -> float:
-        """Processor milliseconds of a step on `groups` blocks of `size` bytes together.
+        """Processor milliseconds of a step on `groups` groups of `size` bytes together, which come
+        in as many blocks as Manta's do.
 
         Raises RuntimeError where the ranks did not read them all.
         """
         began = time.process_time()
+        count = min(groups, CALLS_PER_WORKER * SOURCES)
         blocks = await asyncio.gather(
-            *(self._make(i % SOURCES, size // groups) for i in range(groups))
+            *(self._make(i % SOURCES, size // count) for i in range(count))
         )
         await self._log.put.remote(self._step, blocks)
         read = await self._log.result.remote(self._step)
-        if read != RANKS * (size // groups) * groups:
+        if read != RANKS * (size // count) * count:
             raise RuntimeError(f"the ranks read {read} of {size} bytes")
         parcel = self._log.parcel.remote()
         await asyncio.gather(*(self._publish(engine, parcel) for engine in self._engines))

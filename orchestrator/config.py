@@ -112,12 +112,17 @@ class StageConfig:
         return self.trajectories.removeprefix("stage:")
 
 
+CALLS_PER_WORKER = 4
+"""Calls of a step to an environment worker, unless the run file says how many groups travel."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkersConfig:
-    """Environment workers; `groups_per_call` tasks travel together (1 streams best)."""
+    """Environment workers; `groups_per_call` tasks travel together (0: see
+    `RunFile.groups_per_call`)."""
 
     workers: int = 1
-    groups_per_call: int = 1
+    groups_per_call: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +216,21 @@ class RunFile:
         """How many steps the weights that sample may be behind in `stage`."""
         own = stage.max_staleness
         return self.rollout.max_staleness if own is None else own
+
+    def groups_per_call(self, stage: StageConfig) -> int:
+        """How many groups of `stage` travel to an environment worker, and back, in one call.
+
+        Where the run file says 0, enough for `CALLS_PER_WORKER` calls a step to every worker: a
+        step waits for all of its groups, and each call costs the driver time. Where a group that
+        ends before the others makes room for another one, every group travels alone.
+        """
+        if self.environment.groups_per_call:
+            return self.environment.groups_per_call
+        is_race = self.rollout.oversample > 1 or self.rollout.redundant_samples > 0
+        drops = stage.algorithm is not None and stage.algorithm.drop_zero_variance_groups
+        if stage.samples_to_train and (is_race or drops):
+            return 1
+        return max(1, stage.prompts_per_step // (CALLS_PER_WORKER * self.environment.workers))
 
     @property
     def needs_rollout(self) -> bool:

@@ -156,7 +156,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "reference.threads": (reference.threads, 0),
         "reference.tokens_per_batch": (reference.tokens_per_batch, 1),
         "environment.workers": (run_file.environment.workers, 1),
-        "environment.groups_per_call": (run_file.environment.groups_per_call, 1),
+        "environment.groups_per_call": (run_file.environment.groups_per_call, 0),
         "reward_workers.workers": (run_file.reward_workers.workers, 1),
         "checkpoint.every_steps": (run_file.checkpoint.every_steps, 1),
         "checkpoint.keep": (run_file.checkpoint.keep, 1),

@@ -31,9 +31,8 @@ class GenerateStage:
         )
         if feed_state is not None:
             feed.restore(feed_state)
-        self._supply = Supply(
-            feed, run.crew.environment, lane.name, run.run_file.environment.groups_per_call
-        )
+        per_call = run.run_file.groups_per_call(stage)
+        self._supply = Supply(feed, run.crew.environment, lane.name, per_call)
         run.recorder.enter_stage(stage.name, stage.steps, feed, run.progress)
         async with asyncio.TaskGroup() as tasks:
             supplying = tasks.create_task(self._supply.run())

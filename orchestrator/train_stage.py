@@ -67,7 +67,7 @@ class TrainStage:
             feed,
             run.crew.environment,
             lane.name,
-            run.run_file.environment.groups_per_call,
+            run.run_file.groups_per_call(stage),
             self._ages(),
             ExpectedLengths() if run.run_file.rollout.dispatch == "longest_first" else None,
             self._cap(feed_state),

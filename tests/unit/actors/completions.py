@@ -118,8 +118,5 @@ class OneAfterTheOther:
     def release(self, ticket: Ticket, generated: int) -> None:
         self.events.append(("release", ticket, generated))
 
-    def withdraw(self, ticket: Ticket) -> None:
-        self.events.append(("withdraw", ticket, 0))
-
     async def lose(self, ticket: Ticket) -> None:
         self.events.append(("lose", ticket, 0))

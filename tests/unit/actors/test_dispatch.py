@@ -83,7 +83,7 @@ async def test_a_call_that_still_waits_for_an_engine_can_be_cancelled() -> None:
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert [what for what, _, _ in router.events] == ["withdraw"]
+    assert router.events == []
 
 
 async def test_the_next_ask_waits_until_the_router_knows_the_loss() -> None:

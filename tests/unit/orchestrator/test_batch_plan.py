@@ -159,3 +159,25 @@ def test_roles_that_no_stage_needs_are_left_out(
 def test_the_defaults_of_all_roles_fit_two_cores(tmp_path: Path) -> None:
     loaded = load(tmp_path, "stages.rl.algorithm.kl.coef=1")
     assert sum(count * cpus for _, count, cpus in batch_plan.placement_needs(loaded)) <= 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "groups"),
+    [
+        ("", 8),
+        ("environment.workers=2", 4),
+        ("environment.workers=99", 1),
+        ("environment.groups_per_call=3", 3),
+        ("rollout.redundant_samples=2", 1),
+        ("rollout.redundant_samples=2 environment.groups_per_call=3", 3),
+        ("stages.rl.algorithm.drop_zero_variance_groups=true", 1),
+    ],
+)
+def test_groups_travel_together_unless_one_that_ends_early_makes_room(
+    tmp_path: Path, overrides: str, groups: int
+) -> None:
+    loaded = load(
+        tmp_path, "environment.groups_per_call=0", "stages.rl.prompts_per_step=32",
+        *overrides.split(),
+    )  # fmt: skip
+    assert loaded.groups_per_call(loaded.stages[1]) == groups
