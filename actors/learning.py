@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from manta.actors.backends.protocol import Backend
+from manta.actors.backends.protocol import POLICY, Backend, HoldsResidents, Want
+from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
 from manta.actors.collectives import alone
 from manta.actors.micro_batches import micro_batches
 from manta.actors.rows import Row
@@ -70,6 +71,7 @@ class Learner:
         epochs: int,
         updates: int,
         learning_rate: float,
+        residents: ResidentRates = NO_RESIDENTS,
     ) -> dict[str, float]:
         """Makes `updates` optimizer updates in each of `epochs` passes over the plan's kept rows.
 
@@ -79,15 +81,20 @@ class Learner:
         counts `tokens` and `rows` (kept rows and their trained tokens), `updates` (applied) and
         `skipped_updates` (not finite); and how far engine and learner disagree before the policy
         moves (`manta.algorithms.mismatch`): over the tokens of the step where a pass has recomputed
-        their log-probs, else over those of the first update.
+        their log-probs, else over those of the first update. With a critic also
+        `critic/value_mean`, `critic/return_mean` and `critic/explained_variance` of its values
+        before the first update. Where `residents` says so the policy is frozen: it stays as it is
+        to the bit, and what is not the critic's is not reported.
 
         Raises ValueError where `rows` lacks one of this rank's rows, or a row lacks log-probs that
         the algorithm needs.
         """
         shares = self._shares(plan, rows, updates)
-        tokens = self._step_tokens(
-            plan, [row for share in shares for row in share], epochs, updates
-        )
+        mine = [row for share in shares for row in share]
+        tokens = self._step_tokens(plan, mine, epochs * updates, residents.is_policy_frozen)
+        rates = {POLICY: learning_rate, **residents.by_name}
+        if residents.is_policy_frozen:
+            del rates[POLICY]
         tally = MismatchTally(self._algorithm.off_policy)
         is_whole = tokens.tally(tally)
         reports: list[dict[str, float]] = []
@@ -95,13 +102,14 @@ class Learner:
             if plan.num_tokens_N[whole].any():
                 first = None if is_whole or reports else tally
                 update = _denominators(plan, whole)
-                reports.append(self._update(tokens, share, update, learning_rate, first))
+                reports.append(self._update(tokens, share, update, rates, first))
         kept = kept_rows(plan)
         return {
             **_over_updates(reports),
             "tokens": float(plan.num_tokens_N[kept].sum()),
             "rows": float(len(kept)),
             **tally.figures(self._all_reduce, self._rank, self._world_size),
+            **tokens.value_figures(self._all_reduce),
         }
 
     def _shares(self, plan: StepPlan, rows: Mapping[int, Row], updates: int) -> list[list[Row]]:
@@ -121,17 +129,27 @@ class Learner:
         return [ranks[self._rank] for ranks in shares]
 
     def _step_tokens(
-        self, plan: StepPlan, rows: Sequence[Row], epochs: int, updates: int
+        self, plan: StepPlan, rows: Sequence[Row], num_updates: int, is_policy_frozen: bool
     ) -> StepTokens:
-        """The pass that recomputes log-probs is left out where the first update is the only one
-        and only the ratio asks: there the current log-probs are the proximal ones."""
+        """After one pass for what the step needs to know of policy and critic before it: values
+        where there is a critic; log-probs unless the first update is the only one and only the
+        ratio asks (there the current log-probs are the proximal ones), or there is no ratio."""
         kl = self._algorithm.kl
         charges_kl = kl.placement == "reward" and kl.coef != 0.0
-        proximal_T = None
-        if self._algorithm.proximal == "learner" and (epochs * updates > 1 or charges_kl):
-            proximal_T = self._backend.evaluate(rows, ("logprob",), self._temperature)["logprob"]
+        has_later_ratio = num_updates > 1 and not is_policy_frozen
+        wants: list[Want] = []
+        if self._algorithm.proximal == "learner" and (has_later_ratio or charges_kl):
+            wants.append("logprob")
+        if self._algorithm.critic is not None:
+            wants.append("value")
+        found = self._backend.evaluate(rows, wants, self._temperature) if wants else {}
         return StepTokens(
-            self._algorithm, tuple(plan.coefficients), rows, proximal_T, self._all_reduce
+            self._algorithm,
+            tuple(plan.coefficients),
+            rows,
+            found.get("logprob"),
+            self._all_reduce,
+            found.get("value"),
         )
 
     def _update(
@@ -139,11 +157,13 @@ class Learner:
         tokens: StepTokens,
         rows: Sequence[Row],
         update: Denominators,
-        learning_rate: float,
+        rates: Mapping[str, float],
         tally: MismatchTally | None,
     ) -> dict[str, float]:
-        """One update; `tally` counts its tokens, under the policy before it."""
+        """One update of the modules in `rates`; `tally` counts its tokens, under the policy before
+        it."""
         recompute = self._algorithm.proximal == "learner"
+        batches = micro_batches(rows, self._tokens_per_micro_batch)
 
         def loss(batch: Sequence[Row], stats: Mapping[str, Tensor]) -> LossTerms:
             on_cpu = {name: values.cpu() for name, values in stats.items()}
@@ -153,13 +173,19 @@ class Learner:
                 tally.add(of_tokens, current_T)
             return self._objective.loss(of_tokens, on_cpu)
 
-        return self._backend.update(
-            micro_batches(rows, self._tokens_per_micro_batch),
-            self._objective.wants,
-            self._temperature,
-            loss,
-            learning_rate,
-        )
+        def critic_loss(batch: Sequence[Row], stats: Mapping[str, Tensor]) -> LossTerms:
+            on_cpu = {name: values.cpu() for name, values in stats.items()}
+            return self._objective.critic_loss(tokens.batch(batch, update), on_cpu)
+
+        if self._algorithm.critic is None:
+            return self._backend.update(
+                batches, self._objective.wants, self._temperature, loss, rates[POLICY]
+            )
+        assert isinstance(self._backend, HoldsResidents)
+        wants, what = self._objective.wants, loss
+        if POLICY not in rates:
+            wants, what = ("value",), critic_loss
+        return self._backend.update_each(batches, wants, self._temperature, what, rates)
 
 
 def _denominators(plan: StepPlan, rows: IntArray) -> Denominators:

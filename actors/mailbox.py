@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import ray
 
+from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
 from manta.actors.device_place import DevicePlace
 from manta.actors.hand_over import HandedOver, HandOver
 from manta.actors.stored_folder import WrittenFile
@@ -26,9 +27,9 @@ Place = tuple[int, int]
 @dataclass(frozen=True, slots=True)
 class StepWork:
     """One step for all ranks. Group g of the plan is entry `place_G[g][1]` of block
-    `blocks[place_G[g][0]]`. `learning_rate` already follows the schedule;
-    `hand_over`: the weights go to the store after the step; `save_to`: where all ranks bring what a
-    checkpoint of the step needs, and say so with `saved`."""
+    `blocks[place_G[g][0]]`. `learning_rate`, the policy's, already follows the schedule, and so do
+    those of `residents`; `hand_over`: the weights go to the store after the step; `save_to`: where
+    all ranks bring what a checkpoint of the step needs, and say so with `saved`."""
 
     stage: str
     plan: StepPlan
@@ -37,6 +38,7 @@ class StepWork:
     learning_rate: float
     hand_over: bool = True
     save_to: str | None = None
+    residents: ResidentRates = NO_RESIDENTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from manta.actors.backends.agreed import probe_together
 from manta.actors.backends.protocol import Backend, Offloads, Sharded, Snapshots
 from manta.actors.backends.registry import build_backend
+from manta.actors.backends.residents import build_residents
 from manta.actors.backends.settings import OFFLOADING
 from manta.actors.checkpoint_writer import CheckpointWriter
 from manta.actors.collectives import alone, sum_over
@@ -55,9 +56,12 @@ class Rank:
         self._learner: Learner | None = None
 
     def enter(self, stage: str) -> Backend:
-        """Starts `stage`: the same parameters, a fresh optimizer."""
+        """Starts `stage`: the same parameters, a fresh optimizer, and the stage's own residents."""
         self._stage = stage
-        self._backend = build_backend(self._job.settings, self._model)
+        job = self._job
+        algorithm = job.stages[stage].algorithm
+        residents = build_residents(algorithm, job.settings, job.model, job.vocab_size, self._model)
+        self._backend = build_backend(job.settings, self._model, residents)
         if self._job.is_colocated and not isinstance(self._backend, Offloads):
             raise ValueError(
                 f"rollout.placement: colocated needs a learner backend that can leave its device, "
@@ -68,7 +72,7 @@ class Rank:
         all_reduce = alone if everyone is None else sum_over(everyone)
         self._learner = Learner(
             self._backend,
-            self._job.stages[stage].algorithm,
+            algorithm,
             self._job.settings.tokens_per_micro_batch,
             self._job.stages[stage].temperature,
             self._rank,
@@ -173,7 +177,12 @@ class Rank:
         held = self._held if stage.own_samples else None
         rows = {row.index: row for row in rows_of(work.plan, groups, indices, held)}
         metrics = self._learner.step(
-            work.plan, rows, stage.epochs_per_step, stage.updates_per_step, work.learning_rate
+            work.plan,
+            rows,
+            stage.epochs_per_step,
+            stage.updates_per_step,
+            work.learning_rate,
+            work.residents,
         )
         stepped = time.perf_counter()
         self._held = version = WeightVersion(work.plan.step, incarnation)

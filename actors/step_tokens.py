@@ -18,13 +18,15 @@ from manta.algorithms.mismatch import MismatchTally
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.token_stage import AllReduce, token_stage
 from manta.algorithms.tokens import TokenBatch
+from manta.algorithms.values import value_figures
 from manta.envs.records import Bool, Float32
 
 
 class StepTokens:
-    """Advantages of `rows` after the token stage, beside their log-probs, by row.
+    """Advantages and returns of `rows` after the token stage, beside log-probs and values, by row.
 
-    `proximal_T` float32[T] is over the rows' trained tokens in row order, or None. Construction
+    `proximal_T` and `value_T` float32[T] are over the rows' trained tokens in row order, of the
+    policy and the critic before the step's first update, or None. Construction
     takes part in the token stage's sums over ranks, so every rank constructs one, with or without
     rows; `names` are the plan's coefficient columns.
     """
@@ -36,6 +38,7 @@ class StepTokens:
         rows: Sequence[Row],
         proximal_T: Tensor | None,
         all_reduce: AllReduce,
+        value_T: Tensor | None = None,
     ) -> None:
         self._settings = settings
         self._names = tuple(names)
@@ -49,6 +52,7 @@ class StepTokens:
         self._reference_T = _flat([row.reference_logprobs for row in rows], rows)
         self._same_version_T = _flat([row.same_version for row in rows], rows, np.bool_)
         self._proximal_T = None if proximal_T is None else proximal_T.detach().cpu()
+        self._value_T = None if value_T is None else value_T.detach().cpu()
         batch = flatten(
             settings,
             self._num_tokens(rows),
@@ -57,8 +61,10 @@ class StepTokens:
             self._behaviour_T,
             self._proximal_T,
             self._reference_T,
+            value_T=self._value_T,
         )
-        self._advantage_T = token_stage(settings, batch, all_reduce).advantage_T
+        staged = token_stage(settings, batch, all_reduce)
+        self._advantage_T, self._return_T = staged.advantage_T, staged.return_T
 
     def batch(
         self, rows: Sequence[Row], update: Denominators, proximal_T: Tensor | None = None
@@ -77,6 +83,8 @@ class StepTokens:
             self._cut(self._reference_T, rows),
             self._cut(self._advantage_T, rows),
             self._cut(self._same_version_T, rows),
+            self._cut(self._value_T, rows),
+            self._cut(self._return_T, rows),
         )
 
     def tally(self, tally: MismatchTally) -> bool:
@@ -86,10 +94,18 @@ class StepTokens:
         tally.add(self.batch(self._rows, Denominators(1.0, 1.0)), self._proximal_T)
         return True
 
+    def value_figures(self, all_reduce: AllReduce) -> dict[str, float]:
+        """How the critic did on the step's tokens, before its first update; nothing without one."""
+        if self._value_T is None or self._return_T is None:
+            return {}
+        batch = self.batch(self._rows, Denominators(1.0, 1.0))
+        figures = value_figures(self._value_T, self._return_T, batch.mean_T, all_reduce)
+        return {f"critic/{name}": value for name, value in figures.items()}
+
     def _cut(self, values_T: Tensor | None, rows: Sequence[Row]) -> Tensor | None:
         if values_T is None:
             return None
-        return torch.cat([values_T[self._places[row.index]] for row in rows])
+        return torch.cat([values_T[:0], *(values_T[self._places[row.index]] for row in rows)])
 
     def _num_tokens(self, rows: Sequence[Row]) -> Tensor:
         return torch.tensor([row.num_tokens for row in rows], dtype=torch.int64)

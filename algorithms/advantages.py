@@ -53,7 +53,8 @@ def gae(rewards_T: Tensor, values_T: Tensor, row_T: Tensor, gamma: float, lam: f
 
     `A_t = sum_k (gamma * lam)^k * delta_(t+k)` within t's row, with
     `delta_t = r_t + gamma * V_(t+1) - V_t`. `values_T` are the critic's values before each token;
-    the value after a row's last token is 0, also where a length limit cut the row. The critic's
+    the value after a row's last token is 0, also where a length limit cut the row: the limit is
+    part of the task, and the reward of what it cut is all that such a row ever gets. The critic's
     target is `A_t + V_t`.
     """
     next_values_T = torch.zeros_like(values_T)

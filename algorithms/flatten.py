@@ -26,13 +26,15 @@ def flatten(
     reference_T: Tensor | None = None,
     advantage_T: Tensor | None = None,
     same_version_T: Tensor | None = None,
+    value_T: Tensor | None = None,
+    return_T: Tensor | None = None,
 ) -> TokenBatch:
     """The batch of R rows with `num_tokens_R` int64[R] trained tokens each, T in all.
 
     `coefficients_R` are the plan's columns for these rows (`advantage`, and `weight` or `keep`);
     `update` holds the denominators of the whole update that the rows belong to. The flat log-probs
-    [T] are in row order. `advantage_T` is the token stage's result for these rows; without it each
-    token gets its row's advantage.
+    and values [T] are in row order. `advantage_T` and `return_T` are the token stage's results for
+    these rows; without the former each token gets its row's advantage.
 
     Raises ValueError where a flat tensor is not of T tokens.
     """
@@ -45,19 +47,13 @@ def flatten(
         "reference_T": reference_T,
         "advantage_T": advantage_T,
         "same_version_T": same_version_T,
+        "value_T": value_T,
+        "return_T": return_T,
     }
     _check_lengths(flat, row_T, num_rows)
-    weight_R = row_weight(coefficients_R)
+    weight_R, constant = row_weight(coefficients_R), settings.constant_length
     weight_T, mean_T = (
-        token_weights(
-            mode,
-            row_T,
-            num_tokens_R,
-            weight_R,
-            update.total_tokens,
-            update.total_rows,
-            settings.constant_length,
-        )
+        token_weights(mode, row_T, num_tokens_R, weight_R, *update, constant)
         for mode in (settings.aggregation, "token_mean")
     )
     if advantage_T is None:
@@ -72,6 +68,8 @@ def flatten(
         reference_T=reference_T,
         coefficients_R=coefficients_R,
         same_version_T=same_version_T,
+        value_T=value_T,
+        return_T=return_T,
     )
 
 

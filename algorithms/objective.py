@@ -18,8 +18,9 @@ from manta.algorithms.losses import clipped_surrogate, cross_entropy
 from manta.algorithms.off_policy import correct
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.tokens import LossTerms, TokenBatch
+from manta.algorithms.values import value_loss
 
-Want: TypeAlias = Literal["logprob", "entropy"]
+Want: TypeAlias = Literal["logprob", "entropy", "value"]
 
 
 class _Policy(NamedTuple):
@@ -41,9 +42,9 @@ class Objective:
     @property
     def wants(self) -> tuple[Want, ...]:
         """The statistics that `loss` reads, float[T] each."""
-        if self.settings.entropy_coef != 0.0 or self.report_entropy:
-            return ("logprob", "entropy")
-        return ("logprob",)
+        has_entropy = self.settings.entropy_coef != 0.0 or self.report_entropy
+        policy: tuple[Want, ...] = ("logprob", "entropy") if has_entropy else ("logprob",)
+        return policy if self.settings.critic is None else (*policy, "value")
 
     @property
     def needs_reference(self) -> bool:
@@ -63,7 +64,7 @@ class Objective:
         batch has reference log-probs), `entropy` (if wanted), and for the clipped surrogate
         `clip_fraction_low`, `clip_fraction_high`, `ratio_mean` (a masked token counts as 1),
         `kl_behaviour`, the k3 estimate of KL(behaviour || policy), and with a correction its
-        `weight_mean`. `maxima`: `ratio_max`.
+        `weight_mean`. `maxima`: `ratio_max`. With a critic its terms come on top (`critic_loss`).
 
         Raises ValueError where the batch lacks log-probs that the settings need.
         """
@@ -87,9 +88,43 @@ class Objective:
                 loss_T = loss_T - self.settings.entropy_coef * means["entropy"]
         loss = (batch.weight_T * loss_T).sum()
         sums = {name: (batch.mean_T * mean.detach()).sum() for name, mean in means.items()}
-        sums["loss"] = loss.detach()
         sums["policy_loss"] = (batch.weight_T * policy.loss_T.detach()).sum()
+        if self.settings.critic is not None:
+            critic = self.critic_loss(batch, stats)
+            loss = loss + critic.loss
+            sums |= critic.sums
+        sums["loss"] = loss.detach()
         return LossTerms(loss, sums, policy.maxima)
+
+    def critic_loss(self, batch: TokenBatch, stats: Mapping[str, Tensor]) -> LossTerms:
+        """`critic.loss_coef * sum(mean_T * value_T)`, the part of `loss` that is the critic's: the
+        mean over the update's trained tokens, whatever the policy's loss is aggregated by.
+
+        `stats` holds the current `value`. `sums`: `loss`, and under `mean_T` `critic/value_loss`
+        and `critic/clip_fraction`. Raises ValueError where the batch lacks values and returns.
+        """
+        told = self.settings.critic
+        if told is None or batch.value_T is None or batch.return_T is None:
+            raise ValueError(
+                "the value loss needs a critic, its values at the start of the step and returns: "
+                "set algorithm.critic and advantage: gae"
+            )
+        active_T = batch.mean_T != 0
+        found = value_loss(
+            _only(active_T, stats["value"]),
+            _only(active_T, batch.value_T),
+            _only(active_T, batch.return_T),
+            told.clip,
+        )
+        mean = (batch.mean_T * found.loss_T).sum()
+        loss = told.loss_coef * mean
+        clipped = (batch.mean_T * found.clipped_T.to(batch.mean_T.dtype)).sum()
+        sums = {
+            "loss": loss.detach(),
+            "critic/value_loss": mean.detach(),
+            "critic/clip_fraction": clipped,
+        }
+        return LossTerms(loss, sums, {})
 
     def _policy(self, batch: TokenBatch, logprob_T: Tensor, active_T: Tensor) -> _Policy:
         if self.settings.loss == "cross_entropy":

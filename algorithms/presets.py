@@ -10,7 +10,12 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from manta.algorithms.settings import AlgorithmSettings, KlSettings, OffPolicySettings
+from manta.algorithms.settings import (
+    AlgorithmSettings,
+    CriticSettings,
+    KlSettings,
+    OffPolicySettings,
+)
 
 PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
     {
@@ -68,6 +73,27 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             proximal="learner",
             off_policy=OffPolicySettings(correction="mask", level="token", low=0.5, high=5.0),
         ),
+        # PPO, arXiv 1707.06347, with GAE, arXiv 1506.02438, as used on language models: Ziegler et
+        # al., arXiv 1909.08593, and their code: clip 0.2, value clip 0.2 and coefficient 0.1, no
+        # discount, lambda 0.95, whitened advantages, k1 to the reference in each token's reward
+        # (and four epochs: set `epochs_per_step`). A model of its own for the values as in Stiennon
+        # et al., arXiv 2009.01325; KL coefficient 0.02 of InstructGPT, arXiv 2203.02155.
+        "ppo": AlgorithmSettings(
+            name="ppo",
+            samples_per_prompt=1,
+            advantage="gae",
+            divide_by_std=False,
+            gamma=1.0,
+            gae_lambda=0.95,
+            critic=CriticSettings(model="own", clip=0.2, loss_coef=0.1),
+            loss="clipped_surrogate",
+            clip_low=0.2,
+            clip_high=0.2,
+            aggregation="token_mean",
+            kl=KlSettings(coef=0.02, estimator="k1", placement="reward"),
+            proximal="learner",
+            whiten_advantages=True,
+        ),
         # Williams, "Simple statistical gradient-following algorithms", 1992: the mean over rows of
         # reward times the row's summed log-prob gradient, no baseline. With one on-policy update a
         # step the ratio is 1 and the clip never acts.
@@ -101,6 +127,7 @@ def check(settings: AlgorithmSettings) -> None:
         *_numbers(settings),
         *_kl(settings),
         *_off_policy(settings),
+        *_values(settings),
         *_cross_entropy(settings),
     ]
     if problems:
@@ -201,11 +228,59 @@ def _off_policy(settings: AlgorithmSettings) -> list[str]:
     return problems
 
 
+def _values(settings: AlgorithmSettings) -> list[str]:
+    """GAE and a critic go together, and with settings that only they read."""
+    problems = []
+    if settings.advantage == "gae" and settings.critic is None:
+        problems.append(
+            "advantage is gae, which needs values: add a critic (`critic: {}`), or choose another "
+            "advantage"
+        )
+    if settings.advantage != "gae" and settings.critic is not None:
+        problems.append(
+            f"there is a critic but advantage is {settings.advantage}, which has no use for its "
+            "values: set advantage to gae, or critic to null"
+        )
+    for name, value in (("gamma", settings.gamma), ("gae_lambda", settings.gae_lambda)):
+        if not 0 <= value <= 1:
+            problems.append(f"{name} is {value:g}, it must be at least 0 and at most 1")
+        elif value != 1 and settings.advantage != "gae":
+            problems.append(
+                f"{name} is {value:g} but advantage is {settings.advantage}, which does not read "
+                "it: remove it, or set advantage to gae"
+            )
+    return problems if settings.critic is None else [*problems, *_critic(settings.critic)]
+
+
+def _critic(critic: CriticSettings) -> list[str]:
+    problems = []
+    if critic.path is not None and critic.model == "shared":
+        problems.append(
+            "critic.path is set but critic.model is shared, a head on the policy's own trunk: "
+            "remove it, or set critic.model to own"
+        )
+    if critic.clip is not None and not 0 < critic.clip < math.inf:
+        problems.append(f"critic.clip is {critic.clip:g}, it must be above 0 (null: no bound)")
+    if not 0 < critic.loss_coef < math.inf:
+        problems.append(f"critic.loss_coef is {critic.loss_coef:g}, it must be above 0")
+    if critic.warmup_steps < 0:
+        problems.append(f"critic.warmup_steps is {critic.warmup_steps}, it must be 0 or more")
+    if critic.learning_rate is not None and not 0 < critic.learning_rate < math.inf:
+        problems.append(f"critic.learning_rate is {critic.learning_rate:g}, it must be above 0")
+    for name, value in (("weight_decay", critic.weight_decay), ("clip_norm", critic.clip_norm)):
+        if value is not None and not 0 <= value < math.inf:
+            problems.append(f"critic.{name} is {value:g}, it must be 0 or more")
+    if critic.betas is not None and not all(0 <= beta < 1 for beta in critic.betas):
+        problems.append("critic.betas must each be at least 0 and below 1")
+    return problems
+
+
 def _cross_entropy(settings: AlgorithmSettings) -> list[str]:
     if settings.loss != "cross_entropy":
         return []
     unused = {
         "advantage: group_relative": settings.advantage == "group_relative",
+        "advantage: gae": settings.advantage == "gae",
         "whiten_advantages": settings.whiten_advantages,
         "drop_zero_variance_groups": settings.drop_zero_variance_groups,
         "proximal: learner": settings.proximal == "learner",

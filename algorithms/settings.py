@@ -35,6 +35,28 @@ class OffPolicySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CriticSettings:
+    """The critic of a stage: what estimates values, and how it learns.
+
+    `model`: a value head on the policy's trunk (`shared`), or a model of its own (`own`) that
+    starts from the policy's weights at the stage's start, or from those at `path`. `clip` bounds
+    how far a value may move in a step and still gain by it (None: no bound); `loss_coef` is the
+    factor of its loss. In the first `warmup_steps` steps of the stage only the critic trains. The
+    other fields are its optimizer's; None is the policy's value.
+    """
+
+    model: Literal["shared", "own"] = "own"
+    path: str | None = None
+    clip: float | None = None
+    loss_coef: float = 1.0
+    warmup_steps: int = 0
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    betas: tuple[float, float] | None = None
+    clip_norm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AlgorithmSettings:
     """A resolved algorithm. `name` is the preset that it started from.
 
@@ -42,15 +64,19 @@ class AlgorithmSettings:
     `proximal`: the log-probs in the ratio's denominator are the engine's (`behaviour`), or the
     learner's own at the start of the step (`learner`); `off_policy` corrects for how the two
     differ, and needs the latter.
+    `advantage: gae` is made from the values of `critic`; `gamma` and `gae_lambda` are its own.
     `constant_length` is the divisor of the `sequence_sum_constant` aggregation.
     """
 
     name: str
     samples_from: Literal["policy", "given"] = "policy"
     samples_per_prompt: int = 1
-    advantage: Literal["group_relative", "reward"] = "group_relative"
+    advantage: Literal["group_relative", "reward", "gae"] = "group_relative"
     divide_by_std: bool = True
     std_epsilon: float = 1e-6
+    gamma: float = 1.0
+    gae_lambda: float = 1.0
+    critic: CriticSettings | None = None
     loss: Literal["clipped_surrogate", "cross_entropy"] = "clipped_surrogate"
     clip_low: float = 0.2
     clip_high: float = 0.2

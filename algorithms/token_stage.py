@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from manta.algorithms import kl
-from manta.algorithms.advantages import return_to_go
+from manta.algorithms.advantages import gae, return_to_go
 from manta.algorithms.aggregate import row_weight
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.tokens import TokenBatch
@@ -38,29 +38,52 @@ def token_stage(
        group-relative advantages the KL is charged after the baseline and is not part of it. KL is
        the estimate between the log-probs at the start of the step (`proximal_T` if there is one,
        else `behaviour_T`) and `reference_T`.
+       With `advantage: gae` the coefficient is the row's reward, and `advantage_T` are the
+       generalised advantage estimates of these per-token rewards over `value_T`; `return_T` are
+       those plus the values. Tokens between trained ones (other parties' turns) take no time.
     2. Whitening over the step's tokens, on all ranks, by row weight (`whiten_advantages`).
 
-    With neither, every token gets its row's advantage. `all_reduce` is called once where advantages
-    are whitened, else not at all. Idempotent: an earlier result in `advantage_T` is not read.
+    With none of them every token gets its row's advantage. `all_reduce` is called once where
+    advantages are whitened, else not at all. Idempotent: an earlier result in `advantage_T` is not
+    read.
 
-    Raises ValueError where the KL needs log-probs that the batch lacks.
+    Raises ValueError where the KL needs log-probs, or GAE values, that the batch lacks.
     """
     advantage_R = batch.coefficients_R["advantage"]
-    advantage_T = advantage_R[batch.row_T]
-    if settings.kl.placement == "reward" and settings.kl.coef != 0.0:
-        old_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
-        if old_T is None or batch.reference_T is None:
+    advantage_T, return_T = advantage_R[batch.row_T], None
+    kl_T = _charged(settings, batch)
+    if settings.advantage == "gae":
+        if batch.value_T is None:
             raise ValueError(
-                "KL in the reward needs log-probs of the sampling policy and of the reference for "
-                "every token: let the policy sample and run reference workers, or set kl.coef to 0"
+                "advantage is gae but the batch has no values: train with a critic, or choose "
+                "another advantage"
             )
-        kl_T = kl.estimate(settings.kl.estimator, old_T, batch.reference_T)
+        charges_T = torch.zeros_like(batch.value_T) if kl_T is None else kl_T
+        rewards_T = token_rewards(advantage_R, charges_T, batch.row_T, settings.kl.coef)
+        advantage_T = gae(
+            rewards_T, batch.value_T, batch.row_T, settings.gamma, settings.gae_lambda
+        )
+        return_T = advantage_T + batch.value_T
+    elif kl_T is not None:
         rewards_T = token_rewards(advantage_R, kl_T, batch.row_T, settings.kl.coef)
         advantage_T = return_to_go(rewards_T, batch.row_T, gamma=1.0)
     if settings.whiten_advantages:
         weight_T = row_weight(batch.coefficients_R)[batch.row_T]
         advantage_T = whiten(advantage_T, weight_T, all_reduce)
-    return replace(batch, advantage_T=advantage_T)
+    return replace(batch, advantage_T=advantage_T, return_T=return_T)
+
+
+def _charged(settings: AlgorithmSettings, batch: TokenBatch) -> Tensor | None:
+    """The KL estimate [T] that the reward is charged with; None where it is not."""
+    if settings.kl.placement != "reward" or settings.kl.coef == 0.0:
+        return None
+    old_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
+    if old_T is None or batch.reference_T is None:
+        raise ValueError(
+            "KL in the reward needs log-probs of the sampling policy and of the reference for "
+            "every token: let the policy sample and run reference workers, or set kl.coef to 0"
+        )
+    return kl.estimate(settings.kl.estimator, old_T, batch.reference_T)
 
 
 def token_rewards(reward_R: Tensor, kl_T: Tensor, row_T: Tensor, coef: float) -> Tensor:

@@ -26,6 +26,8 @@ class TokenBatch:
     coefficients_R: named float32[R] columns of the plan.
     same_version_T: bool[T], True where the token was sampled under the very weights that the
         learner holds at the start of the step (None: nothing is known of that).
+    value_T: float32[T], the critic's value before each token at the start of the step; return_T:
+        float32[T], what the critic learns to say there (both None without a critic).
     """
 
     row_T: Tensor
@@ -37,6 +39,8 @@ class TokenBatch:
     reference_T: Tensor | None
     coefficients_R: Mapping[str, Tensor]
     same_version_T: Tensor | None = None
+    value_T: Tensor | None = None
+    return_T: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

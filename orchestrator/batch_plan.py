@@ -80,6 +80,7 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
             _staleness(run_file, stage, stage.algorithm),
             *_long_tail(run_file, stage),
             _ratio(stage, stage.algorithm),
+            *_critic(run_file, stage, stage.algorithm),
         ]
         if run_file.rollout.placement == "colocated":
             lines.append(_turns(stage))
@@ -268,6 +269,25 @@ def _ratio(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
             f"{kl.placement}"
         )
     return told
+
+
+def _critic(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> list[str]:
+    critic = algorithm.critic
+    if critic is None:
+        return []
+    whose = {
+        "shared": "a head on the policy's trunk",
+        "own": f"a model of its own that starts from {critic.path or 'the policy'}",
+    }[critic.model]
+    peak = critic.learning_rate or run_file.schedule(stage).peak
+    alone = critic.warmup_steps
+    told = (
+        f"critic: {whose}, learning rate {peak:g}; its values are computed in one pass without "
+        "gradients before the step's first update"
+    )
+    if alone:
+        told += f"; it trains alone for the first {_times(alone, 'step')}"
+    return [told]
 
 
 def _correction(settings: OffPolicySettings) -> str:

@@ -2,7 +2,8 @@
 
 Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
-`checkpoint_check`, `adapter_check` (`model.lora`) and `vllm_check` of `manta.orchestrator`.
+`checkpoint_check`, `critic_check`, `adapter_check` (`model.lora`) and `vllm_check` of
+`manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
 algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -26,6 +27,7 @@ from manta.orchestrator.backend_check import backend_problems, installed_deepspe
 from manta.orchestrator.checkpoint_check import checkpoint_problems
 from manta.orchestrator.colocation_check import colocation_problems
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
+from manta.orchestrator.critic_check import critic_problems
 from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.length_check import length_problems
 from manta.orchestrator.staleness_check import staleness_problems
@@ -54,6 +56,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *colocation_problems(run_file),
         *backend_problems(run_file, installed_deepspeed()),
         *length_problems(run_file),
+        *critic_problems(run_file),
         *_stage_names(run_file),
     ]
     for index, stage in enumerate(run_file.stages):

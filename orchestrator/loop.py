@@ -28,6 +28,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
 from manta.actors.mailbox import StepReport, StepWork
 from manta.actors.step_scores import FinalScores
 from manta.algorithms.settings import AlgorithmSettings
@@ -70,6 +71,7 @@ class LoopHooks:
     where the run must not go on. `after`: evaluation, and the commit of the checkpoint, which goes
     on beside the next steps.
     `score_step`: the final scores of a step's groups, None without batch-scope components.
+    `residents`: what trains beside the policy.
     """
 
     learning_rate: Callable[[int], float]
@@ -79,6 +81,7 @@ class LoopHooks:
     publish: Callable[[StepReport], Awaitable[Published]]
     after: Callable[[int], Awaitable[None]]
     score_step: ScoreStep | None = None
+    residents: Callable[[int], ResidentRates] = lambda step: NO_RESIDENTS
 
 
 class StageLoop:
@@ -173,6 +176,7 @@ class StageLoop:
             learning_rate=self._hooks.learning_rate(step),
             hand_over=self._hooks.is_published(step),
             save_to=await self._hooks.save_to(step),
+            residents=self._hooks.residents(step),
         )
         with self._recorder.phase("learn"):
             await self._mailbox.put(work)

@@ -12,7 +12,8 @@ key width K = key heads x head size, feed-forward width M, H heads, S layers, V 
   section 3.1, with float32 gradients). Every rank of the plain backend holds all of it; what others
   hold is `manta.orchestrator.learner_share`'s, and what they gather at a time are embeddings, head
   and two layers, with their gradient. With an adapter P are its own parameters, and the weights
-  under it come once on top.
+  under it come once on top. The same again for a critic that is a model of its own, without a
+  head.
 - what a checkpoint is written from, beside the steps: a copy of master weights and optimizer
   state, of which each rank has its share (of sharded backends rank 0 has all).
 - saved for the backward pass: N S (e (4W + 2Q + 2K + 4M) + 8W + 4 (H + 2)) bytes, after Korthikanti
@@ -34,6 +35,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from manta.actors.backends.settings import LearnerSettings
 from manta.actors.engines.kv_memory import CPU_BLOCK, KeyValueShape, default_cpu_bytes
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import LoraSpec, ModelSpec
@@ -159,7 +161,7 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
     weights = num_parameters(sizes) * element
     parts: list[Part] = []
     if any(stage.kind == "train" for stage in run_file.stages):
-        parts += _learner(run_file, sizes, element)
+        parts += [*_learner(run_file, sizes, element), *_critic(run_file, sizes, element)]
         published = num_trained(sizes, spec.lora) * element
         parts.append(Part("object store", "newest and next weights", 2 * published))
         parts.append(Part("weight store", "newest and next weights", 2 * published))
@@ -229,7 +231,7 @@ def _rollout(settings: EngineSettings, spec: ModelSpec, sizes: ModelSizes) -> li
 def _learner(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
     settings = run_file.learner
     lora, count = run_file.model.lora, num_trained(sizes, run_file.model.lora)
-    states = 2 if settings.optimizer == "adamw" else int(settings.momentum != 0)
+    states = _optimizer_states(settings)
     tokens = max(settings.tokens_per_micro_batch, run_file.model.context)
     # Of a sharded backend rank 0 writes everything
     writers = max(1, settings.workers) if settings.backend == "plain" else 1
@@ -265,6 +267,26 @@ def _gathered(sizes: ModelSizes) -> int:
     """Parameters that are whole at a time: those outside of the layers, and two layers."""
     outside = num_parameters(replace(sizes, layers=0))
     return outside + 2 * (num_parameters(replace(sizes, layers=1)) - outside)
+
+
+def _critic(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
+    """A critic of its own is one more model without a head; with a path it counts as large as the
+    policy."""
+    critics = [s.algorithm.critic for s in run_file.stages if s.kind == "train" and s.algorithm]
+    if not any(critic is not None and critic.model == "own" for critic in critics):
+        return []
+    settings = run_file.learner
+    trunk = num_parameters(replace(sizes, tied=True)) + sizes.width + 1
+    copies = 4 * (2 + _optimizer_states(settings)) + (element if element != 4 else 0)
+    tokens = max(settings.tokens_per_micro_batch, run_file.model.context)
+    return [
+        Part("learner", "critic: weights, gradient, optimizer states", copies * trunk),
+        Part("learner", "critic: activations", saved_for_backward(sizes, tokens, element)),
+    ]
+
+
+def _optimizer_states(settings: LearnerSettings) -> int:
+    return 2 if settings.optimizer == "adamw" else int(settings.momentum != 0)
 
 
 def _logits(sizes: ModelSizes, num_tokens: int) -> int:

@@ -142,10 +142,14 @@ class _Driver:
         learner = self._checkpoint.learner if self._checkpoint else None
         if state is not None and learner is None:
             learner = self._checkpoints.newest_learner(state.step)
-        trained = [stage.name for stage in self._run_file.stages if stage.kind == "train"]
+        stages = self._run_file.stages
+        trained = [stage.name for stage in stages if stage.kind == "train"]
         stage = trained[0] if trained else ""
-        if state is not None and state.stage in trained:
-            stage = state.stage
+        if state is not None:
+            # The one that wrote the learner's files: what stands beside the policy is the stage's
+            names = [stage.name for stage in stages]
+            before = names[: names.index(state.stage) + 1]
+            stage = ([name for name in trained if name in before] or [stage])[-1]
         return StartOrder(
             step=state.step if state else 0,
             incarnation=self._incarnation,

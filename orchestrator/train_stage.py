@@ -29,6 +29,7 @@ from manta.orchestrator.mismatch import MismatchWatch
 from manta.orchestrator.publish import Published
 from manta.orchestrator.racing_feed import RacingFeed
 from manta.orchestrator.run_context import RunContext
+from manta.orchestrator.stage_rates import StageRates
 from manta.orchestrator.step_groups import StepGroups
 from manta.orchestrator.supply import Finished, Supply
 
@@ -141,15 +142,16 @@ class TrainStage:
         )
 
     def _hooks(self, score_step: ScoreStep | None) -> LoopHooks:
-        schedule = self._run.run_file.schedule(self._stage)
+        rates = StageRates(self._run.run_file, self._stage)
         return LoopHooks(
-            learning_rate=lambda step: schedule.at(step - self._first - 1, self._stage.steps),
+            learning_rate=lambda step: rates.policy(step - self._first - 1),
             is_published=self._is_published,
             save_to=self._save_to,
             inspect=self._watch(),
             publish=self._publish,
             after=self._after,
             score_step=score_step,
+            residents=lambda step: rates.residents(step - self._first - 1),
         )
 
     def _watch(self) -> MismatchWatch:

@@ -54,9 +54,13 @@ def join_group(rank: int, world_size: int, folder: Path) -> dist.ProcessGroup:
     return dist.group.WORLD
 
 
-def tiny_model(seed: int = 0, tied: bool = True, **options: str) -> nn.Module:
+def tiny_spec(tied: bool = True, **options: str) -> ModelSpec:
     sizes = BuildSpec(layers=2, width=16, heads=2, kv_heads=1, mlp_width=24, tie_embeddings=tied)
-    model = build_model(ModelSpec(build=sizes, context=64, **options), VOCABULARY, seed)
+    return ModelSpec(build=sizes, context=64, **options)
+
+
+def tiny_model(seed: int = 0, tied: bool = True, **options: str) -> nn.Module:
+    model = build_model(tiny_spec(tied, **options), VOCABULARY, seed)
     torch.manual_seed(seed)
     for parameter in model.parameters():  # initial weights are nearly uniform in their outputs
         parameter.data.add_(torch.randn(parameter.shape).to(parameter.dtype) * 0.1)

@@ -1,23 +1,24 @@
 """The plain backend: torch only, every rank holds the whole model and the whole optimizer state.
 
-Owns one optimizer update. Which rows make a micro-batch and what the loss is come from outside.
+Owns one optimizer update. Which rows make a micro-batch and what the loss is come from outside;
+what an update does to one module is `manta.actors.backends.trained`'s.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from manta.actors.backends.flat import FlatParameters
-from manta.actors.backends.optimizer import FlatOptimizer
-from manta.actors.backends.parked import Parked
-from manta.actors.backends.protocol import Loss, Want
+from manta.actors.backends.protocol import POLICY, Loss, Want
+from manta.actors.backends.residents import Resident
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.backends.state_files import (
     Scalars,
@@ -27,7 +28,7 @@ from manta.actors.backends.state_files import (
     write_state,
 )
 from manta.actors.backends.totals import Totals
-from manta.actors.models.adapter import adapter_name
+from manta.actors.backends.trained import TrainedModule
 from manta.actors.models.causal import model_state
 from manta.actors.models.lora import base_hash
 from manta.actors.models.policy import evaluate, evaluate_in_batches
@@ -37,9 +38,13 @@ from manta.actors.weight_tensors import first_mismatch, pack
 from manta.actors.weights import Weights
 from manta.envs.records import WeightVersion
 
+_ALONE: Mapping[str, Resident] = MappingProxyType({})
+_UPDATES = "updates"
+
 
 class PlainBackend:
-    """See `manta.actors.backends.protocol`: a `Backend` that `Snapshots` and `Offloads`. `group` is
+    """See `manta.actors.backends.protocol`: a `Backend` that `HoldsResidents`, `Snapshots` and
+    `Offloads`. `group` is
     None for a learner of one rank.
 
     Ranks start from rank 0's parameters and stay equal to the bit, since all apply the same summed
@@ -47,29 +52,36 @@ class PlainBackend:
     """
 
     def __init__(
-        self, model: nn.Module, settings: LearnerSettings, group: dist.ProcessGroup | None = None
+        self,
+        model: nn.Module,
+        settings: LearnerSettings,
+        group: dist.ProcessGroup | None = None,
+        residents: Mapping[str, Resident] = _ALONE,
     ) -> None:
         computing(model, settings.precision)  # raises where it cannot
         self._model = model
         self._settings = settings
         self._group = group
-        self._flat = FlatParameters(model)
-        self._optimizer = FlatOptimizer(settings, self._flat)
         self._base = base_hash(model)
-        self._parkable = [Parked(self._flat.gradient, keeps_content=False)]
-        if self._flat.gradient.device.type != "cpu":
-            self._parkable += self._optimizer.slots()
+        self._residents = {name: resident.module for name, resident in residents.items()}
+        self._modules = {POLICY: TrainedModule(model, settings, group)}
+        for name, resident in residents.items():
+            tree = nn.ModuleDict({name: resident.module})
+            self._modules[name] = TrainedModule(tree, resident.settings, group)
+        self._parkable = [each for module in self._modules.values() for each in module.parkable()]
         self._is_offloaded = False
-        if group is not None:
-            dist.broadcast(self._flat.master, group_src=0, group=group)
-            self._flat.publish()
 
     def evaluate(
         self, rows: Sequence[Row], wants: Sequence[Want], temperature: float
     ) -> dict[str, Tensor]:
         with computing(self._model, self._settings.precision):
             return evaluate_in_batches(
-                self._model, rows, wants, temperature, self._settings.tokens_per_micro_batch
+                self._model,
+                rows,
+                wants,
+                temperature,
+                self._settings.tokens_per_micro_batch,
+                tuple(self._residents.values()),
             )
 
     def update(
@@ -85,33 +97,55 @@ class PlainBackend:
         `clip_norm` 0 turns clipping off. A non-finite loss or gradient norm skips the update.
         Raises RuntimeError while offloaded.
         """
+        return self.update_each(micro_batches, wants, temperature, loss, {POLICY: learning_rate})
+
+    def update_each(
+        self,
+        micro_batches: Iterable[Sequence[Row]],
+        wants: Sequence[Want],
+        temperature: float,
+        loss: Loss,
+        learning_rates: Mapping[str, float],
+    ) -> dict[str, float]:
+        """As `update`, see `manta.actors.backends.protocol.HoldsResidents`."""
         if self._is_offloaded:
             raise RuntimeError("update() while gradients are offloaded: call restore() first")
-        self._flat.zero_gradient()
-        totals = Totals()
-        for rows in micro_batches:
-            with computing(self._model, self._settings.precision):
-                statistics = evaluate(self._model, rows, wants, temperature)
-            terms = loss(rows, statistics)
-            terms.loss.backward()  # type: ignore[no-untyped-call]
-            totals.add(terms)
+        trained = {name: self._modules[name] for name in learning_rates}
+        residents, totals = tuple(self._residents.values()), Totals()
+        with ExitStack() as frozen:
+            for name, module in self._modules.items():
+                if name in trained:
+                    module.zero_gradient()
+                else:
+                    frozen.enter_context(module.frozen())
+            for rows in micro_batches:
+                with computing(self._model, self._settings.precision):
+                    found = evaluate(self._model, rows, wants, temperature, residents)
+                terms = loss(rows, found)
+                terms.loss.backward()  # type: ignore[no-untyped-call]
+                totals.add(terms)
+        norms = {name: module.finish_gradient() for name, module in trained.items()}
         if self._group is not None:
-            self._flat.sum_gradient(self._group)
             totals.combine(self._group)
         metrics = totals.values()
-        norm = self._flat.clip(self._settings.clip_norm)
-        is_finite = math.isfinite(norm) and math.isfinite(metrics["loss"])
+        is_finite = all(math.isfinite(each) for each in (*norms.values(), metrics["loss"]))
         if is_finite:
-            self._optimizer.step(learning_rate)
-            self._flat.publish()
-        return {**metrics, "grad_norm": norm, "skipped_updates": float(not is_finite)}
+            for name, module in trained.items():
+                module.step(learning_rates[name])
+        told = {
+            "grad_norm" if name == POLICY else f"{name}/grad_norm": norm
+            for name, norm in norms.items()
+        }
+        return {**metrics, **told, "skipped_updates": float(not is_finite)}
 
     def weights(self, version: WeightVersion) -> Weights:
         return pack(model_state(self._model), version)
 
     def save(self, folder: Path) -> None:
-        """Master weights in float32, whatever dtype the model computes in."""
-        write_state(folder, self._parameters(), self._optimizer.state(), self._scalars())
+        """Master weights in float32, whatever dtype the model computes in. Residents' are beside
+        the optimizer's state: only who trains reads them."""
+        parameters = self._modules[POLICY].parameters()
+        write_state(folder, parameters, self._private_state(), self._scalars())
 
     def snapshot(self) -> Callable[[Path], None]:
         """See `manta.actors.backends.protocol.Snapshots`: each rank has about as many bytes."""
@@ -119,14 +153,14 @@ class PlainBackend:
         shard = (
             Shard() if group is None else Shard(dist.get_rank(group), dist.get_world_size(group))
         )
-        parameters, optimizer = (
+        parameters, private = (
             {name: host_copy(tensors[name]) for name in _share(tensors, shard)}
-            for tensors in (self._parameters(), self._optimizer.state())
+            for tensors in (self._modules[POLICY].parameters(), self._private_state())
         )
         return partial(
             write_state,
             parameters=parameters,
-            optimizer=optimizer,
+            optimizer=private,
             scalars=self._scalars(),
             shard=shard,
         )
@@ -134,7 +168,7 @@ class PlainBackend:
     def load(self, folder: Path) -> None:
         """Raises ValueError where a file is unreadable, or naming the first tensor of another
         model; nothing is changed by weights that do not belong."""
-        parameters, optimizer, scalars = read_state(folder)
+        parameters, private, scalars = read_state(folder)
         if scalars.optimizer != self._settings.optimizer:
             raise ValueError(
                 f"{folder} was written with optimizer {scalars.optimizer!r}, this learner uses "
@@ -145,21 +179,37 @@ class PlainBackend:
                 f"{folder} is a checkpoint of another model: the weights that its adapter is over "
                 f"have hash {scalars.base}, this learner's {self._base} (None: no adapter)"
             )
-        own = self._parameters()
-        problem = first_mismatch(own, parameters)
-        if problem is not None:
-            raise ValueError(f"{folder} is a checkpoint of another model: {problem}")
-        self._optimizer.load(optimizer, scalars.updates)
-        for name, tensor in own.items():
-            tensor.copy_(parameters[name])
-        self._flat.publish()
+        states = {POLICY: (parameters, private, scalars.updates)}
+        for name in self._residents:
+            optimizer = _taken(private, f"optimizer.{name}.")
+            updates = _taken(private, f"{name}.{_UPDATES}").values()
+            states[name] = (_taken(private, f"{name}."), optimizer, sum(map(int, updates)))
+        for name, state in states.items():
+            problem = first_mismatch(self._modules[name].parameters(), state[0])
+            if problem is not None:
+                raise ValueError(f"{folder} is a checkpoint of another model: {problem}")
+        for name, state in states.items():
+            self._modules[name].load(*state)
+
+    def _scalars(self) -> Scalars:
+        return Scalars(self._settings.optimizer, self._modules[POLICY].updates, self._base)
+
+    def _private_state(self) -> dict[str, Tensor]:
+        """What nobody but a learner reads: optimizers' states, and all of the residents'."""
+        state: dict[str, Tensor] = {}
+        for name, module in self._modules.items():
+            state |= module.optimizer_state()
+            if name != POLICY:
+                state |= module.parameters()
+                state[f"{name}.{_UPDATES}"] = torch.tensor(module.updates)
+        return state
 
     def offload(self) -> None:
         """See `manta.actors.backends.protocol.Offloads`."""
         self._is_offloaded = True
         for parked in self._parkable:
             parked.give_back()
-        if self._flat.gradient.device.type == "cuda":
+        if any(p.device.type == "cuda" for p in self._model.parameters()):
             # Freed is not enough: other processes get what torch keeps for itself only now.
             torch.cuda.empty_cache()
 
@@ -171,17 +221,10 @@ class PlainBackend:
     def held_bytes(self) -> int:
         return sum(parked.held_bytes for parked in self._parkable)
 
-    def _scalars(self) -> Scalars:
-        return Scalars(self._settings.optimizer, self._optimizer.updates, self._base)
 
-    def _parameters(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: masters of the trained parameters, frozen ones as they are; of
-        weights under an adapter the hash alone."""
-        masters = {
-            adapter_name(name) or name: self._flat.view(self._flat.master, name)
-            for name in self._flat.names
-        }
-        return {name: masters.get(name, p) for name, p in model_state(self._model).items()}
+def _taken(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of `state` whose names begin so, which leave it."""
+    return {name: state.pop(name) for name in list(state) if name.startswith(prefix)}
 
 
 def _share(tensors: Mapping[str, Tensor], shard: Shard) -> list[str]:

@@ -17,6 +17,9 @@ from manta.actors.weights import Weights
 from manta.algorithms.tokens import LossTerms
 from manta.envs.records import WeightVersion
 
+POLICY = "policy"
+"""The policy's name among the modules that are trained."""
+
 
 @dataclass(frozen=True, slots=True)
 class TopK:
@@ -29,10 +32,11 @@ class TopK:
         return "top_k"
 
 
-Want: TypeAlias = Literal["logprob", "entropy", "logsumexp", "vocab_mean"] | TopK
+Want: TypeAlias = Literal["logprob", "entropy", "logsumexp", "vocab_mean", "value"] | TopK
 """Statistics of each trained token and its distribution softmax(z), z = logits / temperature:
 `logprob` of the token, `entropy` in nats, `logsumexp` of z, all three with gradients;
-`vocab_mean`, the mean of z over the vocabulary, and `TopK` without. Results are named `str(want)`.
+`vocab_mean`, the mean of z over the vocabulary, and `TopK` without. `value` is a critic's, see
+`HoldsResidents`. Results are named `str(want)`.
 """
 
 Loss: TypeAlias = Callable[[Sequence[Row], Mapping[str, Tensor]], LossTerms]
@@ -81,6 +85,34 @@ class Snapshots(Protocol):
         """Copies this rank's share of what `save` writes to host memory. The result writes it below
         a folder, from any thread; the shares of all ranks in one folder are what `load` reads, on
         any number of ranks. Every rank must call it.
+        """
+        ...
+
+
+@runtime_checkable
+class HoldsResidents(Protocol):
+    """A backend that trains named modules beside the policy (`manta.actors.models.resident`), each
+    with an optimizer of its own.
+
+    Its class is called with one more value, `residents` (`manta.actors.backends.residents`).
+    `evaluate` answers their wants too. `weights` are the policy's alone, and so is what `save` puts
+    among parameters; what it keeps of residents is beside the optimizer's state, under names that
+    begin with theirs.
+    """
+
+    def update_each(
+        self,
+        micro_batches: Iterable[Sequence[Row]],
+        wants: Sequence[Want],
+        temperature: float,
+        loss: Loss,
+        learning_rates: Mapping[str, float],
+    ) -> dict[str, float]:
+        """As `Backend.update`, of the modules that `learning_rates` names; the policy is `policy`.
+
+        The others, and their optimizers' states, stay as they are to the bit, and nothing is
+        computed for their gradients. Norms are clipped module by module; a resident's is reported
+        as `NAME/grad_norm`. One that is not finite skips the update of all.
         """
         ...
 

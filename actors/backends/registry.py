@@ -10,12 +10,13 @@ import torch.distributed as dist
 from torch import nn
 
 from manta.actors.backends.plain import PlainBackend
-from manta.actors.backends.protocol import Backend
-from manta.actors.backends.settings import LearnerSettings
+from manta.actors.backends.protocol import Backend, HoldsResidents
+from manta.actors.backends.residents import Resident
+from manta.actors.backends.settings import HOLDING_RESIDENTS, LearnerSettings
 
-BackendBuilder: TypeAlias = Callable[
-    [nn.Module, LearnerSettings, dist.ProcessGroup | None], Backend
-]
+BackendBuilder: TypeAlias = Callable[..., Backend]
+"""Called with the model, the settings and the process group or None; one that holds residents also
+with those of the stage, by name, where there are any."""
 
 
 def _fsdp(model: nn.Module, settings: LearnerSettings, group: dist.ProcessGroup | None) -> Backend:
@@ -40,14 +41,26 @@ BACKENDS: Mapping[str, BackendBuilder] = {
 }
 
 
-def build_backend(settings: LearnerSettings, model: nn.Module) -> Backend:
+def build_backend(
+    settings: LearnerSettings, model: nn.Module, residents: Mapping[str, Resident] | None = None
+) -> Backend:
     """The backend that `settings` names, over all ranks of the default process group if there is
-    one. It takes `model` over: only the backend may change its parameters from now on.
+    one. It takes `model` and `residents` over: only the backend may change their parameters from
+    now on.
 
-    Raises ValueError for a name that is not found.
+    Raises ValueError for a name that is not found, or of one that cannot hold residents.
     """
     group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
-    return _builder(settings.backend)(model, settings, group)
+    builder = _builder(settings.backend)
+    if not residents:
+        return builder(model, settings, group)
+    if not hasattr(builder, HoldsResidents.update_each.__name__):
+        raise ValueError(
+            f"learner.backend {settings.backend!r} has no {HoldsResidents.update_each.__name__}(), "
+            f"so it cannot train {', '.join(residents)} beside the policy: choose "
+            f"{' or '.join(HOLDING_RESIDENTS)}, or an algorithm without a critic"
+        )
+    return builder(model, settings, group, residents)
 
 
 def _builder(name: str) -> BackendBuilder:

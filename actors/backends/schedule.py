@@ -1,8 +1,9 @@
-"""The learning rate of a step. The caller asks for it and hands it to each update."""
+"""The learning rates of a step. The caller asks for them and hands them to each update."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -25,3 +26,15 @@ class Schedule:
         if self.decay == "constant":
             return self.peak
         return self.peak * max(0.0, (steps - step) / max(1, steps - self.warmup_steps))
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentRates:
+    """What trains in a step beside the policy: learning rates by the residents' names. With
+    `is_policy_frozen` nothing else does."""
+
+    by_name: Mapping[str, float] = field(default_factory=dict)
+    is_policy_frozen: bool = False
+
+
+NO_RESIDENTS = ResidentRates()

@@ -18,6 +18,12 @@ OFFLOADING = ("plain",)
 ADAPTING = ("plain",)
 """Those that train and publish an adapter alone, where the model has one."""
 
+CRITIC = "critic"
+"""The critic's name among the residents; its tensors are called `critic.head.weight` and so on."""
+
+HOLDING_RESIDENTS = ("plain",)
+"""Those that train modules beside the policy: `manta.actors.backends.protocol.HoldsResidents`."""
+
 
 @dataclass(frozen=True, slots=True)
 class FsdpSettings:

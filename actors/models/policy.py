@@ -2,22 +2,25 @@
 
 Owns which hidden states are needed and putting results back into row order. How rows lie in the
 input is in `manta.actors.models.layout`; full distributions stay inside
-`manta.actors.models.vocabulary`.
+`manta.actors.models.vocabulary`; what residents answer is theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from manta.actors.backends.protocol import Want
 from manta.actors.micro_batches import micro_batches, padded_batches
 from manta.actors.models.layout import Layout, in_one_sequence, side_by_side
 from manta.actors.models.packed_attention import is_packable, use_packed_attention
+from manta.actors.models.resident import ResidentModule
 from manta.actors.models.vocabulary import token_statistics
 from manta.actors.rows import Row
 from manta.envs.records import Float32, Int32
@@ -30,10 +33,35 @@ class _HiddenStates(Protocol):
 
 
 def evaluate(
-    model: nn.Module, rows: Sequence[Row], wants: Sequence[Want], temperature: float
+    model: nn.Module,
+    rows: Sequence[Row],
+    wants: Sequence[Want],
+    temperature: float,
+    residents: Sequence[ResidentModule] = (),
 ) -> dict[str, Tensor]:
     """float32[T] per want over the trained tokens of `rows`, in row order, with gradients where the
-    want has any (see `Want`; `TopK` is [T, number]).
+    want has any (see `Want`; `TopK` is [T, number]). Wants that are not of the vocabulary are
+    answered by `residents`; the policy is not computed where no want depends on it.
+
+    Raises ValueError as `hidden_states` does, and for a want that nobody answers.
+    """
+    states = cache(lambda: hidden_states(model, rows))
+    found: dict[str, Tensor] = {}
+    for resident in residents:
+        found |= resident.statistics(rows, wants, lambda: states()[0])
+    of_words = [want for want in wants if str(want) not in found]
+    if of_words:
+        hidden_TD, targets_T = states()
+        head = _head(model)
+        found |= token_statistics(
+            hidden_TD, head.weight, head.bias, targets_T, temperature, of_words
+        )
+    return {str(want): found[str(want)] for want in wants}
+
+
+def hidden_states(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """For each trained token of `rows`, in row order: the state [T, D] of `model`, with or without
+    a head, that the token is predicted from, and the token's id, int64[T].
 
     Rows lie one behind the other in one sequence, without padding, where the model's attention can
     keep them apart (`is_packable`). Other models get them in batches of similar length, padded on
@@ -49,10 +77,7 @@ def evaluate(
         hidden_TD, targets_T = _hidden(model, layout), layout.targets_T
     else:
         hidden_TD, targets_T = _padded(model, rows)
-    head = _head(model)
-    return token_statistics(
-        hidden_TD, head.weight, head.bias, targets_T.to(hidden_TD.device), temperature, wants
-    )
+    return hidden_TD, targets_T.to(hidden_TD.device)
 
 
 def evaluate_in_batches(
@@ -61,11 +86,12 @@ def evaluate_in_batches(
     wants: Sequence[Want],
     temperature: float,
     tokens_per_micro_batch: int,
+    residents: Sequence[ResidentModule] = (),
 ) -> dict[str, Tensor]:
     """As `evaluate`, in micro-batches and without gradients; results stay in row order."""
     with torch.no_grad():
         batches = micro_batches(rows, tokens_per_micro_batch) or [[]]
-        found = [evaluate(model, batch, wants, temperature) for batch in batches]
+        found = [evaluate(model, batch, wants, temperature, residents) for batch in batches]
         order_T = _row_order([row for batch in batches for row in batch], rows)
         return {
             name: torch.cat([part[name] for part in found])[order_T.to(found[0][name].device)]
@@ -105,10 +131,12 @@ def _check(model: nn.Module, rows: Sequence[Row]) -> None:
 
 def _hidden(model: nn.Module, layout: Layout) -> Tensor:
     """float[T, D]: the states that predict the trained tokens."""
-    device = next(model.parameters()).device
+    some = next(model.parameters())
+    device = some.device
     body = cast(nn.Module, model.base_model)
     if not len(layout.targets_T):
-        return _head(model).weight[:0]
+        width = cast(PreTrainedModel, model).config.hidden_size
+        return some.new_zeros(0, width)
     if layout.documents is None:
         output = body(input_ids=layout.tokens.to(device), use_cache=False)
     else:

@@ -5,7 +5,12 @@ import dataclasses
 import pytest
 
 from manta.algorithms.presets import PRESETS, check
-from manta.algorithms.settings import AlgorithmSettings, KlSettings, OffPolicySettings
+from manta.algorithms.settings import (
+    AlgorithmSettings,
+    CriticSettings,
+    KlSettings,
+    OffPolicySettings,
+)
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -32,6 +37,16 @@ def test_icepop_is_the_published_setting() -> None:
     assert icepop.kl.coef == 0.0
 
 
+def test_ppo_is_the_published_setting() -> None:
+    ppo = PRESETS["ppo"]
+    assert (ppo.advantage, ppo.gamma, ppo.gae_lambda) == ("gae", 1.0, 0.95)
+    assert (ppo.clip_low, ppo.clip_high, ppo.whiten_advantages) == (0.2, 0.2, True)
+    assert ppo.critic == CriticSettings("own", clip=0.2, loss_coef=0.1)
+    assert ppo.kl == KlSettings(coef=0.02, estimator="k1", placement="reward")
+    assert ppo.needs_reference and ppo.proximal == "learner"
+    assert {name for name, each in PRESETS.items() if each.critic} == {"ppo"}
+
+
 def test_the_other_presets_correct_for_nothing() -> None:
     told = {name: preset.off_policy.correction for name, preset in PRESETS.items()}
     assert {name for name, correction in told.items() if correction != "none"} == {"icepop"}
@@ -46,6 +61,10 @@ def changed(name: str, **changes: object) -> AlgorithmSettings:
     return dataclasses.replace(PRESETS[name], **changes)
 
 
+def critic(**told: object) -> AlgorithmSettings:
+    return changed("ppo", critic=CriticSettings(**told))  # type: ignore[arg-type]
+
+
 def off_policy(correction: str, **told: object) -> AlgorithmSettings:
     settings = OffPolicySettings(correction, **told)  # type: ignore[arg-type]
     return changed("grpo", proximal="learner", off_policy=settings)
@@ -56,6 +75,24 @@ def off_policy(correction: str, **told: object) -> AlgorithmSettings:
     [
         (changed("grpo", samples_per_prompt=1), "group of one has no group-relative advantage"),
         (changed("grpo", samples_per_prompt=0), "samples_per_prompt is 0"),
+        (changed("ppo", critic=None), "advantage is gae, which needs values: add a critic"),
+        (
+            changed("grpo", critic=CriticSettings()),
+            "there is a critic but advantage is group_relative, which has no use for its values",
+        ),
+        (changed("reinforce", gamma=0.9), "gamma is 0.9 but advantage is reward"),
+        (changed("reinforce", gae_lambda=0.9), "gae_lambda is 0.9 but advantage is reward"),
+        (changed("ppo", gamma=1.1), "gamma is 1.1, it must be at least 0 and at most 1"),
+        (changed("ppo", gae_lambda=-1), "gae_lambda is -1, it must be"),
+        (changed("ppo", loss="cross_entropy"), "`advantage: gae` has no effect"),
+        (critic(model="shared", path="x"), "critic.path is set but critic.model is shared"),
+        (critic(clip=0.0), "critic.clip is 0, it must be above 0"),
+        (critic(loss_coef=0.0), "critic.loss_coef is 0, it must be above 0"),
+        (critic(warmup_steps=-1), "critic.warmup_steps is -1"),
+        (critic(learning_rate=0.0), "critic.learning_rate is 0"),
+        (critic(weight_decay=-1.0), "critic.weight_decay is -1"),
+        (critic(clip_norm=-1.0), "critic.clip_norm is -1"),
+        (critic(betas=(0.9, 1.0)), "critic.betas must each be"),
         (changed("reinforce", drop_zero_variance_groups=True), "would drop every group of one"),
         (changed("dr_grpo", constant_length=0), "constant_length is 0"),
         (changed("grpo", clip_low=0.0), "clip_low is 0.0"),

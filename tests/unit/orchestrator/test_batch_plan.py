@@ -87,6 +87,12 @@ WORDS = [
      "each row weighs as much as its probability under learner over engine"),
     ("stages.rl.algorithm.kl.coef=0.04", "nothing is recomputed; KL to the weights at the start of "
      "the stage, 0.04 x k3 in the loss"),
+    ("stages.rl.algorithm=ppo", "critic: a model of its own that starts from the policy, learning "
+     "rate 1e-05; its values are computed in one pass without gradients before the step's first"),
+    ("stages.rl.algorithm=ppo stages.rl.algorithm.critic.model=shared "
+     "stages.rl.algorithm.critic.learning_rate=0.1 stages.rl.algorithm.critic.warmup_steps=2",
+     "critic: a head on the policy's trunk, learning rate 0.1; its values are computed in one pass "
+     "without gradients before the step's first update; it trains alone for the first 2 steps"),
     ("learner.warmup_steps=1 stages.rl.learning_rate=1e-3",
      "learning rate 0.001 after 1 step of warm-up"),
     ("model.context=6 rollout.max_new_tokens=5 stages.warm.algorithm=grpo",

@@ -54,6 +54,14 @@ REFUSED = [
      "no effect on the simulated engine"),
     ("rollout.temperature=0", "rollout.temperature: is 0, must be above 0 while training: greedy "
      "samples of a prompt are all equal"),
+    ("stages.rl.algorithm={name: grpo, advantage: gae}", "stages[1].algorithm: algorithm 'grpo': "
+     "advantage is gae, which needs values: add a critic"),
+    ("stages.rl.algorithm={name: ppo, advantage: reward}", "stages[1].algorithm: algorithm 'ppo': "
+     "there is a critic but advantage is reward"),
+    ("stages.rl.algorithm={name: ppo, critic: {warmup_steps: 5}}", "stages[1].algorithm.critic."
+     "warmup_steps: is 5, but the stage has 5 steps, so that the policy would never train"),
+    ("stages.rl.algorithm={name: ppo, critic: {path: ./nowhere}}", "stages[1].algorithm.critic."
+     "path: there is no folder './nowhere'"),
     ("learner.learning_rate=0", "learner.learning_rate: is 0, must be above 0"),
     ("learner.betas=[0.9, 1]", "learner.betas[1]: is 1, must be at least 0 and below 1"),
     ("publish.transport=disk", "publish.path: transport disk needs one: a folder that the driver "

@@ -128,6 +128,12 @@ def test_settings_move_the_estimate(tmp_path: Path) -> None:
     assert stale["object store", "groups until a checkpoint covers them"] == group * 3
     with_kl = estimated(tmp_path, "stages.rl.algorithm.kl.coef=1")
     assert with_kl["reference", "weights"] == plain["rollout", "weights"]
+    ppo = estimated(tmp_path, "stages.rl.algorithm=ppo")
+    # As many parameters as the policy has, whose head is its embeddings, and a head with a bias.
+    count = plain["learner", "master weights"] // 4 + 8 + 1
+    assert ppo["learner", "critic: weights, gradient, optimizer states"] == 16 * count
+    shared = estimated(tmp_path, "stages.rl.algorithm={name: ppo, critic: {model: shared}}")
+    assert not any(what.startswith("critic") for _, what in shared)
     simulated = estimated(tmp_path, "rollout.engine=simulated")
     assert not any(role == "rollout" for role, _ in simulated)
 
