@@ -21,7 +21,7 @@ from manta.actors.micro_batches import micro_batches, padded_batches
 from manta.actors.models.layout import Layout, in_one_sequence, side_by_side
 from manta.actors.models.packed_attention import is_packable, use_packed_attention
 from manta.actors.models.resident import ResidentModule
-from manta.actors.models.vocabulary import token_statistics
+from manta.actors.models.vocabulary import STATISTICS, token_statistics
 from manta.actors.rows import Row
 from manta.envs.records import Float32, Int32
 
@@ -49,7 +49,10 @@ def evaluate(
     found: dict[str, Tensor] = {}
     for resident in residents:
         found |= resident.statistics(rows, wants, lambda: states()[0])
-    of_words = [want for want in wants if str(want) not in found]
+    of_words = [want for want in wants if str(want) in STATISTICS]
+    missing = sorted({str(want) for want in wants} - found.keys() - STATISTICS)
+    if missing:
+        raise ValueError(f"nothing in the learner's graph answers {missing}: add its resident")
     if of_words:
         hidden_TD, targets_T = states()
         head = _head(model)

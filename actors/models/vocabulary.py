@@ -39,12 +39,9 @@ def token_statistics(
     and `logsumexp`; with p the distribution and H its entropy, by z they are onehot - p,
     -p * (log p + H) and p. Under autocast the product with the head is in autocast's type.
 
-    Raises ValueError for more top words than there are, and for wants that are not known here.
+    Raises ValueError for more top words than there are.
     """
     number = next((want.number for want in wants if isinstance(want, TopK)), 0)
-    unknown = {str(want) for want in wants} - set(_Statistics._fields)
-    if unknown:
-        raise ValueError(f"no statistics of the vocabulary are called {sorted(unknown)}")
     if number > weight_VD.shape[0]:
         raise ValueError(f"the top {number} words of a vocabulary of {weight_VD.shape[0]}")
     device_type = hidden_TD.device.type
@@ -71,6 +68,10 @@ class _Statistics(NamedTuple):
     logsumexp: Tensor
     vocab_mean: Tensor
     top_k: Tensor
+
+
+STATISTICS = frozenset(_Statistics._fields)
+"""The names of the wants that are answered here."""
 
 
 class _Options(NamedTuple):
