@@ -10,9 +10,10 @@ key width K = key heads x head size, feed-forward width M, H heads, S layers, V 
 - learner, per rank: master weights 4P, gradient 4P, AdamW's two moments 8P (SGD with momentum 4P),
   and eP of working weights where they are not float32. Every rank of the plain backend holds all
   of it (Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1, with float32 gradients).
-- saved for the backward pass: N S (e (4W + 2Q + 2K + 4M) + 8W + 4 (H + 2)) bytes, after Korthikanti
+- saved for the backward pass: N S (e (4W + 2Q + 2K + 4M) + 4 (H + 2)) bytes, after Korthikanti
   et al., arXiv 2205.05198, section 4, for a block with SwiGLU, grouped keys and attention that
-  stores a log-sum per head instead of scores; both norms keep a float32 copy of their input.
+  stores a log-sum per head instead of scores; 8 N S W more where e is not 4, since both norms keep
+  a float32 copy of their input then.
 - logits of trained tokens: three float32 arrays (log-probs, probabilities, gradient) of one chunk,
   min(N V, 2^22) elements.
 - keys and values: rows x context x S x 2K x e; of a vLLM engine what its cache is given, on the
@@ -118,7 +119,8 @@ def saved_for_backward(sizes: ModelSizes, num_tokens: int, element_bytes: int) -
     """Bytes of activations that the layers keep for the backward pass (see the module)."""
     width = sizes.width
     elements = 4 * width + 2 * sizes.query_width + 2 * sizes.key_width + 4 * sizes.mlp_width
-    token = element_bytes * elements + 8 * width + 4 * (sizes.heads + 2)
+    copies = 0 if element_bytes == 4 else 8 * width
+    token = element_bytes * elements + copies + 4 * (sizes.heads + 2)
     return num_tokens * sizes.layers * token
 
 
