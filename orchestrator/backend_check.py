@@ -46,6 +46,9 @@ def backend_problems(run_file: RunFile, deepspeed: str | None) -> Iterator[str]:
                 f"learner.{block.backend}: has no effect with learner.backend {learner.backend}: "
                 f"set learner.backend: {block.backend}, or remove the block"
             )
+    if learner.backend in ("fsdp", "deepspeed") and learner.precision == "bf16":
+        instead = "use learner.fsdp.compute_dtype" if learner.backend == "fsdp" else "remove it"
+        yield f"learner.precision: bf16 is for learner.backend plain: {instead}"
     gpus = [need.gpus for need in role_needs(run_file) if need.role == "learner"]
     has_gpu = any(gpu > 0 for gpu in gpus)
     if learner.backend == "fsdp" and learner.fsdp.offload == "cpu" and not has_gpu:
