@@ -153,8 +153,3 @@ def test_autocast_multiplies_in_its_own_type_and_keeps_gradients_wide() -> None:
 def test_more_words_than_there_are_is_an_error() -> None:
     with pytest.raises(ValueError, match="top 12 words of a vocabulary of 11"):
         Case(2, 11, with_bias=False).ours((TopK(12),), 100)
-
-
-def test_an_unknown_want_is_an_error() -> None:
-    with pytest.raises(ValueError, match="value"):
-        Case(2, 11, with_bias=False).ours(("value",), 100)  # type: ignore[arg-type]
