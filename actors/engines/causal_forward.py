@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from manta.actors.engines.attention import use_grouped_attention
-from manta.actors.engines.joined_linears import join_linears, part_linears
 from manta.actors.engines.kv_slots import KeyValueSlots
 from manta.actors.engines.padding import pad, padded_batches
 
@@ -53,7 +52,6 @@ class CausalForward:
     def __init__(self, model: PreTrainedModel, context: int, threads: int) -> None:
         check_attention(model, context)
         use_grouped_attention(model)
-        join_linears(model)
         self.model = model.eval()
         self._threads = threads
         self.device = next(model.parameters()).device
@@ -66,7 +64,6 @@ class CausalForward:
 
     def drop_weights(self) -> None:
         """Gives the weights' memory back. Nothing but `make_room` may be called then."""
-        part_linears(self.model)
         self._shapes = [parameter.shape for parameter in self.model.parameters()]
         for parameter in self.model.parameters():
             parameter.data = parameter.data.new_empty(0)
@@ -75,7 +72,6 @@ class CausalForward:
         """Takes memory for the weights again; they are to be loaded."""
         for parameter, shape in zip(self.model.parameters(), self._shapes, strict=True):
             parameter.data = parameter.data.new_empty(shape)
-        join_linears(self.model)
 
     def prefill(self, prefixes: Sequence[Tensor]) -> tuple[Prefilled, Tensor]:
         """Runs `prefixes` (int64[L] each) as one batch; logits [P, V] after each one's end."""
