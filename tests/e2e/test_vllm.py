@@ -34,7 +34,8 @@ def test_vllm_samples_ahead_of_the_learner(tmp_path: Path, cluster: runs.Environ
     lines = runs.metrics(run_dir)
     assert max(line.get(MAX_STALENESS, 0) for line in lines) == 2
     idle = [line[IDLE_SHARE] for line in lines if IDLE_SHARE in line and MAX_STALENESS in line]
-    assert len(idle) >= 7 and all(0.0 < share < 1.0 for share in idle)
+    # An engine that has sampled all that it may be ahead makes nothing between two publishes
+    assert len(idle) >= 7 and all(0.0 < share <= 1.0 for share in idle) and min(idle) < 1.0
     gaps = [line[LOGPROB_GAP] for line in lines if LOGPROB_GAP in line]
     assert gaps
     assert max(gaps) < 1e-4
