@@ -21,14 +21,14 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def start(self, step: int, folder: str, write: Callable[[Path], None]) -> None:
-        """Begins to bring what `write` makes to `folder`, a path or URI; waits for the write before
-        it to end."""
+    def start(self, step: int, folder: str, snapshot: Callable[[], Callable[[Path], None]]) -> None:
+        """Takes a `snapshot`, and begins to bring what that writes to `folder`, a path or URI.
+        Waits first for the write before it to end, so that there are never two snapshots."""
         self.wait()
-        self._writing = self._thread.submit(self._write, step, folder, write)
+        self._writing = self._thread.submit(self._write, step, folder, snapshot())
 
     def now(self, step: int, folder: str, write: Callable[[Path], None]) -> None:
-        """As `start`, but `write` runs here, and is done when this returns."""
+        """As `start`, but `write` runs here, without a snapshot, and is done when this returns."""
         self.wait()
         self._write(step, folder, write)
 

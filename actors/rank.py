@@ -119,17 +119,9 @@ class Rank:
         return tuple(token_logprobs(self._model, self._job.probe_rows))
 
     def save(self, step: int, folder: str | None) -> None:
-        """Brings what a checkpoint of `step` needs to `folder`, where one is named: from a copy,
-        beside the steps that follow, where the backend can make one."""
-        if folder is None:
-            return
-        if isinstance(self._backend, Snapshots):
-            self._writer.wait()
-            self._writer.start(step, folder, self._backend.snapshot())
-        elif self._rank == 0:
-            self._writer.now(step, folder, self._backend.save)
-        else:
-            self._writer.nothing(step)
+        """Brings what a checkpoint of `step` needs to `folder`, where one is named."""
+        if folder is not None:
+            save_part(self._backend, self._writer, self._rank, step, folder)
 
     def load(self, folder: str) -> None:
         """Goes on from what ranks, of any number, brought to `folder`."""
@@ -215,6 +207,19 @@ class Rank:
             work.plan.groups[g]: pulled[block].groups[entry]
             for g, (block, entry) in zip(needed, places, strict=True)
         }
+
+
+def save_part(
+    backend: Backend, writer: CheckpointWriter, rank: int, step: int, folder: str
+) -> None:
+    """A rank's part in a checkpoint: from a copy, beside the steps that follow, where the backend
+    can make one; else at once, by every rank where none has all parameters, or by rank 0 alone."""
+    if isinstance(backend, Snapshots):
+        writer.start(step, folder, backend.snapshot)
+    elif rank == 0 or isinstance(backend, Sharded):
+        writer.now(step, folder, backend.save)
+    else:
+        writer.nothing(step)
 
 
 def _meetings(name: str, rank: int) -> Meetings:

@@ -25,6 +25,7 @@ from manta.actors.backends.state_files import (
     Shard,
     host_copy,
     read_state,
+    refuse_other_optimizer,
     write_state,
 )
 from manta.actors.backends.totals import Totals
@@ -169,11 +170,7 @@ class PlainBackend:
         """Raises ValueError where a file is unreadable, or naming the first tensor of another
         model; nothing is changed by weights that do not belong."""
         parameters, private, scalars = read_state(folder)
-        if scalars.optimizer != self._settings.optimizer:
-            raise ValueError(
-                f"{folder} was written with optimizer {scalars.optimizer!r}, this learner uses "
-                f"{self._settings.optimizer!r}: set learner.optimizer to continue it"
-            )
+        refuse_other_optimizer(folder, scalars, self._settings.optimizer)
         if scalars.base != self._base:
             raise ValueError(
                 f"{folder} is a checkpoint of another model: the weights that its adapter is over "

@@ -70,8 +70,9 @@ class Backend(Protocol):
     def weights(self, version: WeightVersion) -> Weights: ...
 
     def save(self, folder: Path) -> None:
-        """Writes parameters and optimizer state below `folder` (safetensors and JSON). Called on
-        rank 0 alone, while nothing else happens, unless the backend also is a `Snapshots`."""
+        """Writes parameters and optimizer state below `folder` (safetensors and JSON). Called while
+        nothing else happens, unless the backend also is a `Snapshots`: on rank 0 alone, or on every
+        rank where it is a `Sharded`. What all of them have written in their folders makes one."""
         ...
 
     def load(self, folder: Path) -> None: ...

@@ -18,7 +18,13 @@ from torch import Tensor
 from manta.actors.backends.agreed import agreed, evaluate_together, filler_loss
 from manta.actors.backends.protocol import Loss, Want
 from manta.actors.backends.settings import LearnerSettings
-from manta.actors.backends.state_files import Scalars, read_state, write_state
+from manta.actors.backends.state_files import (
+    Scalars,
+    host_copy,
+    read_state,
+    refuse_other_optimizer,
+    write_state,
+)
 from manta.actors.backends.totals import Totals
 from manta.actors.rows import Row
 from manta.actors.weight_tensors import first_mismatch, pack
@@ -147,7 +153,8 @@ class ShardedBackend:
     def weights(self, version: WeightVersion) -> Weights:
         """On every rank that calls it; the others must `lend_shards` meanwhile."""
         names = self._shards.shapes
-        return pack({name: _kept(self._shards.weight(name)) for name in names}, version)
+        # What is whole on a rank may be gone after the next call
+        return pack({name: host_copy(self._shards.weight(name)) for name in names}, version)
 
     def lend_shards(self) -> None:
         """See `manta.actors.backends.protocol.Sharded`."""
@@ -166,9 +173,9 @@ class ShardedBackend:
         optimizer: dict[str, Tensor] = {}
         for name, slot, tensor in self._states():
             if is_writer and slot is None:
-                parameters[name] = _kept(tensor)
+                parameters[name] = host_copy(tensor)
             elif is_writer:
-                optimizer[f"optimizer.{name}.{slot}"] = _kept(tensor)
+                optimizer[f"optimizer.{name}.{slot}"] = host_copy(tensor)
         scalars = Scalars(self._settings.optimizer, self._updates)
 
         def write(folder: Path) -> None:
@@ -181,11 +188,7 @@ class ShardedBackend:
         """Raises ValueError where a file is unreadable, or naming the first tensor of another
         model; nothing is changed by weights that do not belong."""
         parameters, optimizer, scalars = read_state(folder)
-        if scalars.optimizer != self._settings.optimizer:
-            raise ValueError(
-                f"{folder} was written with optimizer {scalars.optimizer!r}, this learner uses "
-                f"{self._settings.optimizer!r}: set learner.optimizer to continue it"
-            )
+        refuse_other_optimizer(folder, scalars, self._settings.optimizer)
         shards = self._shards
         problem = first_mismatch(_shaped(shards.shapes), parameters)
         if problem is not None:
@@ -213,11 +216,6 @@ class ShardedBackend:
     def _optimizer_places(self) -> list[tuple[str, str]]:
         shards = self._shards
         return [(name, slot) for name in shards.trained for slot in shards.slots]
-
-
-def _kept(tensor: Tensor) -> Tensor:
-    """In host memory of its own: what is whole on a rank may be gone after the next call."""
-    return tensor.detach().to("cpu", copy=True)
 
 
 def _shaped(shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:

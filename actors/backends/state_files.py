@@ -114,6 +114,15 @@ def read_scalars(folder: Path) -> Scalars:
         raise _unreadable(folder / SCALARS, error) from error
 
 
+def refuse_other_optimizer(folder: Path, scalars: Scalars, optimizer: str) -> None:
+    """Raises ValueError where the state below `folder`, of `scalars`, is another optimizer's."""
+    if scalars.optimizer != optimizer:
+        raise ValueError(
+            f"{folder} was written with optimizer {scalars.optimizer!r}, this learner uses "
+            f"{optimizer!r}: set learner.optimizer to continue it"
+        )
+
+
 def read_parameters(folder: Path) -> dict[str, Tensor]:
     """The parameters alone. Raises ValueError as above."""
     return _read_tensors(folder, PARAMETERS)

@@ -30,7 +30,7 @@ def test_it_writes_beside_its_caller_and_tells_what_is_there(tmp_path: Path) -> 
         (folder / "model.safetensors").write_text("weights")
 
     writer = CheckpointWriter(told)
-    writer.start(4, str(tmp_path / "learner"), write)
+    writer.start(4, str(tmp_path / "learner"), lambda: write)
     assert told.words == []
     assert list(tmp_path.rglob("*.safetensors")) == []
     go.set()
@@ -49,11 +49,12 @@ def test_a_second_write_waits_for_the_first(tmp_path: Path) -> None:
         go.wait(20)
         order.append("slow")
 
+    def second_write(folder: Path) -> None:
+        order.append("second")
+
     writer = CheckpointWriter(told)
-    writer.start(4, str(tmp_path), slow)
-    second = threading.Thread(
-        target=writer.start, args=(5, str(tmp_path), lambda folder: order.append("second"))
-    )
+    writer.start(4, str(tmp_path), lambda: slow)
+    second = threading.Thread(target=writer.start, args=(5, str(tmp_path), lambda: second_write))
     second.start()
     second.join(0.05)
     assert second.is_alive()
@@ -74,11 +75,11 @@ def test_a_full_disk_is_told_and_another_failure_raised_too(tmp_path: Path) -> N
         raise RuntimeError("a bug")
 
     writer = CheckpointWriter(told)
-    writer.start(4, str(tmp_path / "learner"), full)
+    writer.start(4, str(tmp_path / "learner"), lambda: full)
     writer.wait()
     assert told.words == [(4, Saved((), "[Errno 28] No space left on device"))]
     assert list((tmp_path / "learner").iterdir()) == []
-    writer.start(5, str(tmp_path / "learner"), broken)
+    writer.start(5, str(tmp_path / "learner"), lambda: broken)
     with pytest.raises(RuntimeError, match="a bug"):
         writer.wait()
     step, saved = told.words[1]

@@ -379,5 +379,5 @@ def write(folder):
     print("in the middle", flush=True)
     time.sleep(600)
 
-CheckpointWriter(lambda step, saved: None).start(6, sys.argv[1], write)
+CheckpointWriter(lambda step, saved: None).start(6, sys.argv[1], lambda: write)
 """
