@@ -33,7 +33,7 @@ async def score_step(
     """
     values = await composition.score_batch([(g.task, g.trajectories) for g in groups], services)
     return [
-        _columns(composition.finish(group.scores, of_group))
+        _columns(composition.finish(group.trajectories, group.scores, of_group))
         for group, of_group in zip(groups, values, strict=True)
     ]
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias, TypeVar, cast
 
+import numpy as np
+
 from manta.envs.failures import RewardFailed, WorldBroke
 from manta.envs.protocols import (
     BatchReward,
@@ -28,6 +30,9 @@ from manta.envs.rewards.scope import scope_of
 from manta.envs.side_by_side import side_by_side
 
 T = TypeVar("T")
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Rewards are float32 from here on: what is larger would be infinite there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,8 @@ class Composition:
     A component that runs past its deadline, or raises TimeoutError or WorldBroke, is absent for
     the samples of that call, with a note in their scores. Where that leaves the formula nothing to
     go on, the score's value is NaN, and the sample is dropped rather than scored 0. Any other
-    exception is a bug and comes out as RewardFailed with the component's name.
+    exception is a bug and comes out as RewardFailed with the component's name. So is a number that
+    is not finite, of a component or of the formula: RewardFailed names component, task and sample.
 
     Raises ValueError where the formula names an unknown component or a component is none.
     """
@@ -105,8 +111,8 @@ class Composition:
         }
         columns = dict(zip(waits, await side_by_side(list(waits.values())), strict=True))
         return tuple(
-            self._score({name: values[i] for name, values in columns.items()})
-            for i in range(len(trajectories))
+            self._score(trajectory, {name: values[i] for name, values in columns.items()})
+            for i, trajectory in enumerate(trajectories)
         )
 
     async def score_batch(
@@ -124,30 +130,45 @@ class Composition:
             expected = [len(trajectories) for _, trajectories in groups]
             if [len(of_group) for of_group in values] != expected:
                 raise RewardFailed(f"reward {name!r} gave values of another shape than the step's")
-            for found, of_group in zip(by_group, values, strict=True):
-                found[name] = [_finite(name, value) for value in of_group]
+            for found, of_group, (_, members) in zip(by_group, values, groups, strict=True):
+                found[name] = [
+                    _finite(f"reward {name!r} gave", value, trajectory)
+                    for value, trajectory in zip(of_group, members, strict=True)
+                ]
         return by_group
 
     def finish(
-        self, scores: Sequence[Score], batch_values: Mapping[str, Sequence[float | None]]
+        self,
+        trajectories: Sequence[Trajectory],
+        scores: Sequence[Score],
+        batch_values: Mapping[str, Sequence[float | None]],
     ) -> tuple[Score, ...]:
-        """A group's `scores` with its batch-scope values (one per sample) and a new total."""
+        """The `scores` of a group's `trajectories` with its batch-scope values (one per sample) and
+        a new total."""
         finished: list[Score] = []
-        for i, score in enumerate(scores):
+        for i, (trajectory, score) in enumerate(zip(trajectories, scores, strict=True)):
             found = {name: values[i] for name, values in batch_values.items()}
             added = {name: value for name, value in found.items() if value is not None}
             components = {**score.components, **added}
-            value = self.formula.evaluate(components)
+            value = self._total(trajectory, components)
             finished.append(replace(score, components=components, value=value))
         return tuple(finished)
 
-    def _score(self, values: Mapping[str, float | Broken | None]) -> Score:
+    def _total(self, trajectory: Trajectory, components: Mapping[str, float]) -> float:
+        try:
+            value = self.formula.evaluate(components)
+        except ValueError as error:
+            raise RewardFailed(f"{error}, {_whose(trajectory)}") from error
+        what = f"formula {self.formula.text!r} with {dict(components)} is"
+        return cast(float, _finite(what, value, trajectory))
+
+    def _score(self, trajectory: Trajectory, values: Mapping[str, float | Broken | None]) -> Score:
         components = {name: v for name, v in values.items() if isinstance(v, float)}
         broken = {name: v.reason for name, v in values.items() if isinstance(v, Broken)}
         left = self.formula.names & (components.keys() | self.batch_components.keys())
         is_lost = not left and not self.formula.names.isdisjoint(broken)
         return Score(
-            value=math.nan if is_lost else self.formula.evaluate(components),
+            value=math.nan if is_lost else self._total(trajectory, components),
             components=components,
             note="; ".join(broken.values()),
         )
@@ -168,7 +189,10 @@ class Composition:
                 for trajectory in trajectories
             ]
         )
-        return [v if isinstance(v, Broken) else _finite(name, v) for v in found]
+        return [
+            v if isinstance(v, Broken) else _finite(f"reward {name!r} gave", v, trajectory)
+            for v, trajectory in zip(found, trajectories, strict=True)
+        ]
 
     async def _by_group(
         self,
@@ -188,7 +212,10 @@ class Composition:
                 f"reward {name!r}, task {task.id}: {len(found)} values for {len(trajectories)} "
                 "trajectories"
             )
-        return [_finite(name, value) for value in found]
+        return [
+            _finite(f"reward {name!r} gave", value, trajectory)
+            for value, trajectory in zip(found, trajectories, strict=True)
+        ]
 
     async def _call(self, name: str, what: str, score: Callable[[], Awaitable[T]]) -> T | Broken:
         start = time.perf_counter()
@@ -213,9 +240,18 @@ class Composition:
         return broken
 
 
-def _finite(name: str, value: float | None) -> float | None:
+def _finite(what: str, value: float | None, trajectory: Trajectory) -> float | None:
+    """`value` as a float. Raises RewardFailed where it could not train."""
     if value is None:
         return None
-    if not math.isfinite(value):
-        raise RewardFailed(f"reward {name!r} gave {value}: return None where it does not apply")
+    if not abs(value) <= LARGEST:
+        raise RewardFailed(
+            f"{what} {value}, {_whose(trajectory)}: a reward must be a finite number that a "
+            "float32 holds; return None where it does not apply, raise WorldBroke where it could "
+            "not be computed"
+        )
     return float(value)
+
+
+def _whose(trajectory: Trajectory) -> str:
+    return f"task {trajectory.task_id}, sample {trajectory.sample}"

@@ -88,13 +88,17 @@ class Values:
 
 
 class Both(Values):
-    """The same, and the policy gradient."""
+    """The same, times `of_critic`, and the policy gradient."""
+
+    def __init__(self, factor: float = 1.0, of_critic: float = 1.0) -> None:
+        super().__init__(factor)
+        self.of_critic = of_critic
 
     def __call__(self, rows: Sequence[Row], stats: Mapping[str, Tensor]) -> LossTerms:
         counts = torch.tensor([row.num_tokens for row in rows])
         advantages = torch.tensor([row.coefficients["advantage"] for row in rows])
         policy = -(self.factor * advantages.repeat_interleave(counts) * stats["logprob"]).sum()
-        return LossTerms(policy + super().__call__(rows, stats).loss, {}, {})
+        return LossTerms(policy + self.of_critic * super().__call__(rows, stats).loss, {}, {})
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
@@ -195,13 +199,33 @@ def test_a_checkpoint_without_the_critic_is_named(name: str, tmp_path: Path) -> 
         Held(name).backend.load(tmp_path)
 
 
-def test_a_loss_that_is_not_finite_moves_neither(name: str) -> None:
-    held = Held(name)
-    held.train(BOTH)
+@pytest.mark.parametrize(
+    ("loss", "rates"),
+    [
+        (Both(float("nan")), BOTH),
+        (Both(of_critic=float("nan")), BOTH),
+        (Both(of_critic=float("inf")), BOTH),
+        (Values(float("nan")), CRITIC_ALONE),
+    ],
+    ids=["both", "critic-nan", "critic-inf", "warm-up"],
+)
+def test_a_loss_that_is_not_finite_moves_neither(
+    name: str, loss: Values, rates: Mapping[str, float]
+) -> None:
+    """The critic's alone stops the policy too, and leaves no trace in either optimizer."""
+    held, undisturbed = Held(name), Held(name)
+    for each in (held, undisturbed):
+        each.train(BOTH)
     before, values = held.sha256(), held.values()
-    assert held.train(BOTH, factor=float("nan"))["skipped_updates"] == 1
+    wants = WANTS if "policy" in rates else ("value",)
+    metrics = held.each.update_each(micro_batches(ROWS, 60), wants, 0.9, loss, rates)
+    assert metrics["skipped_updates"] == 1
     assert held.sha256() == before
     assert torch.equal(held.values(), values)
+    for each in (held, undisturbed):
+        assert each.train(BOTH, 2)["skipped_updates"] == 0
+    assert held.sha256() == undisturbed.sha256()
+    assert torch.equal(held.values(), undisturbed.values())
 
 
 def test_values_are_evaluated_in_row_order_without_gradients(name: str) -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -56,6 +57,31 @@ class ShortGroup:
         self, task: Task, trajectories: Sequence[Trajectory], services: Services
     ) -> list[float | None]:
         return []
+
+
+class Numbers:
+    """Every sample's own text as its value, by trajectory, by group or for the step."""
+
+    version = "numbers#1"
+
+
+class OfTrajectory(Numbers):
+    async def score(self, task: Task, trajectory: Trajectory, services: Services) -> float:
+        return float(trajectory.artifact)
+
+
+class OfGroup(Numbers):
+    async def score_group(
+        self, task: Task, trajectories: Sequence[Trajectory], services: Services
+    ) -> list[float | None]:
+        return [float(each.artifact) for each in trajectories]
+
+
+class OfStep(Numbers):
+    async def score_batch(
+        self, groups: Sequence[tuple[Task, Sequence[Trajectory]]], services: Services
+    ) -> list[list[float | None]]:
+        return [[float(each.artifact) for each in members] for _, members in groups]
 
 
 def compose(formula: str, **components: Reward) -> Composition:
@@ -119,8 +145,46 @@ async def test_a_bug_in_a_component_ends_with_its_name() -> None:
         await score(composition, "7", "bug")
     with pytest.raises(RewardFailed, match="reward 'judge' gave nan"):
         await score(composition, "nan")
+    with pytest.raises(RewardFailed, match="reward 'judge' gave nan, task t, sample 0: a reward"):
+        await score(composition, "nan", "7")
     with pytest.raises(RewardFailed, match="0 values for 1 trajectories"):
         await score(compose("short", short=ShortGroup()), "7")
+
+
+def numbered(*texts: str) -> list[Trajectory]:
+    return [replace(said(text), task_id="t9", sample=i) for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "-inf", "1e39"])
+@pytest.mark.parametrize("kind", [OfTrajectory, OfGroup, OfStep])
+async def test_a_number_that_could_not_train_names_component_task_and_sample(
+    kind: type[Reward], bad: str
+) -> None:
+    """Of every scope, also where the formula leaves the component out; 1e39 is no float32."""
+    composition = compose("2", own=kind())
+    groups = [(task(name="t9"), numbered("1", "2", bad))]
+    told = rf"reward 'own' gave {float(bad)}, task t9, sample 2: a reward must".replace("+", r"\+")
+    with pytest.raises(RewardFailed, match=told):
+        await composition.score_group(*groups[0], SERVICES)
+        await composition.score_batch(groups, SERVICES)
+
+
+@pytest.mark.parametrize(
+    ("formula", "told"),
+    [
+        ("own * own", r"formula 'own \* own' with {'own': 1e\+30} is 1.*e\+60, task t9, sample 1"),
+        ("1 / (own - 1e30)", r"divides by zero with {'own': 1e\+30}, task t9, sample 1"),
+        ("own * own * own * own * own * own * own * own * own * own * own", "is inf .*sample 1"),
+    ],
+)
+async def test_a_formula_that_makes_one_names_task_and_sample(formula: str, told: str) -> None:
+    members = numbered("1", "1e30")
+    for kind in (OfTrajectory, OfStep):
+        composition = compose(formula, own=kind())
+        with pytest.raises(RewardFailed, match=told):
+            scores = await composition.score_group(task(), members, SERVICES)
+            values = await composition.score_batch([(task(), members)], SERVICES)
+            composition.finish(members, scores, values[0])
 
 
 async def test_batch_components_are_left_for_the_step() -> None:
@@ -131,10 +195,12 @@ async def test_batch_components_are_left_for_the_step() -> None:
     scores = [await composition.score_group(task(), group, SERVICES) for _, group in groups]
     assert [s.components for s in scores[0]] == [{"correct": 1.0}, {"correct": 0.0}]
     values = await composition.score_batch(groups, SERVICES)
-    finished = [composition.finish(s, v) for s, v in zip(scores, values, strict=True)]
+    finished = [
+        composition.finish(g, s, v) for (_, g), s, v in zip(groups, scores, values, strict=True)
+    ]
     assert [[s.value for s in group] for group in finished] == [[0.5, 0.0], [0.5, 0.0]]
     assert finished[0][0].components == {"correct": 1.0, "rarity": 0.5}
-    [kept, absent] = composition.finish(scores[0], {"rarity": [1.0, None]})
+    [kept, absent] = composition.finish(groups[0][1], scores[0], {"rarity": [1.0, None]})
     assert (kept.value, absent.value) == (1.0, 0.0)
     assert "rarity" not in absent.components
 
@@ -143,7 +209,7 @@ async def test_a_timed_out_component_beside_a_batch_one_waits_for_it() -> None:
     composition = compose("judge + rarity", judge=Judge(), rarity=Rarity())
     [score_of_slow] = await score(composition, "slow")
     assert score_of_slow.value == 0.0
-    [finished] = composition.finish([score_of_slow], {"rarity": [0.75]})
+    [finished] = composition.finish([said("slow")], [score_of_slow], {"rarity": [0.75]})
     assert finished.value == 0.75
 
 

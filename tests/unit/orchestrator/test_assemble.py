@@ -44,9 +44,12 @@ def test_a_flat_group_that_is_in_a_plan_all_the_same_does_not_train() -> None:
     assert assemble(1, groups, GRPO).coefficients["keep"].tolist() == [1, 1, 1, 1]
 
 
-def test_a_reward_that_is_none_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"rewards of groups \[0\] are not finite"):
-        assemble(1, [summary(GroupId(0, 0, 0), (0.5, float("nan")))], GRPO)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_reward_that_is_none_is_named_before_it_is_an_advantage(bad: float) -> None:
+    groups = [summary(GroupId(0, i, 0), (0.5, 1.0 if i == 0 else bad)) for i in range(2)]
+    told = rf"task {groups[1].task_id}, sample 1 of group .*: its reward is {bad}, from components"
+    with pytest.raises(ValueError, match=told):
+        assemble(1, groups, GRPO)
 
 
 def test_imitation_reads_no_rewards() -> None:
