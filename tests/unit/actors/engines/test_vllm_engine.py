@@ -20,6 +20,7 @@ from manta.actors.engines.sampler import truncate
 from manta.actors.engines.vllm_weights import first_other
 from manta.actors.leases import Ask, Leases, Ticket
 from manta.actors.models.causal import build_model, model_state
+from manta.actors.models.policy import token_logprobs
 from manta.actors.row_limit import FixedLimit
 from manta.actors.weight_tensors import pack
 from manta.actors.weights import Weights
@@ -31,10 +32,11 @@ from manta.envs.records import (
     VersionSpan,
     WeightVersion,
 )
-from tests.vllm_here import CONTEXT, MODEL, NEEDS_VLLM, VOCAB, devices
+from tests.vllm_here import CONTEXT, MODEL, NEEDS_VLLM, ROWS, VOCAB, devices
 
 if TYPE_CHECKING:
     from manta.actors.engines.vllm_engine import VllmEngine
+    from tests.conftest import Started
 
 pytestmark = [NEEDS_VLLM, pytest.mark.asyncio(loop_scope="session")]
 
@@ -126,6 +128,16 @@ async def test_scores_are_those_of_transformers_up_to_a_whole_context(vllm: Engi
             np.testing.assert_allclose(scores[1:], expected(1, row[:1], whole), atol=CLOSE)
     with pytest.raises(ValueError, match="641 tokens"):
         await vllm.logprobs([np.zeros(CONTEXT + 1, np.int32)])
+
+
+async def test_an_exported_checkpoint_is_served_as_the_learner_computes_it(
+    started_vllm: Started,
+) -> None:
+    """vLLM started on the folder that `manta export` wrote, and nothing was loaded since."""
+    wanted = token_logprobs(started_vllm.model, ROWS)
+    assert max(float(each[1:].std()) for each in wanted) > 0.5, "a model this even shows little"
+    for found, expected in zip(started_vllm.found, wanted, strict=True):
+        np.testing.assert_allclose(found, expected, atol=CLOSE)
 
 
 async def in_flight(engine: Engine, prefix: list[int], sampling: Sampling) -> list[Completion]:
