@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from manta.actors.backends.deepspeed_config import DECIDED, OPEN, OPEN_ZERO
-from manta.actors.backends.settings import DeepSpeedSettings, FsdpSettings, LearnerSettings
+from manta.actors.backends.settings import (
+    BACKEND_NAMES,
+    WHOLE_MATRICES,
+    DeepSpeedSettings,
+    FsdpSettings,
+    LearnerSettings,
+)
 from manta.envs.records import Json
 from manta.orchestrator.batch_plan import role_needs
 from manta.orchestrator.config import RunFile
@@ -49,6 +55,17 @@ def backend_problems(run_file: RunFile, deepspeed: str | None) -> Iterator[str]:
     if learner.backend in ("fsdp", "deepspeed") and learner.precision == "bf16":
         instead = "use learner.fsdp.compute_dtype" if learner.backend == "fsdp" else "remove it"
         yield f"learner.precision: bf16 is for learner.backend plain: {instead}"
+    if learner.optimizer == "muon" and learner.backend in set(BACKEND_NAMES) - set(WHOLE_MATRICES):
+        yield (
+            "learner.optimizer: muon makes whole matrices orthogonal, and learner.backend "
+            f"{learner.backend} shares them out among the ranks: choose backend "
+            f"{' or '.join(WHOLE_MATRICES)}, or optimizer adamw"
+        )
+    if learner.optimizer == "muon" and learner.momentum:
+        yield (
+            f"learner.momentum: is {learner.momentum:g}, which is for optimizer sgd; muon has its "
+            "own: remove it"
+        )
     gpus = [need.gpus for need in role_needs(run_file) if need.role == "learner"]
     has_gpu = any(gpu > 0 for gpu in gpus)
     if learner.backend == "fsdp" and learner.fsdp.offload == "cpu" and not has_gpu:

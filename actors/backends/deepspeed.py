@@ -23,9 +23,15 @@ from torch import Tensor, nn
 from manta.actors.backends.deepspeed_config import whole_config
 from manta.actors.backends.protocol import Want
 from manta.actors.backends.settings import LearnerSettings
-from manta.actors.backends.shard_optimizer import fresh_state, groups_of, slots_of
 from manta.actors.backends.sharded import ShardedBackend
 from manta.actors.backends.solo import group_or_solo
+from manta.actors.backends.torch_optimizer import (
+    fresh_state,
+    groups_of,
+    make_optimizer,
+    refuse_parts,
+    slots_of,
+)
 from manta.actors.models.policy import evaluate
 from manta.actors.rows import Row
 
@@ -40,8 +46,8 @@ class DeepSpeedBackend(ShardedBackend):
     def __init__(
         self, model: nn.Module, settings: LearnerSettings, group: dist.ProcessGroup | None = None
     ) -> None:
-        """Raises ValueError where the model is not float32, or state is to be offloaded from a
-        CPU."""
+        """Raises ValueError where the model is not float32, state is to be offloaded from a CPU, or
+        the optimizer needs whole matrices."""
         whole = group_or_solo(group)
         super().__init__(DeepSpeedShards(model, settings, whole), settings, whole)
 
@@ -115,6 +121,7 @@ class DeepSpeedShards:
     def __init__(
         self, model: nn.Module, settings: LearnerSettings, group: dist.ProcessGroup
     ) -> None:
+        refuse_parts(settings)
         self._stage = settings.deepspeed.stage
         self._clip_norm = settings.clip_norm
         self._rank, self._world_size = dist.get_rank(group), dist.get_world_size(group)
@@ -280,13 +287,7 @@ def _start(model: nn.Module, settings: LearnerSettings, group: dist.ProcessGroup
         [each for each in trained if each.ndim < 2],
     )
     # At a learning rate of 0 nothing that DeepSpeed does meanwhile can move a weight.
-    optimizer: _AdamW | _Sgd
-    if settings.optimizer == "adamw":
-        optimizer = _AdamW(
-            groups, lr=0.0, betas=settings.betas, eps=settings.adam_epsilon, fused=True
-        )
-    else:
-        optimizer = _Sgd(groups, lr=0.0, momentum=settings.momentum)
+    optimizer = cast("_AdamW | _Sgd", make_optimizer(settings, groups, _AdamW, _Sgd))
     config = whole_config(settings, sum(shape.numel() for shape in shapes.values()))
     if trained[0].device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

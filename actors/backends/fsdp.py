@@ -34,6 +34,7 @@ from manta.actors.backends.settings import FsdpSettings, LearnerSettings
 from manta.actors.backends.shard_optimizer import ShardOptimizer
 from manta.actors.backends.sharded import ShardedBackend
 from manta.actors.backends.solo import group_or_solo
+from manta.actors.backends.torch_optimizer import refuse_parts
 from manta.actors.models.policy import evaluate
 from manta.actors.rows import Row
 
@@ -48,7 +49,8 @@ class FsdpBackend(ShardedBackend):
     def __init__(
         self, model: nn.Module, settings: LearnerSettings, group: dist.ProcessGroup | None = None
     ) -> None:
-        """Raises ValueError where `fsdp.offload` has no device to offload from."""
+        """Raises ValueError where `fsdp.offload` has no device to offload from, or the optimizer
+        needs whole matrices."""
         whole = group_or_solo(group)
         super().__init__(FsdpShards(model, settings, whole), settings, whole)
 
@@ -60,6 +62,7 @@ class FsdpShards:
     def __init__(
         self, model: nn.Module, settings: LearnerSettings, group: dist.ProcessGroup
     ) -> None:
+        refuse_parts(settings)
         self._model = model
         self._group = group
         self._clip_norm = settings.clip_norm

@@ -1,12 +1,11 @@
 """The optimizer over flat parameters, with its state by parameter name.
 
-Weight decay applies to matrices (embeddings included), never to norms and biases, as is usual for
-transformers. AdamW: Loshchilov and Hutter (2019, arXiv:1711.05101); SGD: with heavy-ball momentum.
+Which of torch's it is, and what that keeps, is `manta.actors.backends.torch_optimizer`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +13,13 @@ from torch import Tensor
 from manta.actors.backends.flat import FlatParameters
 from manta.actors.backends.parked import Parked
 from manta.actors.backends.settings import LearnerSettings
+from manta.actors.backends.torch_optimizer import (
+    counter_of,
+    for_the_rest,
+    groups_of,
+    make_optimizer,
+    slots_of,
+)
 from manta.actors.weight_tensors import first_mismatch
 
 
@@ -21,42 +27,27 @@ class FlatOptimizer:
     """Steps `flat.master` by `flat.gradient`. `updates` counts the steps taken."""
 
     def __init__(self, settings: LearnerSettings, flat: FlatParameters) -> None:
-        parts = [(flat.decayed, settings.weight_decay), (flat.undecayed, 0.0)]
-        groups = [{"params": [part], "weight_decay": decay} for part, decay in parts if len(part)]
         self._flat = flat
-        self._optimizer: torch.optim.Optimizer
-        slots: tuple[str, ...]
-        if settings.optimizer == "adamw":
-            self._optimizer = torch.optim.AdamW(
-                groups, betas=settings.betas, eps=settings.adam_epsilon, fused=True
-            )
-            slots = ("exp_avg", "exp_avg_sq")
-        else:
-            self._optimizer = torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
-            slots = ("momentum_buffer",) if settings.momentum else ()
-        buffers = {slot: torch.zeros_like(flat.master) for slot in slots}
-        self._slots = {slot: Parked(each, keeps_content=True) for slot, each in buffers.items()}
-        self._counters: list[Tensor] = []
+        self._stretches = _stretches(settings, flat)
+        self._of = {name: stretch for stretch in self._stretches for name in stretch.names}
         self.updates = 0
-        self._adopt_slots(buffers)
 
     def step(self, learning_rate: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        self._optimizer.step()
+        for stretch in self._stretches:
+            stretch.step(learning_rate)
         self.updates += 1
 
     def state(self) -> dict[str, Tensor]:
         """Views by `optimizer.<parameter>.<slot>`, as in `optimizer.model.norm.weight.exp_avg`."""
         return {
-            f"optimizer.{name}.{slot}": self._flat.view(parked.content, name)
+            f"optimizer.{name}.{slot}": self._flat.view(parked.content, name, self._of[name].start)
             for name in self._flat.names
-            for slot, parked in self._slots.items()
+            for slot, parked in self._of[name].slots.items()
         }
 
     def slots(self) -> list[Parked]:
         """The buffers of the state, which may be parked between two steps."""
-        return list(self._slots.values())
+        return [parked for stretch in self._stretches for parked in stretch.slots.values()]
 
     def load(self, state: Mapping[str, Tensor], updates: int) -> None:
         """Takes the state that `state` gave after `updates` steps.
@@ -70,22 +61,64 @@ class FlatOptimizer:
         for name, tensor in own.items():
             tensor.copy_(state[name])
         self.updates = updates
+        for stretch in self._stretches:
+            stretch.set_updates(updates)
+
+
+class _Stretch:
+    """One of torch's optimizers over the elements `start:end` of the flat master, in which the
+    parameters `names` lie; `matrices` and `vectors` are views of it that together cover them.
+
+    `slots` are flat buffers over the stretch. Torch's optimizer works on views of them, so that
+    its state exists from the start.
+    """
+
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        names: Sequence[str],
+        start: int,
+        end: int,
+        matrices: Sequence[Tensor],
+        vectors: Sequence[Tensor],
+    ) -> None:
+        self.names, self.start = names, start
+        self._optimizer = make_optimizer(settings, groups_of(settings, matrices, vectors))
+        parts = [*matrices, *vectors]
+        device = parts[0].device
+        buffers = {slot: torch.zeros(end - start, device=device) for slot in slots_of(settings)}
+        self.slots = {slot: Parked(each, keeps_content=True) for slot, each in buffers.items()}
+        self._counters: list[Tensor] = []
+        for part in parts:
+            first = part.storage_offset() - start
+            place = slice(first, first + part.numel())
+            counter = counter_of(settings, part)
+            slots = {slot: buffer[place].view(part.shape) for slot, buffer in buffers.items()}
+            if slots:
+                self._optimizer.state[part].update(slots | counter)
+            self._counters += counter.values()
+
+    def step(self, learning_rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+
+    def set_updates(self, updates: int) -> None:
         for counter in self._counters:
             counter.fill_(updates)
 
-    def _adopt_slots(self, buffers: Mapping[str, Tensor]) -> None:
-        """Makes torch's optimizer work on our flat `buffers`, so that state exists from the
-        start."""
-        border = len(self._flat.decayed)
-        parts = (
-            (self._flat.decayed, slice(0, border)),
-            (self._flat.undecayed, slice(border, None)),
-        )
-        for part, place in parts:
-            if not len(part) or not buffers:
-                continue
-            state = self._optimizer.state[part]
-            state.update({slot: buffer[place] for slot, buffer in buffers.items()})
-            if "exp_avg" in buffers:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=part.device)
-                self._counters.append(state["step"])
+
+def _stretches(settings: LearnerSettings, flat: FlatParameters) -> list[_Stretch]:
+    """Those that lead in `flat` each for themselves, under what `settings` asks for, and all others
+    as two, matrices and vectors."""
+    found = []
+    led, end = flat.border, len(flat.master)
+    if flat.leading:
+        leading = list(flat.leading.values())
+        found.append(_Stretch(settings, list(flat.leading), 0, led, leading, []))
+    names = [name for name in flat.names if name not in flat.leading]
+    if names:
+        matrices, vectors = ([p] if len(p) else [] for p in (flat.decayed, flat.undecayed))
+        rest = for_the_rest(settings)
+        found.append(_Stretch(rest, names, led, end, matrices, vectors))
+    return found

@@ -25,6 +25,10 @@ HOLDING_RESIDENTS = ("plain",)
 """Those that train modules beside the policy: `manta.actors.backends.protocol.HoldsResidents`."""
 
 
+WHOLE_MATRICES = ("plain",)
+"""Those whose ranks hold whole matrices, as the optimizer `muon` needs them."""
+
+
 @dataclass(frozen=True, slots=True)
 class FsdpSettings:
     """`learner.fsdp:`. Master weights, gradients and optimizer state are float32 in any case.
@@ -63,6 +67,7 @@ class LearnerSettings:
     `tokens_per_micro_batch` bounds the tokens of a micro-batch (there is no padding): larger ones
     fall out of a CPU's caches (a tenth slower, measured at width 256), GPUs want more;
     `precision` is what matrices are multiplied in (`manta.actors.models.precision`);
+    `optimizer` is described in `manta.actors.backends.torch_optimizer`; `momentum` is `sgd`'s;
     `learning_rate`, `warmup_steps` (a linear ramp) and `decay` hold for stages that say nothing
     else; `threads` are torch threads of each rank (0: all cores that
     it may use, shared among the node's ranks). `fsdp` and `deepspeed` are for the backends of these
@@ -74,7 +79,7 @@ class LearnerSettings:
     threads: int = 0
     tokens_per_micro_batch: int = 2560
     precision: Precision = "auto"
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
     learning_rate: float = 1e-5
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)

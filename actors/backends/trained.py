@@ -18,6 +18,7 @@ from manta.actors.backends.parked import Parked
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.models.adapter import adapter_name
 from manta.actors.models.causal import model_state
+from manta.actors.models.hidden_matrices import hidden_matrices
 
 
 class TrainedModule:
@@ -29,7 +30,9 @@ class TrainedModule:
         self._module = module
         self._settings = settings
         self._group = group
-        self._flat = FlatParameters(module)
+        self._flat = FlatParameters(
+            module, hidden_matrices(module) if settings.optimizer == "muon" else ()
+        )
         self._optimizer = FlatOptimizer(settings, self._flat)
         if group is not None:
             dist.broadcast(self._flat.master, group_src=0, group=group)

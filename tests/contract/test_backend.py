@@ -122,7 +122,7 @@ def rank_main(
     rows = tiny_rows(SIZES)
     mine = [rows[i] for i in shares[world_size][rank]]
     results = {}
-    for optimizer in ("sgd", "adamw"):
+    for optimizer in ("sgd", "adamw", "muon"):
         # Another seed on other ranks: rank 0's parameters are what counts.
         settings = settings_of(name, optimizer=optimizer)
         backend = build_backend(settings, tiny_model(0 if rank == 0 else 7))
@@ -158,8 +158,10 @@ def test_ranks_do_not_change_the_movement(tmp_path: Path) -> None:
         if world_size == 1:
             continue
         for optimizer, (movement, metrics, *_) in alone.items():
-            assert relative(first[optimizer][0], movement) < 1e-4
-            assert first[optimizer][1] == pytest.approx(metrics, rel=1e-4)
+            # Muon rounds to bfloat16 on its way, which makes much of the last digits
+            close = 2e-2 if optimizer == "muon" else 1e-4
+            assert relative(first[optimizer][0], movement) < close
+            assert first[optimizer][1] == pytest.approx(metrics, rel=close)
             for rank in range(1, world_size):
                 other = torch.load(tmp_path / f"{world_size}-{rank}.pt")[optimizer]
                 assert torch.equal(other[0], first[optimizer][0])

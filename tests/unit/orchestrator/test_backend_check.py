@@ -47,6 +47,12 @@ REFUSED = [
      "learner.deepspeed.config.zero_optimization.stage: is decided by learner.deepspeed.stage"),
     ("learner.backend=deepspeed|" + ZERO % "overlap: true",
      "learner.deepspeed.config.zero_optimization.overlap: cannot be set from a run file; did you"),
+    ("learner.backend=fsdp learner.optimizer=muon",
+     "learner.optimizer: muon makes whole matrices orthogonal, and learner.backend fsdp shares"),
+    ("learner.backend=deepspeed learner.optimizer=muon",
+     "learner.optimizer: muon makes whole matrices orthogonal, and learner.backend deepspeed"),
+    ("learner.optimizer=muon learner.momentum=0.9",
+     "learner.momentum: is 0.9, which is for optimizer sgd; muon has its own: remove it"),
 ]  # fmt: skip
 
 
@@ -78,6 +84,7 @@ FITS = [
     "learner.backend=fsdp learner.fsdp.compute_dtype=bfloat16",
     "learner.backend=deepspeed learner.deepspeed.stage=0",
     "learner.backend=fsdp model.dtype=bfloat16",
+    "learner.optimizer=muon learner.workers=2",
     "learner.backend=deepspeed|" + ZERO % "overlap_comm: true, stage3_max_live_parameters: 1000",
 ]
 
