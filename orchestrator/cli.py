@@ -17,7 +17,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 import manta
-from manta.orchestrator import batch_plan, memory, run_file, survey
+from manta.orchestrator import batch_plan, memory, memory_table, run_file, survey
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.lives import Lives
@@ -25,9 +25,12 @@ from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.strict import RunFileError
 from manta.orchestrator.survey import Survey
 
+GIB = 1 << 30
+
 EXAMPLES = """\
 examples:
   manta check recipes/demo.yaml
+  manta check recipes/demo.yaml --gpus 8,64,512
   manta train recipes/demo.yaml
   manta train recipes/demo.yaml run.name=longer stages.rl.steps=200 learner.learning_rate=1e-4
   manta eval recipes/demo.yaml --checkpoint runs/demo/checkpoints/step=000040
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"manta {chosen.command}: {told(error)}", file=sys.stderr)
         return 2
     if chosen.command == "check":
-        show(loaded, surveyed, Console())
+        show(loaded, surveyed, Console(), chosen.gpus)
         return 0
     try:
         return _run(chosen, loaded)
@@ -112,8 +115,9 @@ def told(error: ValueError) -> str:
     return str(error)
 
 
-def show(loaded: RunFile, surveyed: Survey, console: Console) -> None:
-    """Prints the resolved run file, the plan in words, placement and memory."""
+def show(loaded: RunFile, surveyed: Survey, console: Console, gpus: Sequence[int] = ()) -> None:
+    """Prints the resolved run file, the plan in words, placement and memory; with `gpus`, also what
+    a learner on so many of them would need."""
     text = run_file.dump(loaded)
     if console.is_terminal:
         console.print(Syntax(text, "yaml", background_color="default"))
@@ -126,7 +130,7 @@ def show(loaded: RunFile, surveyed: Survey, console: Console) -> None:
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
         console.print()
     console.print(_placement(loaded))
-    _show_memory(loaded, surveyed, console)
+    _show_memory(loaded, surveyed, console, gpus)
     console.print("Nothing was started.")
 
 
@@ -147,7 +151,7 @@ def _placement(loaded: RunFile) -> Table:
     return table
 
 
-def _show_memory(loaded: RunFile, surveyed: Survey, console: Console) -> None:
+def _show_memory(loaded: RunFile, surveyed: Survey, console: Console, gpus: Sequence[int]) -> None:
     try:
         parts = memory.estimate(loaded, surveyed)
     except ValueError as error:
@@ -164,6 +168,29 @@ def _show_memory(loaded: RunFile, surveyed: Survey, console: Console) -> None:
         table.add_row(role, "total", f"{sum(part.bytes for part in own) / memory.MIB:,.1f}")
         table.add_section()
     console.print(table)
+    if gpus and loaded.needs_learner:
+        assert surveyed.vocab_size is not None
+        sizes = memory.model_sizes(loaded.model, surveyed.vocab_size)
+        console.print(_by_backend(memory_table.memory_table(loaded, sizes, gpus), gpus))
+
+
+def _by_backend(rows: Sequence[memory_table.Row], gpus: Sequence[int]) -> Table:
+    title = "Learner by backend, GiB a rank at most (estimated): on its GPU / on its host (rank 0)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("backend")
+    for count in gpus:
+        table.add_column(f"{count:,} GPU{'s' if count > 1 else ''}", justify="right")
+    for row in rows:
+        cells = [f"{need.device / GIB:,.1f} / {need.host / GIB:,.1f}" for need in row.needs]
+        table.add_row(row.backend, *cells)
+    return table
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    counts = tuple(int(each) if each.isdecimal() else 0 for each in text.split(","))
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers of GPUs, such as 8,64,512")
+    return counts
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -191,6 +218,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
         if name == "eval":
             command.add_argument("--checkpoint", metavar="PATH", help="default: the run's newest")
+        if name == "check":
+            command.add_argument(
+                "--gpus",
+                metavar="N,N,...",
+                type=_counts,
+                default=(),
+                help="say what the learner would need on so many GPUs, by backend",
+            )
     told = "write a checkpoint as a Hugging Face folder, for transformers and vLLM"
     command = commands.add_parser("export", help=told, description=told)
     command.add_argument("run_dir", metavar="RUN_DIR[@STEP]", help="default: its newest checkpoint")

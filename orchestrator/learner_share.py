@@ -14,28 +14,42 @@ from manta.actors.backends.settings import LearnerSettings
 @dataclass(frozen=True, slots=True)
 class LearnerShare:
     """Parts of the whole, from 0 to 1. `working` are weights in the model's dtype beside the
-    masters; `gathers`: layers are whole only while they compute; `bucket`: float32 elements of a
-    buffer that gradients travel in."""
+    masters; `stepped` is the gradient's copy that an optimizer steps by, where that is not the
+    gradient itself. `gathers`: layers are whole only while they compute; `bucket`: float32 elements
+    of a buffer that gradients travel in. What is `on_host`, by these names, leaves the GPU."""
 
     masters: float
     working: float
     gradient: float
     states: float
+    stepped: float = 0.0
     gathers: bool = False
     bucket: int = 0
+    on_host: frozenset[str] = frozenset()
 
 
 def learner_share(settings: LearnerSettings, count: int, element_bytes: int) -> LearnerShare:
     """For a model of `count` parameters of `element_bytes`."""
     part = 1 / settings.workers
     copies = 0.0 if element_bytes == 4 else 1.0
+    own = settings.deepspeed
     if settings.backend == "fsdp":
-        return LearnerShare(part, 0.0, part, part, gathers=True)
-    if settings.backend != "deepspeed" or settings.deepspeed.stage == 0:
+        held = frozenset({"masters", "gradient", "states"})
+        on_host = held if settings.fsdp.offload == "cpu" else frozenset()
+        return LearnerShare(part, 0.0, part, part, gathers=True, on_host=on_host)
+    if settings.backend != "deepspeed" or own.stage == 0:
         return LearnerShare(1.0, copies, 1.0, 1.0)
     # Whatever the stage, the gradient is whole on every rank until the last micro-batch.
-    bucket = min(count, MOST_BUCKET)
-    if settings.deepspeed.stage == 3:
-        return LearnerShare(part, 0.0, 1.0, part, gathers=True, bucket=bucket)
-    # Below stage 3 the model's own weights are whole too, beside the shared masters.
-    return LearnerShare(part, 1.0, 1.0, part, bucket=bucket)
+    return LearnerShare(
+        part,
+        # Below stage 3 the model's own weights are whole, beside the shared masters.
+        part if own.stage == 3 else 1.0,
+        1.0,
+        part,
+        stepped=part,
+        gathers=own.stage == 3,
+        bucket=min(count, MOST_BUCKET),
+        on_host=frozenset({"masters", "stepped", "states"})
+        if own.offload_optimizer == "cpu"
+        else frozenset(),
+    )

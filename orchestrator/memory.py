@@ -7,16 +7,17 @@ sizes come from: `build:` in the run file, or the `config.json` of its folder or
 With P parameters of e bytes, N tokens of a micro-batch, width W, query width Q = heads x head size,
 key width K = key heads x head size, feed-forward width M, H heads, S layers, V vocabulary:
 
-- learner, per rank: master weights 4P, gradient 4P, AdamW's two moments 8P (SGD with momentum 4P),
-  and eP of working weights where they are not float32 (Rajbhandari et al., ZeRO, arXiv 1910.02054,
-  section 3.1, with float32 gradients). Every rank of the plain backend holds all of it; what others
-  hold is `manta.orchestrator.learner_share`'s, and what they gather at a time are embeddings, head
-  and two layers, with their gradient. With an adapter P are its own parameters, and the weights
-  under it come once on top. The same again for a critic that is a model of its own, without a
-  head.
+- learner, per rank: master weights 4P, gradient 4P, AdamW's two moments 8P (SGD with momentum 4P;
+  Muon 4P, but 8P of what is no hidden matrix), and eP of working weights where they are not float32
+  (Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1, with float32 gradients). Every rank of
+  the plain backend holds all of it; what others hold is `manta.orchestrator.learner_share`'s, and
+  what they gather at a time are embeddings, head and two layers, with their gradient.
+  With an adapter P are its own parameters, and the weights under it come once on top. The same
+  again for a critic that is a model of its own, without a head.
 - what a checkpoint is written from, beside the steps: a copy of master weights and optimizer
   state, of which each rank has its share (of sharded backends rank 0 has all).
-- saved for the backward pass: N S (e (4W + 2Q + 2K + 4M) + 8W + 4 (H + 2)) bytes, after Korthikanti
+- saved for the backward pass: N S (e (4W + 2Q + 2K + 4M) + 8W + 4 (H + 2)) bytes (N S e W and one
+  layer's share of that where activations are computed again), after Korthikanti
   et al., arXiv 2205.05198, section 4, for a block with SwiGLU, grouped keys and attention that
   stores a log-sum per head instead of scores; both norms keep a float32 copy of their input, 8W,
   unless that is float32 already.
@@ -85,11 +86,12 @@ class ModelSizes:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One thing that a worker of a role holds."""
+    """One thing that a worker of a role holds; `on_host` also where the worker has a GPU."""
 
     role: str
     what: str
     bytes: int
+    on_host: bool = False
 
 
 def model_sizes(spec: ModelSpec, vocab_size: int) -> ModelSizes:
@@ -121,6 +123,13 @@ def num_parameters(sizes: ModelSizes) -> int:
     layer = attention + biases + norms + 3 * width * sizes.mlp_width
     embeddings = sizes.vocabulary * width * (1 if sizes.tied else 2)
     return sizes.layers * layer + width + embeddings
+
+
+def num_hidden(sizes: ModelSizes) -> int:
+    """Those in the matrices of layers."""
+    width, query, key = sizes.width, sizes.query_width, sizes.key_width
+    layer = 2 * width * query + 2 * width * key + 3 * width * sizes.mlp_width
+    return sizes.layers * layer
 
 
 def num_trained(sizes: ModelSizes, lora: LoraSpec | None) -> int:
@@ -161,7 +170,7 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
     weights = num_parameters(sizes) * element
     parts: list[Part] = []
     if any(stage.kind == "train" for stage in run_file.stages):
-        parts += [*_learner(run_file, sizes, element), *_critic(run_file, sizes, element)]
+        parts += learner_parts(run_file, sizes)
         published = num_trained(sizes, spec.lora) * element
         parts.append(Part("object store", "newest and next weights", 2 * published))
         parts.append(Part("weight store", "newest and next weights", 2 * published))
@@ -228,27 +237,37 @@ def _rollout(settings: EngineSettings, spec: ModelSpec, sizes: ModelSizes) -> li
     ]
 
 
-def _learner(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
-    settings = run_file.learner
-    lora, count = run_file.model.lora, num_trained(sizes, run_file.model.lora)
-    states = _optimizer_states(settings)
-    tokens = max(settings.tokens_per_micro_batch, run_file.model.context)
+def learner_parts(run_file: RunFile, sizes: ModelSizes) -> list[Part]:
+    """What each learner rank holds at most; rank 0, where ranks differ."""
+    settings, spec = run_file.learner, run_file.model
+    element, count = _element_bytes(spec.dtype), num_trained(sizes, spec.lora)
+    states = _state_numbers(settings, count, count if spec.lora else num_hidden(sizes))
+    tokens = max(settings.tokens_per_micro_batch, spec.context)
     # Of a sharded backend rank 0 writes everything
     writers = max(1, settings.workers) if settings.backend == "plain" else 1
     share = learner_share(settings, count, element)
-    parts = [
-        Part("learner", "process", PROCESS_BYTES),
-        Part("learner", "master weights", _part(4 * count, share.masters)),
-        Part("learner", "gradient", _part(4 * count, share.gradient)),
-        Part("learner", f"{settings.optimizer} states", _part(4 * count * states, share.states)),
-        Part("learner", "activations", saved_for_backward(sizes, tokens, element)),
-        Part("learner", "logits of a chunk", _logits(sizes, tokens)),
-        Part("learner", "weights to publish, and those before", 2 * element * count),
-        Part("learner", "a checkpoint as it is written", 4 * count * (1 + states) // writers),
+    optimizer = f"{settings.optimizer} states"
+    held = [
+        ("masters", "master weights", 4 * count, share.masters),
+        ("working", "working weights", element * count, share.working),
+        ("gradient", "gradient", 4 * count, share.gradient),
+        ("stepped", "the gradient's part that is stepped by", 4 * count, share.stepped),
+        ("states", optimizer, 4 * states, share.states),
     ]
-    if share.working:
-        parts.insert(2, Part("learner", "working weights", _part(element * count, share.working)))
-    if lora is not None:
+    needless = {"working", "stepped"}
+    parts = [
+        Part("learner", "process", PROCESS_BYTES, on_host=True),
+        *(
+            Part("learner", what, math.ceil(whole * part), on_host=name in share.on_host)
+            for name, what, whole, part in held
+            if part or name not in needless
+        ),
+        Part("learner", "activations", _activations(settings, sizes, tokens, element)),
+        Part("learner", "logits of a chunk", _logits(sizes, tokens)),
+        Part("learner", "weights to publish, and those before", 2 * element * count, on_host=True),
+        Part("learner", "a checkpoint as it is written", 4 * (count + states) // writers, True),
+    ]
+    if spec.lora is not None:
         frozen = element * num_parameters(sizes)
         parts.insert(1, Part("learner", "the weights under the adapter", frozen))
     if share.gathers:
@@ -256,11 +275,7 @@ def _learner(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
         parts.append(Part("learner", "layers gathered at a time", whole))
     if share.bucket:
         parts.append(Part("learner", "buffer of gradients under way", 4 * share.bucket))
-    return parts
-
-
-def _part(whole: int, share: float) -> int:
-    return math.ceil(whole * share)
+    return parts + _critic(run_file, sizes, element)
 
 
 def _gathered(sizes: ModelSizes) -> int:
@@ -277,16 +292,28 @@ def _critic(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
         return []
     settings = run_file.learner
     trunk = num_parameters(replace(sizes, tied=True)) + sizes.width + 1
-    copies = 4 * (2 + _optimizer_states(settings)) + (element if element != 4 else 0)
+    states = _state_numbers(settings, trunk, num_hidden(sizes))
+    held = (8 + (element if element != 4 else 0)) * trunk + 4 * states
     tokens = max(settings.tokens_per_micro_batch, run_file.model.context)
     return [
-        Part("learner", "critic: weights, gradient, optimizer states", copies * trunk),
+        Part("learner", "critic: weights, gradient, optimizer states", held),
         Part("learner", "critic: activations", saved_for_backward(sizes, tokens, element)),
     ]
 
 
-def _optimizer_states(settings: LearnerSettings) -> int:
-    return 2 if settings.optimizer == "adamw" else int(settings.momentum != 0)
+def _state_numbers(settings: LearnerSettings, count: int, hidden: int) -> int:
+    """Numbers that the optimizer keeps of `count` parameters, of which `hidden` are in matrices of
+    layers."""
+    if settings.optimizer == "sgd":
+        return count * int(settings.momentum != 0)
+    return 2 * count - (hidden if settings.optimizer == "muon" else 0)
+
+
+def _activations(settings: LearnerSettings, sizes: ModelSizes, tokens: int, element: int) -> int:
+    if settings.backend == "fsdp" and settings.fsdp.checkpoint_activations:
+        inputs = tokens * sizes.layers * element * sizes.width
+        return inputs + _one_layer(sizes, tokens, element)
+    return saved_for_backward(sizes, tokens, element)
 
 
 def _logits(sizes: ModelSizes, num_tokens: int) -> int:

@@ -108,9 +108,9 @@ SHARES = [
     ("plain", 0, 2, LearnerShare(1, 1, 1, 1)),
     ("fsdp", 0, 2, LearnerShare(0.25, 0, 0.25, 0.25, gathers=True)),
     ("deepspeed", 0, 4, LearnerShare(1, 0, 1, 1)),
-    ("deepspeed", 1, 4, LearnerShare(0.25, 1, 1, 0.25, bucket=1000)),
-    ("deepspeed", 2, 4, LearnerShare(0.25, 1, 1, 0.25, bucket=1000)),
-    ("deepspeed", 3, 4, LearnerShare(0.25, 0, 1, 0.25, gathers=True, bucket=1000)),
+    ("deepspeed", 1, 4, LearnerShare(0.25, 1, 1, 0.25, 0.25, bucket=1000)),
+    ("deepspeed", 2, 4, LearnerShare(0.25, 1, 1, 0.25, 0.25, bucket=1000)),
+    ("deepspeed", 3, 4, LearnerShare(0.25, 0.25, 1, 0.25, 0.25, gathers=True, bucket=1000)),
 ]
 
 

@@ -11,9 +11,15 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from manta.actors.models.causal import build_model
+from manta.actors.models.hidden_matrices import hidden_matrices
 from manta.actors.models.spec import BuildSpec, ModelSpec
 from manta.orchestrator import memory, survey
-from manta.orchestrator.memory import model_sizes, num_parameters, saved_for_backward
+from manta.orchestrator.memory import (
+    model_sizes,
+    num_hidden,
+    num_parameters,
+    saved_for_backward,
+)
 from tests.unit.orchestrator.tiny_run import load
 
 BUILDS = [
@@ -30,6 +36,8 @@ def test_the_parameter_count_is_the_models(build: BuildSpec) -> None:
     spec = ModelSpec(build=build, context=16)
     model = build_model(spec, 101, seed=0)
     assert num_parameters(model_sizes(spec, 101)) == sum(p.numel() for p in model.parameters())
+    hidden, named = hidden_matrices(model), dict(model.named_parameters())
+    assert num_hidden(model_sizes(spec, 101)) == sum(named[name].numel() for name in hidden)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
@@ -123,6 +131,9 @@ def test_settings_move_the_estimate(tmp_path: Path) -> None:
     assert half["rollout", "keys and values"] * 2 == plain["rollout", "keys and values"]
     sgd = estimated(tmp_path, "learner.optimizer=sgd")
     assert sgd["learner", "sgd states"] == 0
+    muon = estimated(tmp_path, "learner.optimizer=muon")
+    # One number of each in a layer's matrices, two of all others
+    assert muon["learner", "muon states"] == 4 * (4 * 8 * 8 + 3 * 8 * 16) + 8 * (112 + 24 + 24)
     stale = estimated(tmp_path, "rollout.max_staleness=1", "checkpoint.every_steps=1")
     group = 4 * 8 * 13 * 8
     assert stale["object store", "groups until a checkpoint covers them"] == group * 3
