@@ -52,9 +52,11 @@ def backend_problems(run_file: RunFile, deepspeed: str | None) -> Iterator[str]:
                 f"learner.{block.backend}: has no effect with learner.backend {learner.backend}: "
                 f"set learner.backend: {block.backend}, or remove the block"
             )
-    if learner.backend in ("fsdp", "deepspeed") and learner.precision == "bf16":
-        instead = "use learner.fsdp.compute_dtype" if learner.backend == "fsdp" else "remove it"
-        yield f"learner.precision: bf16 is for learner.backend plain: {instead}"
+    if learner.backend == "deepspeed" and learner.precision == "bf16":
+        yield (
+            "learner.precision: is bf16, and learner.backend deepspeed computes in float32: remove "
+            "it, or choose backend plain or fsdp"
+        )
     if learner.optimizer == "muon" and learner.backend in set(BACKEND_NAMES) - set(WHOLE_MATRICES):
         yield (
             "learner.optimizer: muon makes whole matrices orthogonal, and learner.backend "

@@ -30,12 +30,13 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.utils.checkpoint import checkpoint
 
 from manta.actors.backends.protocol import Want
-from manta.actors.backends.settings import FsdpSettings, LearnerSettings
+from manta.actors.backends.settings import LearnerSettings
 from manta.actors.backends.shard_optimizer import ShardOptimizer
 from manta.actors.backends.sharded import ShardedBackend
 from manta.actors.backends.solo import group_or_solo
 from manta.actors.backends.torch_optimizer import refuse_parts
 from manta.actors.models.policy import evaluate
+from manta.actors.models.precision import computing
 from manta.actors.rows import Row
 
 _SERVED: WeakKeyDictionary[nn.Module, dict[str, torch.dtype]] = WeakKeyDictionary()
@@ -49,8 +50,8 @@ class FsdpBackend(ShardedBackend):
     def __init__(
         self, model: nn.Module, settings: LearnerSettings, group: dist.ProcessGroup | None = None
     ) -> None:
-        """Raises ValueError where `fsdp.offload` has no device to offload from, or the optimizer
-        needs whole matrices."""
+        """Raises ValueError where `fsdp.offload` has no device to offload from, the optimizer needs
+        whole matrices, or the device cannot compute in `precision`."""
         whole = group_or_solo(group)
         super().__init__(FsdpShards(model, settings, whole), settings, whole)
 
@@ -63,6 +64,7 @@ class FsdpShards:
         self, model: nn.Module, settings: LearnerSettings, group: dist.ProcessGroup
     ) -> None:
         refuse_parts(settings)
+        computing(model, settings.precision)  # raises where it cannot
         self._model = model
         self._group = group
         self._clip_norm = settings.clip_norm
@@ -75,7 +77,7 @@ class FsdpShards:
         self.device = device
         self._mesh = DeviceMesh.from_group(group, device.type)
         if model not in _SERVED:
-            _SERVED[model] = _shard(model, settings.fsdp, self._mesh, group)
+            _SERVED[model] = _shard(model, settings, self._mesh, group)
         self._served = _SERVED[model]
         self._parameters = {
             name: cast(DTensor, parameter) for name, parameter in model.named_parameters()
@@ -176,14 +178,14 @@ def _local(tensor: DTensor) -> Tensor:
 
 
 def _shard(
-    model: nn.Module, settings: FsdpSettings, mesh: DeviceMesh, group: dist.ProcessGroup
+    model: nn.Module, settings: LearnerSettings, mesh: DeviceMesh, group: dist.ProcessGroup
 ) -> dict[str, torch.dtype]:
     """Cuts `model`, layer by layer and the rest as one; the dtypes that its parameters had."""
     served = {name: parameter.dtype for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         dist.broadcast(parameter.data, group_src=0, group=group)
-    own = next(iter(served.values()))
-    compute = own if settings.compute_dtype is None else getattr(torch, settings.compute_dtype)
+    # Wide masters need no autocast: layers are gathered in what they compute in
+    compute = torch.bfloat16 if settings.precision == "bf16" else next(iter(served.values()))
     for parameter in model.parameters():
         parameter.data = parameter.data.float()
     cut = partial(
@@ -194,10 +196,10 @@ def _shard(
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,
         ),
-        offload_policy=CPUOffloadPolicy() if settings.offload == "cpu" else OffloadPolicy(),
+        offload_policy=CPUOffloadPolicy() if settings.fsdp.offload == "cpu" else OffloadPolicy(),
     )
     for layer in _layers(model):
-        if settings.checkpoint_activations:
+        if settings.fsdp.checkpoint_activations:
             # Inside of what FSDP does around a layer, so that it is whole when computed again.
             layer.forward = partial(
                 checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False

@@ -33,12 +33,10 @@ WHOLE_MATRICES = ("plain",)
 class FsdpSettings:
     """`learner.fsdp:`. Master weights, gradients and optimizer state are float32 in any case.
 
-    `compute_dtype` is what layers compute in (None: the model's own dtype);
     `checkpoint_activations` keeps a layer's input only and computes the rest again in the backward
     pass; `offload: cpu` keeps shards and optimizer state in host memory, for learners on GPUs.
     """
 
-    compute_dtype: Literal["float32", "bfloat16"] | None = None
     checkpoint_activations: bool = False
     offload: Literal["none", "cpu"] = "none"
 
@@ -66,7 +64,8 @@ class LearnerSettings:
     `manta.actors.backends`: with the model, these settings and the process group or None.
     `tokens_per_micro_batch` bounds the tokens of a micro-batch (there is no padding): larger ones
     fall out of a CPU's caches (a tenth slower, measured at width 256), GPUs want more;
-    `precision` is what matrices are multiplied in (`manta.actors.models.precision`);
+    `precision` is what matrices are multiplied in (`manta.actors.models.precision`), on `plain` and
+    `fsdp`;
     `optimizer` is described in `manta.actors.backends.torch_optimizer`; `momentum` is `sgd`'s;
     `learning_rate`, `warmup_steps` (a linear ramp) and `decay` hold for stages that say nothing
     else; `threads` are torch threads of each rank (0: all cores that

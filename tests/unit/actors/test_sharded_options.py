@@ -20,6 +20,7 @@ from tests.contract.test_backend import (
     gradient_plainly,
     relative,
 )
+from tests.unit.actors.test_precision import needs_bfloat16
 from tiny import tiny_model, tiny_rows
 
 WANTS = ("logprob", "entropy")
@@ -40,11 +41,11 @@ def test_layers_that_are_computed_again_have_the_same_gradient() -> None:
     assert relative((before - flat(backend)) / 1024.0, wanted) < 1e-5
 
 
+@needs_bfloat16
 def test_layers_compute_in_bfloat16_over_float32_masters() -> None:
     rows = tiny_rows(SIZES)
-    options = FsdpSettings(compute_dtype="bfloat16")
     exact = build_backend(settings_of("fsdp"), tiny_model())
-    coarse = build_backend(settings_of("fsdp", fsdp=options), tiny_model())
+    coarse = build_backend(settings_of("fsdp", precision="bf16"), tiny_model())
     assert coarse.weights(VERSION).sha256 == exact.weights(VERSION).sha256
     apart = relative(*(each.evaluate(rows, WANTS, 0.9)["logprob"] for each in (coarse, exact)))
     assert 1e-5 < apart < 3e-2
@@ -53,6 +54,11 @@ def test_layers_compute_in_bfloat16_over_float32_masters() -> None:
     assert {tensor.dtype for tensor in unpack(coarse.weights(VERSION)).values()} == {torch.float32}
     # Far below what bfloat16 could hold beside weights near 1.
     assert 0 < float((flat(coarse) - before).abs().max()) < 2e-6
+
+
+def test_float32_products_of_bfloat16_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"learner\.precision is fp32, the model's weights are"):
+        build_backend(settings_of("fsdp", precision="fp32"), tiny_model(dtype="bfloat16"))
 
 
 def test_there_is_nothing_to_offload_from_a_cpu() -> None:

@@ -19,10 +19,8 @@ REFUSED = [
      "learner.fsdp: has no effect with learner.backend plain: set learner.backend: fsdp, or"),
     ("learner.backend=fsdp learner.deepspeed.stage=3",
      "learner.deepspeed: has no effect with learner.backend fsdp: set learner.backend: deepspeed"),
-    ("learner.backend=fsdp learner.precision=bf16",
-     "learner.precision: bf16 is for learner.backend plain: use learner.fsdp.compute_dtype"),
     ("learner.backend=deepspeed learner.precision=bf16",
-     "learner.precision: bf16 is for learner.backend plain: remove it"),
+     "learner.precision: is bf16, and learner.backend deepspeed computes in float32: remove it"),
     ("learner.backend=fsdp learner.fsdp.offload=cpu",
      "learner.fsdp.offload: is cpu, which moves state from a GPU to host memory, and this run's"),
     ("learner.backend=deepspeed learner.deepspeed.offload_optimizer=cpu",
@@ -81,7 +79,7 @@ def test_the_deepspeed_that_the_backend_is_written_for(
 
 FITS = [
     "learner.backend=fsdp learner.workers=2",
-    "learner.backend=fsdp learner.fsdp.compute_dtype=bfloat16",
+    "learner.backend=fsdp learner.precision=bf16",
     "learner.backend=deepspeed learner.deepspeed.stage=0",
     "learner.backend=fsdp model.dtype=bfloat16",
     "learner.optimizer=muon learner.workers=2",
