@@ -48,7 +48,8 @@ class Rank:
         self._held = held
         self._files = RankFiles(Path(job.run_dir), rank)
         self._writer = CheckpointWriter(self._tell_saved)
-        self._model = build_policy(job.model, job.vocab_size, job.seed)
+        model = build_policy(job.model, job.vocab_size, job.seed)
+        self._model = model.to(_gpu()) if job.settings.devices else model
         self._attention_tokens = attention_tokens(self._model)
         self._outbox = Outbox()
         self._meetings = None if job.direct is None else _meetings(job.direct, rank)
@@ -227,6 +228,9 @@ def _meetings(name: str, rank: int) -> Meetings:
     from manta.actors.meeting import Meetings
     from manta.actors.transports.direct import DirectSender
 
+    return Meetings(name, rank, DirectSender(name, rank, _gpu()))
+
+
+def _gpu() -> torch.device:
     # Ray Train has made the rank's GPU the current one
-    device = torch.device("cuda", torch.cuda.current_device())
-    return Meetings(name, rank, DirectSender(name, rank, device))
+    return torch.device("cuda", torch.cuda.current_device())

@@ -19,7 +19,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
 
 from benchmarks.padded_rows import Side, packed, packed_cut, relative_gap, rows_of_lengths, sides
 from benchmarks.pinned_lengths import PROMPT_TOKENS, VOCABULARY, pinned_table
@@ -29,6 +28,7 @@ from manta.actors.models.precision import has_fast_bfloat16
 from manta.actors.models.products import linear
 from manta.actors.models.spec import BuildSpec, ModelSpec
 from manta.actors.rows import Row
+from manta.orchestrator.memory import model_sizes, num_hidden
 
 THREADS = 2
 BUDGET = 2560
@@ -125,18 +125,15 @@ def number_formats(rounds: int, peaks: Mapping[torch.dtype, float]) -> list[Figu
     return figures
 
 
-def flops_per_token(spec: ModelSpec, rows: Sequence[Row]) -> float:
+def flops_per_token(spec: ModelSpec, rows: Sequence[Row], vocabulary: int = VOCABULARY) -> float:
     """Forward and backward, per token of `rows`: 6 per parameter of a matrix and 6 Q S per token
     that it attends to on average."""
-    model = build_model(spec, VOCABULARY, 0)
-    body: nn.Module = model.get_decoder()  # type: ignore[operator]
-    matrices = sum(p.numel() for name, p in body.named_parameters() if "proj" in name)
-    assert spec.build is not None
-    width, layers = spec.build.width, spec.build.layers
+    sizes = model_sizes(spec, vocabulary)
+    width, layers = sizes.query_width, sizes.layers
     lengths = np.array([len(row.token_ids) for row in rows], np.float64)
     trained = sum(row.num_tokens for row in rows) / lengths.sum()
     attention = 6 * width * layers * float((lengths**2).sum() / lengths.sum())
-    return 6 * (matrices + trained * VOCABULARY * width) + attention
+    return 6 * (num_hidden(sizes) + trained * vocabulary * sizes.width) + attention
 
 
 def matrix_peak(dtype: torch.dtype, repeats: int = 5) -> float:

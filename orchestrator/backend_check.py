@@ -15,7 +15,6 @@ from manta.actors.backends.settings import (
     LearnerSettings,
 )
 from manta.envs.records import Json
-from manta.orchestrator.batch_plan import role_needs
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.strict import nearest
 
@@ -68,20 +67,18 @@ def backend_problems(run_file: RunFile, deepspeed: str | None) -> Iterator[str]:
             f"learner.momentum: is {learner.momentum:g}, which is for optimizer sgd; muon has its "
             "own: remove it"
         )
-    gpus = [need.gpus for need in role_needs(run_file) if need.role == "learner"]
-    has_gpu = any(gpu > 0 for gpu in gpus)
-    if learner.backend == "fsdp" and learner.fsdp.offload == "cpu" and not has_gpu:
+    if learner.backend == "fsdp" and learner.fsdp.offload == "cpu" and not learner.devices:
         yield _no_gpu("learner.fsdp.offload")
     if learner.backend == "deepspeed":
         yield from _deepspeed(learner, run_file.model.dtype, deepspeed)
-        if learner.deepspeed.offload_optimizer == "cpu" and not has_gpu:
+        if learner.deepspeed.offload_optimizer == "cpu" and not learner.devices:
             yield _no_gpu("learner.deepspeed.offload_optimizer")
 
 
 def _no_gpu(key: str) -> str:
     return (
         f"{key}: is cpu, which moves state from a GPU to host memory, and this run's learner "
-        "computes on CPUs: set it to none"
+        "computes on CPUs: set it to none, or learner.devices to 1"
     )
 
 

@@ -50,7 +50,7 @@ def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
         learner = run_file.learner
         cpus = _computing(learner.threads)
         # It owns the GPUs that engines stand on, and sends from one what goes to engines directly
-        needs_gpu = is_colocated and run_file.rollout.devices > 0
+        needs_gpu = learner.devices > 0 or (is_colocated and run_file.rollout.devices > 0)
         needs_gpu |= run_file.publish.transport in DIRECT
         gpus = 1 if needs_gpu else 0
         needs.append(RoleNeed("learner", learner.workers, cpus, gpus))

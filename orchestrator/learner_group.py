@@ -13,6 +13,7 @@ from pathlib import Path
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from manta.actors.backends.settings import ON_CPU, ON_GPU
 from manta.actors.learner import LearnerJob, learner_loop
 
 
@@ -27,7 +28,7 @@ class LearnerGroup:
         self._trainer = TorchTrainer(
             learner_loop,
             train_loop_config={"job": job},
-            torch_config=TorchConfig(backend="gloo"),
+            torch_config=TorchConfig(backend=ON_GPU if job.settings.devices else ON_CPU),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=job.settings.workers,
                 use_gpu=gpus_per_rank > 0,

@@ -48,7 +48,7 @@ class DeepSpeedBackend(ShardedBackend):
     ) -> None:
         """Raises ValueError where the model is not float32, state is to be offloaded from a CPU, or
         the optimizer needs whole matrices."""
-        whole = group_or_solo(group)
+        whole = group_or_solo(group, next(model.parameters()).device)
         super().__init__(DeepSpeedShards(model, settings, whole), settings, whole)
 
 

@@ -52,7 +52,7 @@ class FsdpBackend(ShardedBackend):
     ) -> None:
         """Raises ValueError where `fsdp.offload` has no device to offload from, the optimizer needs
         whole matrices, or the device cannot compute in `precision`."""
-        whole = group_or_solo(group)
+        whole = group_or_solo(group, next(model.parameters()).device)
         super().__init__(FsdpShards(model, settings, whole), settings, whole)
 
 

@@ -18,6 +18,9 @@ OFFLOADING = ("plain",)
 ADAPTING = ("plain",)
 """Those that train and publish an adapter alone, where the model has one."""
 
+ON_CPU, ON_GPU = "gloo", "cpu:gloo,cuda:nccl"
+"""What ranks speak through; on GPUs small numbers that are on the CPU still go there."""
+
 CRITIC = "critic"
 """The critic's name among the residents; its tensors are called `critic.head.weight` and so on."""
 
@@ -69,13 +72,15 @@ class LearnerSettings:
     `optimizer` is described in `manta.actors.backends.torch_optimizer`; `momentum` is `sgd`'s;
     `learning_rate`, `warmup_steps` (a linear ramp) and `decay` hold for stages that say nothing
     else; `threads` are torch threads of each rank (0: all cores that
-    it may use, shared among the node's ranks). `fsdp` and `deepspeed` are for the backends of these
+    it may use, shared among the node's ranks); with `devices` 1 each rank computes on a GPU of its
+    own, with 0 on the CPU. `fsdp` and `deepspeed` are for the backends of these
     names.
     """
 
     backend: str = "plain"
     workers: int = 1
     threads: int = 0
+    devices: Literal[0, 1] = 0
     tokens_per_micro_batch: int = 2560
     precision: Precision = "auto"
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"

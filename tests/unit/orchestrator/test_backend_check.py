@@ -83,6 +83,7 @@ FITS = [
     "learner.backend=deepspeed learner.deepspeed.stage=0",
     "learner.backend=fsdp model.dtype=bfloat16",
     "learner.optimizer=muon learner.workers=2",
+    "learner.backend=fsdp learner.fsdp.offload=cpu learner.devices=1",
     "learner.backend=deepspeed|" + ZERO % "overlap_comm: true, stage3_max_live_parameters: 1000",
 ]
 

@@ -139,6 +139,11 @@ def test_shared_gpus_are_the_learner_s(tmp_path: Path) -> None:
         assert [by_role["rollout"], by_role["learner"]] == asked
 
 
+def test_a_learner_that_computes_on_gpus_has_one_a_rank(tmp_path: Path) -> None:
+    needs = batch_plan.role_needs(load(tmp_path, "learner.devices=1", "learner.workers=4"))
+    assert next(n for n in needs if n.role == "learner") == RoleNeed("learner", 4, 0.5, 1)
+
+
 @pytest.mark.parametrize(
     ("overrides", "roles"),
     [

@@ -229,6 +229,7 @@ RESUME = [
     ("learner.workers=2", []),
     ("learner.threads=2", []),
     ("learner.backend=fsdp", []),
+    ("learner.devices=1", []),
     ("learner.deepspeed.stage=3", []),
     ("learner.precision=bf16",
      ['learner.precision: "auto" in the run directory, "bf16" here']),
