@@ -16,6 +16,9 @@ say of mixed precision:
 - Activations, logits and the buffer in which gradients travel count here, and not there.
 - On the host DeepSpeed counts half as much again for its buffers, and the model that every process
   loads at the start. Here it is what a rank holds there, and rank 0's copies to publish and save.
+
+Needs are those of steps. Not counted is the start, at which every rank builds the whole model, and
+fsdp its float32 masters, where it computes, before it keeps its part.
 """
 
 from __future__ import annotations
