@@ -1,4 +1,4 @@
-"""`manta export`: a checkpoint's weights as a Hugging Face folder.
+"""Weights as Hugging Face folders: of `manta export`, and of stages' products.
 
 Owns which checkpoint is meant, and what else a folder holds beside the model. An adapter is merged
 into the weights it was trained over.
@@ -7,16 +7,19 @@ into the weights it was trained over.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 from rich.console import Console
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from manta.actors.backends.state_files import read_parameters, read_scalars
 from manta.actors.models.causal import build_model, load_state
 from manta.actors.models.lora import merge_adapter, weights_hash
 from manta.actors.stored_folder import StoredFolder
+from manta.envs.protocols import Tokenizer
 from manta.envs.tokenizer import TOKENIZER_FILES, FileTokenizer, build_tokenizer
 from manta.orchestrator import run_file as run_files
 from manta.orchestrator.build import tokenizer_name
@@ -37,14 +40,10 @@ def export(named: str, folder: Path) -> int:
         raise ValueError(f"{folder} is not empty: name a folder that is not there yet")
     run_file = run_files.load(directory.config)
     learner, step = _learner(directory, step)
-    tokenizer = build_tokenizer(tokenizer_name(run_file))
-    model = _model(run_file, learner, tokenizer.vocab_size)
-    model.save_pretrained(folder)
+    has_tokenizer = write_checkpoint(run_file, learner, folder)
     console = Console()
     console.print(f"{folder}: the weights of step {step}", soft_wrap=True, highlight=False)
-    if isinstance(tokenizer, FileTokenizer):
-        _copy_tokenizer(Path(tokenizer.path).parent, folder)
-    else:
+    if not has_tokenizer:
         name = (run_file.model.tokenizer or "").partition(":")[0]
         console.print(
             f"without tokenizer: '{name}' is Manta's own, no file of the Hugging Face kind",
@@ -52,6 +51,26 @@ def export(named: str, folder: Path) -> int:
             highlight=False,
         )
     return 0
+
+
+def write_checkpoint(run_file: RunFile, learner: StoredFolder, folder: Path) -> bool:
+    """Writes the model of a checkpoint's `learner` files to `folder`, with the tokenizer's files,
+    if it has any: whether it has.
+
+    Raises ValueError where the files cannot be read, or belong to another model.
+    """
+    tokenizer = build_tokenizer(tokenizer_name(run_file))
+    _model(run_file, learner, tokenizer.vocab_size).save_pretrained(folder)
+    return _bring_tokenizer(tokenizer, folder)
+
+
+def write_tensors(run_file: RunFile, tensors: Mapping[str, Tensor], folder: Path) -> bool:
+    """As `write_checkpoint`, of named parameters of the run's model."""
+    tokenizer = build_tokenizer(tokenizer_name(run_file))
+    model = build_model(run_file.model, tokenizer.vocab_size, run_file.run.seed)
+    load_state(model, tensors)
+    cast(PreTrainedModel, model).save_pretrained(folder)
+    return _bring_tokenizer(tokenizer, folder)
 
 
 def _meant(named: str) -> tuple[RunDirectory, int | None]:
@@ -108,7 +127,11 @@ def _model(run_file: RunFile, learner: StoredFolder, vocab_size: int) -> PreTrai
     return cast(PreTrainedModel, model)
 
 
-def _copy_tokenizer(source: Path, folder: Path) -> None:
+def _bring_tokenizer(tokenizer: Tokenizer, folder: Path) -> bool:
+    if not isinstance(tokenizer, FileTokenizer):
+        return False
+    source = Path(tokenizer.path).parent
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    return True
