@@ -14,6 +14,7 @@ from typing import cast
 from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from manta.actors.backends.state_files import read_parameters, read_scalars
 from manta.actors.models.causal import build_model, load_state
@@ -60,7 +61,7 @@ def write_checkpoint(run_file: RunFile, learner: StoredFolder, folder: Path) -> 
     Raises ValueError where the files cannot be read, or belong to another model.
     """
     tokenizer = build_tokenizer(tokenizer_name(run_file))
-    _model(run_file, learner, tokenizer.vocab_size).save_pretrained(folder)
+    _write(_model(run_file, learner, tokenizer.vocab_size), folder)
     return _bring_tokenizer(tokenizer, folder)
 
 
@@ -69,7 +70,7 @@ def write_tensors(run_file: RunFile, tensors: Mapping[str, Tensor], folder: Path
     tokenizer = build_tokenizer(tokenizer_name(run_file))
     model = build_model(run_file.model, tokenizer.vocab_size, run_file.run.seed)
     load_state(model, tensors)
-    cast(PreTrainedModel, model).save_pretrained(folder)
+    _write(cast(PreTrainedModel, model), folder)
     return _bring_tokenizer(tokenizer, folder)
 
 
@@ -125,6 +126,12 @@ def _model(run_file: RunFile, learner: StoredFolder, vocab_size: int) -> PreTrai
     else:
         merge_adapter(model, lora, parameters)
     return cast(PreTrainedModel, model)
+
+
+def _write(model: PreTrainedModel, folder: Path) -> None:
+    # A bar of its own would run through the display of a run
+    disable_progress_bar()
+    model.save_pretrained(folder)
 
 
 def _bring_tokenizer(tokenizer: Tokenizer, folder: Path) -> bool:
