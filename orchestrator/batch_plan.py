@@ -12,6 +12,14 @@ from dataclasses import dataclass
 from manta.actors.transports.settings import DIRECT
 from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
 from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.stage_words import (
+    annotation_told,
+    left_told,
+    merge_told,
+    reference_told,
+    weights_told,
+)
+from manta.orchestrator.stage_words import times as _times
 from manta.orchestrator.survey import Prompts, Survey
 
 SHARED_CPUS = 0.5
@@ -65,6 +73,11 @@ def placement_needs(run_file: RunFile) -> list[tuple[str, int, float]]:
 def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]:
     """The plan of one stage, one line per thing that a reader may want to check."""
     prompts = survey.prompts.get(stage.name)
+    if stage.kind == "merge":
+        return [merge_told(stage), left_told(stage)]
+    if stage.kind == "annotate":
+        data = _data(run_file, stage, prompts)
+        return [annotation_told(run_file, stage), *data, left_told(stage)]
     if stage.kind == "evaluate" or stage.algorithm is None:
         lines = [f"{stage.kind} stage, trains nothing"]
     elif stage.kind == "generate":
@@ -79,20 +92,17 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
             _updates(run_file, stage, prompts),
             _staleness(run_file, stage, stage.algorithm),
             *_long_tail(run_file, stage),
-            _ratio(stage, stage.algorithm),
+            _ratio(run_file, stage, stage.algorithm),
             *_critic(run_file, stage, stage.algorithm),
         ]
         if run_file.rollout.placement == "colocated":
             lines.append(_turns(stage))
-    return [*lines, *_data(run_file, stage, prompts), *_evaluation(run_file, stage, prompts)]
+    lines += [*weights_told(stage), *_data(run_file, stage, prompts)]
+    return [*lines, *_evaluation(run_file, stage, prompts), left_told(stage)]
 
 
 def _computing(threads: int) -> float:
     return float(threads) if threads > 0 else SHARED_CPUS
-
-
-def _times(count: int, noun: str, plural: str | None = None) -> str:
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def _tokens_per_completion(
@@ -244,7 +254,7 @@ def _long_tail(run_file: RunFile, stage: StageConfig) -> list[str]:
     return told
 
 
-def _ratio(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
+def _ratio(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     if algorithm.loss == "cross_entropy":
         return "no importance ratio: cross-entropy needs no log-probs of a behaviour policy"
     charges_kl = algorithm.needs_reference and algorithm.kl.placement == "reward"
@@ -265,7 +275,7 @@ def _ratio(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     if algorithm.needs_reference:
         kl = algorithm.kl
         told += (
-            f"; KL to the weights at the start of the stage, {kl.coef:g} x {kl.estimator} in the "
+            f"; KL to {reference_told(run_file, stage)}, {kl.coef:g} x {kl.estimator} in the "
             f"{kl.placement}"
         )
     return told
@@ -307,7 +317,8 @@ def _correction(settings: OffPolicySettings) -> str:
 
 def _data(run_file: RunFile, stage: StageConfig, prompts: Prompts | None) -> list[str]:
     if stage.trajectories is not None:
-        return [f"learns from the trajectories in {stage.trajectories}"]
+        verb = "reads" if stage.kind == "annotate" else "learns from"
+        return [f"{verb} the trajectories in {stage.trajectories}"]
     if prompts is None or prompts.num_measured == 0:
         return []
     measured = f"{prompts.num_measured:,} prompts measured"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +11,23 @@ from pathlib import Path
 from manta.actors.learner import LearnerJob, LearnerStage
 from manta.actors.mailbox import StartOrder
 from manta.actors.transports.settings import TransportSettings
+from manta.algorithms.presets import PRESETS
 from manta.envs.records import Int32
 from manta.envs.tokenizer import build_tokenizer
 from manta.orchestrator.batch_plan import role_needs
-from manta.orchestrator.config import RunFile
+from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.learner_group import LearnerGroup
+from manta.orchestrator.model_names import named_stage, parse_stage
 from manta.orchestrator.pools import (
     EnvironmentPool,
     MailboxClient,
     ModelSource,
-    ReferencePool,
     RewardPool,
     RolloutPool,
 )
 from manta.orchestrator.probe import Tolerances, probe_rows
 from manta.orchestrator.publish import Publisher
+from manta.orchestrator.reference_pool import ReferencePool
 from manta.orchestrator.shared_device import SharedDevice, StepMailbox
 from manta.orchestrator.wait import Waits
 
@@ -73,18 +76,10 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
         model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic, transport
     )
     rewards = RewardPool(run_file.reward_workers.workers, cpus.get("reward", 0.0))
-    references = None
-    if run_file.needs_reference:
-        references = ReferencePool(
-            run_file.reference.workers,
-            cpus["reference"],
-            model,
-            run_file.reference.threads,
-            run_file.reference.tokens_per_batch,
-            run_file.rollout.temperature,
-        )
+    references = _references(run_file, cpus, model, transport)
+    handles = references.handles if references else []
     environment = EnvironmentPool(
-        run_file.environment.workers, cpus["environment"], name, rollout, rewards, references
+        run_file.environment.workers, cpus["environment"], name, rollout, rewards, handles
     )
     device = None
     if run_file.rollout.placement == "colocated":
@@ -110,6 +105,18 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
         publisher,
         device,
     )
+
+
+def _references(
+    run_file: RunFile,
+    cpus: Mapping[str, float],
+    model: ModelSource,
+    transport: TransportSettings,
+) -> ReferencePool | None:
+    if not run_file.needs_reference:
+        return None
+    temperature = run_file.rollout.temperature
+    return ReferencePool(run_file.reference, cpus["reference"], model, temperature, transport)
 
 
 def transport_settings(run_file: RunFile, run_dir: Path) -> TransportSettings:
@@ -149,7 +156,12 @@ def _learner_job(
 
 
 def _learner_stages(run_file: RunFile) -> dict[str, LearnerStage]:
-    return {
+    taking = {
+        stage.name: LearnerStage(PRESETS["sft"], 1.0, 1, 1, False, False)
+        for stage in run_file.stages
+        if stage.needs_learner and stage.kind != "train"
+    }
+    return taking | {
         stage.name: LearnerStage(
             algorithm=stage.algorithm,
             temperature=run_file.rollout.temperature
@@ -161,8 +173,21 @@ def _learner_stages(run_file: RunFile) -> dict[str, LearnerStage]:
             and stage.algorithm.samples_from == "policy"
             and stage.trajectories is None,
             own_samples=stage.algorithm.samples_from == "policy"
-            and (stage.trajectories is None or stage.written_by is not None),
+            and (stage.trajectories is None or _is_of_this_policy(run_file, stage)),
         )
         for stage in run_file.stages
         if stage.kind == "train" and stage.algorithm is not None
     }
+
+
+def _is_of_this_policy(run_file: RunFile, stage: StageConfig) -> bool:
+    """Do the weight versions in what `stage` reads name versions of the weights it starts from?
+    Where a stage takes other weights, the policy's versions do not count on."""
+    if stage.written_by is None or stage.start_from is not None:
+        return False
+    writer = named_stage(run_file, parse_stage(f"stage:{stage.written_by}"), stage)
+    while writer.kind == "annotate":
+        if writer.written_by is None:
+            return False
+        writer = named_stage(run_file, parse_stage(f"stage:{writer.written_by}"), writer)
+    return writer.model is None

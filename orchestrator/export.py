@@ -1,4 +1,4 @@
-"""`manta export`: a checkpoint's weights as a Hugging Face folder.
+"""Weights as Hugging Face folders: of `manta export`, and of stages' products.
 
 Owns which checkpoint is meant, and what else a folder holds beside the model. An adapter is merged
 into the weights it was trained over.
@@ -7,16 +7,17 @@ into the weights it was trained over.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 from rich.console import Console
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from manta.actors.backends.state_files import read_parameters, read_scalars
-from manta.actors.models.causal import build_model, load_state
-from manta.actors.models.lora import merge_adapter, weights_hash
+from manta.actors.models.hf_folder import write_built
 from manta.actors.stored_folder import StoredFolder
+from manta.envs.protocols import Tokenizer
 from manta.envs.tokenizer import TOKENIZER_FILES, FileTokenizer, build_tokenizer
 from manta.orchestrator import run_file as run_files
 from manta.orchestrator.build import tokenizer_name
@@ -37,14 +38,10 @@ def export(named: str, folder: Path) -> int:
         raise ValueError(f"{folder} is not empty: name a folder that is not there yet")
     run_file = run_files.load(directory.config)
     learner, step = _learner(directory, step)
-    tokenizer = build_tokenizer(tokenizer_name(run_file))
-    model = _model(run_file, learner, tokenizer.vocab_size)
-    model.save_pretrained(folder)
+    has_tokenizer = write_checkpoint(run_file, learner, folder)
     console = Console()
     console.print(f"{folder}: the weights of step {step}", soft_wrap=True, highlight=False)
-    if isinstance(tokenizer, FileTokenizer):
-        _copy_tokenizer(Path(tokenizer.path).parent, folder)
-    else:
+    if not has_tokenizer:
         name = (run_file.model.tokenizer or "").partition(":")[0]
         console.print(
             f"without tokenizer: '{name}' is Manta's own, no file of the Hugging Face kind",
@@ -52,6 +49,34 @@ def export(named: str, folder: Path) -> int:
             highlight=False,
         )
     return 0
+
+
+def write_checkpoint(run_file: RunFile, learner: StoredFolder, folder: Path) -> bool:
+    """Writes the model of a checkpoint's `learner` files to `folder`, with the tokenizer's files,
+    if it has any: whether it has.
+
+    Raises ValueError where the files cannot be read, or belong to another model.
+    """
+    if run_file.model.build is not None and run_file.model.lora is None:
+        with learner.here() as files:
+            return write_tensors(run_file, read_parameters(files), folder)
+    tokenizer = build_tokenizer(tokenizer_name(run_file))
+    _write(_model(run_file, learner, tokenizer.vocab_size), folder)
+    return bring_tokenizer(tokenizer, folder)
+
+
+def write_tensors(run_file: RunFile, tensors: Mapping[str, Tensor], folder: Path) -> bool:
+    """As `write_checkpoint`, of named parameters of the run's model, which has no adapter."""
+    tokenizer, spec = build_tokenizer(tokenizer_name(run_file)), run_file.model
+    if spec.build is not None:
+        write_built(spec, tokenizer.vocab_size, tensors, folder)
+    else:
+        from manta.actors.models.causal import build_model, load_state
+
+        model = build_model(spec, tokenizer.vocab_size, run_file.run.seed)
+        load_state(model, tensors)
+        _write(model, folder)
+    return bring_tokenizer(tokenizer, folder)
 
 
 def _meant(named: str) -> tuple[RunDirectory, int | None]:
@@ -91,8 +116,12 @@ def _learner(directory: RunDirectory, step: int | None) -> tuple[StoredFolder, i
     return learner, chosen
 
 
-def _model(run_file: RunFile, learner: StoredFolder, vocab_size: int) -> PreTrainedModel:
+def _model(run_file: RunFile, learner: StoredFolder, vocab_size: int) -> nn.Module:
     """Raises ValueError where an adapter was trained over other weights than are there now."""
+    # These load transformers, which the driver of a run should not have to
+    from manta.actors.models.causal import build_model, load_state
+    from manta.actors.models.lora import merge_adapter, weights_hash
+
     model, lora = build_model(run_file.model, vocab_size, run_file.run.seed), run_file.model.lora
     with learner.here() as folder:
         parameters, base = read_parameters(folder), read_scalars(folder).base
@@ -105,10 +134,24 @@ def _model(run_file: RunFile, learner: StoredFolder, vocab_size: int) -> PreTrai
         )
     else:
         merge_adapter(model, lora, parameters)
-    return cast(PreTrainedModel, model)
+    return model
 
 
-def _copy_tokenizer(source: Path, folder: Path) -> None:
+def _write(model: nn.Module, folder: Path) -> None:
+    from transformers import PreTrainedModel
+    from transformers.utils.logging import disable_progress_bar
+
+    # A bar of its own would run through the display of a run
+    disable_progress_bar()
+    cast(PreTrainedModel, model).save_pretrained(folder)
+
+
+def bring_tokenizer(tokenizer: Tokenizer, folder: Path) -> bool:
+    """Copies the tokenizer's files to `folder`; whether it has any."""
+    if not isinstance(tokenizer, FileTokenizer):
+        return False
+    source = Path(tokenizer.path).parent
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    return True

@@ -169,7 +169,7 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
     element = _element_bytes(spec.dtype)
     weights = num_parameters(sizes) * element
     parts: list[Part] = []
-    if any(stage.kind == "train" for stage in run_file.stages):
+    if run_file.needs_learner:
         parts += learner_parts(run_file, sizes)
         published = num_trained(sizes, spec.lora) * element
         parts.append(Part("object store", "newest and next weights", 2 * published))
@@ -191,6 +191,8 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
             Part("reference", "one layer's activations", _one_layer(sizes, tokens, element)),
             Part("reference", "logits of a chunk", _logits(sizes, tokens)),
         ]
+        if run_file.has_moving_reference:
+            parts.append(Part("reference", "moving average", 4 * num_parameters(sizes)))
     return tuple(parts)
 
 

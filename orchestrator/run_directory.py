@@ -104,9 +104,17 @@ class RunDirectory:
         """The folder of the trajectories that step `step` trained on."""
         return self.trajectories / f"step={step}"
 
+    @property
+    def products(self) -> Path:
+        return self.root / "products"
+
     def product(self, stage: str) -> Path:
-        """The folder of the trajectories that the generate stage `stage` writes."""
-        return self.root / "products" / stage
+        """The folder of what `stage` left when it ended."""
+        return self.products / stage
+
+    def product_in_progress(self, stage: str) -> Path:
+        """Where that is made, under a name that no stage can have."""
+        return self.products / f".{stage}"
 
     def create(self) -> None:
         """Makes the directory and its folders; what is there stays.
