@@ -15,11 +15,15 @@ from manta.envs.records import GroupId, GroupSummary
 
 @dataclass(frozen=True, slots=True)
 class RewardSpec:
-    """A formula over named components; each is (registry name or `module:attribute`, options)."""
+    """A formula over named components; each is (registry name or `module:attribute`, options).
+    `scorers` are those that components call; `gold` is the component that the formula's value is
+    held against."""
 
     formula: str
     components: Mapping[str, tuple[str, Options]]
     deadline_seconds: float
+    scorers: tuple[str, ...] = ()
+    gold: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

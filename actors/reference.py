@@ -5,75 +5,14 @@ Requests that arrive while the scorer is busy are scored together in its next pa
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from typing import Protocol
-
 import numpy as np
 
 from manta.actors.cores import available_cores
 from manta.actors.models.spec import ModelSpec
+from manta.actors.scoring_queue import ScoringQueue
 from manta.actors.weights import Receipt, Weights
 from manta.envs.packing import PackedTrajectories
-from manta.envs.records import Float32, ReferenceStatistics, Trajectory
-
-
-class Scorer(Protocol):
-    def score(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics: ...
-
-    def load(self, weights: Weights) -> Receipt: ...
-
-
-class ScoringQueue:
-    """Collects requests and runs the scorer in a thread, everything pending at once."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
-        self._pending: list[tuple[Sequence[Trajectory], asyncio.Future[ReferenceStatistics]]] = []
-        self._running: asyncio.Task[None] | None = None
-        self._in_use = asyncio.Lock()
-
-    async def score(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
-        """Raises what the scorer raised over the batch that this request was part of."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[ReferenceStatistics] = loop.create_future()
-        self._pending.append((trajectories, future))
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
-        return await future
-
-    async def load(self, weights: Weights) -> Receipt:
-        """Takes other weights, between two batches."""
-        async with self._in_use:
-            return await asyncio.to_thread(self._scorer.load, weights)
-
-    async def _run(self) -> None:
-        while self._pending:
-            async with self._in_use:
-                batch, self._pending = self._pending, []
-                rows = [trajectory for trajectories, _ in batch for trajectory in trajectories]
-                scoring = asyncio.ensure_future(asyncio.to_thread(self._scorer.score, rows))
-                await asyncio.wait([scoring])
-            start = 0
-            for trajectories, future in batch:
-                end = start + len(trajectories)
-                _answer(future, scoring, slice(start, end))
-                start = end
-
-
-def _answer(
-    future: asyncio.Future[ReferenceStatistics],
-    scoring: asyncio.Future[ReferenceStatistics],
-    rows: slice,
-) -> None:
-    """Hands `rows` of the result, or the error, to a caller that still waits."""
-    if future.done():
-        return
-    if (error := scoring.exception()) is not None:
-        future.set_exception(error)
-    else:
-        statistics = scoring.result()
-        future.set_result(ReferenceStatistics(statistics.version, statistics.logprobs[rows]))
+from manta.envs.records import Float32, ReferenceStatistics
 
 
 class ReferenceWorker:
@@ -93,10 +32,10 @@ class ReferenceWorker:
         from manta.actors.scorers.logprob import LogprobScorer
 
         torch.set_num_threads(threads or available_cores())
-        scorer = LogprobScorer(
+        self._scorer = LogprobScorer(
             build_model(model, vocab_size, seed), "initial", tokens_per_batch, temperature
         )
-        self._queue = ScoringQueue(scorer)
+        self._queue = ScoringQueue(self._scorer.score, statistics_of)
 
     async def score(self, packed: PackedTrajectories) -> tuple[str, Float32]:
         """The reference's version, and the statistics of all trajectories back to back."""
@@ -104,5 +43,10 @@ class ReferenceWorker:
         return statistics.version, np.concatenate(statistics.logprobs)
 
     async def load(self, weights: Weights) -> Receipt:
-        """Makes `weights` the reference; the receipt hashes what arrived."""
-        return await self._queue.load(weights)
+        """Makes `weights` the reference, between two batches; the receipt hashes what arrived."""
+        return await self._queue.between(lambda: self._scorer.load(weights))
+
+
+def statistics_of(statistics: ReferenceStatistics, rows: slice) -> ReferenceStatistics:
+    """Those of some of the trajectories."""
+    return ReferenceStatistics(statistics.version, statistics.logprobs[rows])

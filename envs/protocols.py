@@ -17,6 +17,7 @@ from manta.envs.records import (
     Message,
     ReferenceStatistics,
     Score,
+    Shown,
     Task,
     Trajectory,
 )
@@ -91,11 +92,29 @@ class Tokenizer(Protocol):
         ...
 
 
+class Scorer(Protocol):
+    """A model that scores, by its name in the run file; `version` names its weights.
+
+    One `Score` for each of `shown`, in order. What a model says goes where its kind belongs: one
+    number into `value`, several named ones into `components`, one a step or turn into `spans`, one
+    a token (or a vector) into `columns`.
+    """
+
+    @property
+    def version(self) -> str: ...
+
+    async def __call__(self, shown: Sequence[Shown]) -> list[Score]:
+        """Raises WorldBroke where no worker answered in time."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a reward may call beside itself: named engines, each with its own deadline."""
+    """What a reward may call beside itself: named engines and scorers, each with its own deadline.
+    A reward says which scorers it calls by an attribute `scorers`, a tuple of names."""
 
     engines: Mapping[str, Generate] = field(default_factory=dict)
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
 
 
 class TrajectoryReward(Protocol):

@@ -183,6 +183,15 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """What a scorer looks at as one thing: trajectories of a task, of which most scorers take one
+    and those that compare take several."""
+
+    task: Task
+    trajectories: tuple[Trajectory, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReferenceStatistics:
     """Log-probs of each trajectory's tokens under the reference model `version`, float32[L]."""
 

@@ -29,6 +29,7 @@ REWARDS: Mapping[str, str] = {
     "format": "manta.envs.rewards.format:Format",
     "length": "manta.envs.rewards.length:Length",
     "rarity": "manta.envs.rewards.rarity:Rarity",
+    "reward_model": "manta.envs.rewards.reward_model:RewardModel",
 }
 
 ENV_MEMBERS = ("source", "gold", "reply", "budgets", "validate", "single_turn")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from manta.actors.transports.settings import DIRECT
 from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
 from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.scorers import called_in, role
 from manta.orchestrator.survey import Prompts, Survey
 
 SHARED_CPUS = 0.5
@@ -42,6 +43,11 @@ def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
         needs.append(RoleNeed("rollout", rollout.workers, cpus, gpus))
     if run_file.needs_reward:
         needs.append(RoleNeed("reward", run_file.reward_workers.workers, WAITING_CPUS, 0))
+    for name in called_in(run_file):
+        scorer = run_file.scorers[name]
+        needs.append(
+            RoleNeed(role(name), scorer.workers, _computing(scorer.threads), scorer.devices)
+        )
     if run_file.needs_reference:
         reference = run_file.reference
         cpus = _computing(reference.threads)

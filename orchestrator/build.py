@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,14 @@ from manta.orchestrator.pools import (
     MailboxClient,
     ModelSource,
     ReferencePool,
-    RewardPool,
     RolloutPool,
 )
 from manta.orchestrator.probe import Tolerances, probe_rows
 from manta.orchestrator.publish import Publisher
+from manta.orchestrator.reward_pool import RewardPool
+from manta.orchestrator.run_directory import RunDirectory
+from manta.orchestrator.scorer_pool import ScorerPool
+from manta.orchestrator.scorers import called_in, model_folder, role
 from manta.orchestrator.shared_device import SharedDevice, StepMailbox
 from manta.orchestrator.wait import Waits
 
@@ -36,6 +40,7 @@ class Crew:
 
     rollout: RolloutPool
     rewards: RewardPool
+    scorers: ScorerPool
     references: ReferencePool | None
     environment: EnvironmentPool
     client: MailboxClient
@@ -72,19 +77,18 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     rollout = RolloutPool(
         model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic, transport
     )
-    rewards = RewardPool(run_file.reward_workers.workers, cpus.get("reward", 0.0))
+    scorers = _scorer_pool(run_file, cpus, name, run_dir)
+    rewards = RewardPool(run_file.reward_workers.workers, cpus.get("reward", 0.0), scorers)
     references = None
     if run_file.needs_reference:
-        references = ReferencePool(
-            run_file.reference.workers,
-            cpus["reference"],
-            model,
-            run_file.reference.threads,
-            run_file.reference.tokens_per_batch,
-            run_file.rollout.temperature,
-        )
+        references = _reference_pool(run_file, cpus["reference"], model)
     environment = EnvironmentPool(
-        run_file.environment.workers, cpus["environment"], name, rollout, rewards, references
+        run_file.environment.workers,
+        cpus["environment"],
+        name,
+        rollout,
+        rewards.handles,
+        references,
     )
     device = None
     if run_file.rollout.placement == "colocated":
@@ -102,6 +106,7 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     return Crew(
         rollout,
         rewards,
+        scorers,
         references,
         environment,
         client,
@@ -122,6 +127,33 @@ def transport_settings(run_file: RunFile, run_dir: Path) -> TransportSettings:
     mark = hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:8]
     folder = f"{root.rstrip('/')}/{run_file.run.name}-{mark}"
     return TransportSettings(run_file.publish.transport, folder)
+
+
+def _reference_pool(run_file: RunFile, cpus: float, model: ModelSource) -> ReferencePool:
+    settings = run_file.reference
+    return ReferencePool(
+        settings.workers,
+        cpus,
+        model,
+        settings.threads,
+        settings.tokens_per_batch,
+        run_file.rollout.temperature,
+    )
+
+
+def _scorer_pool(
+    run_file: RunFile, cpus: Mapping[str, float], tokenizer: str, run_dir: Path
+) -> ScorerPool:
+    """Those that a stage calls; they load their models when it opens."""
+    called = called_in(run_file)
+    products = RunDirectory(run_dir).products
+    return ScorerPool(
+        {name: run_file.scorers[name] for name in called},
+        {name: cpus[role(name)] for name in called},
+        tokenizer,
+        run_file.run.deterministic,
+        lambda name: model_folder(run_file.scorers[name], products),
+    )
 
 
 def _learner_job(

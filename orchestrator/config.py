@@ -49,10 +49,12 @@ class ComponentConfig:
 
 @dataclass(frozen=True, slots=True)
 class RewardConfig:
-    """`formula` combines the components by name: numbers, + - * / ( ), min, max."""
+    """`formula` combines the components by name: numbers, + - * / ( ), min, max. `gold` is a
+    component outside of it, the true reward, which what trains is held against."""
 
     formula: str
     components: Mapping[str, ComponentConfig]
+    gold: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ class StageConfig:
         return self.trajectories.removeprefix("stage:")
 
 
+STAGE = "stage:"
+"""What the name of a stage's product begins with."""
 CALLS_PER_WORKER = 4
 """Calls of a step to an environment worker, unless the run file says how many groups travel."""
 
@@ -129,6 +133,32 @@ class WorkersConfig:
 class RewardWorkersConfig:
     workers: int = 1
     deadline_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerConfig:
+    """A model that rewards call by the scorer's name. `model` is a Hugging Face folder or name of a
+    sequence classifier with one output, or `stage:NAME`, what a reward-model stage leaves.
+
+    `threads` are torch threads of each worker (0: all cores that it may use), `devices` GPUs;
+    `tokens_per_batch` bounds the tokens scored at once. A call that is not answered within
+    `deadline_seconds` leaves its samples unscored.
+    """
+
+    model: str
+    workers: int = 1
+    threads: int = 0
+    devices: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    tokens_per_batch: int = 16384
+    deadline_seconds: float = 30.0
+
+    @property
+    def made_by(self) -> str | None:
+        """The stage whose product the model is, if it is one's."""
+        if not self.model.startswith(STAGE):
+            return None
+        return self.model.removeprefix(STAGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +234,7 @@ class RunFile:
     rollout: EngineSettings = field(default_factory=EngineSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    scorers: Mapping[str, ScorerConfig] = field(default_factory=dict)
     environment: WorkersConfig = field(default_factory=WorkersConfig)
     reward_workers: RewardWorkersConfig = field(default_factory=RewardWorkersConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)

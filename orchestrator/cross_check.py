@@ -2,8 +2,8 @@
 
 Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
-`checkpoint_check`, `critic_check`, `adapter_check` (`model.lora`) and `vllm_check` of
-`manta.orchestrator`.
+`checkpoint_check`, `critic_check`, `adapter_check` (`model.lora`), `scorer_check` (`scorers`, and
+rewards that call them) and `vllm_check` of `manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
 algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -30,6 +30,7 @@ from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, Sta
 from manta.orchestrator.critic_check import critic_problems
 from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.length_check import length_problems
+from manta.orchestrator.scorer_check import scorer_problems
 from manta.orchestrator.staleness_check import staleness_problems
 from manta.orchestrator.strict import nearest
 from manta.orchestrator.survey import Survey
@@ -61,12 +62,14 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
     ]
     for index, stage in enumerate(run_file.stages):
         problems += [f"stages[{index}]{told}" for told in _stage(run_file, stage)]
+    vocab_size = None
     if not any(told.startswith("model.") for told in problems):
         seen = surveyed or survey.look(run_file)
+        vocab_size = seen.vocab_size
         problems += [*seen.problems, *_model_folder(run_file, seen.vocab_size)]
         installed = installed_vllm() if run_file.rollout.engine == "vllm" else None
         problems += vllm_problems(run_file, seen.vocab_size, installed)
-    return [*problems, *adapter_problems(run_file)]
+    return [*problems, *adapter_problems(run_file), *scorer_problems(run_file, vocab_size)]
 
 
 def _run(run_file: RunFile) -> Iterator[str]:

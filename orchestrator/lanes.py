@@ -5,6 +5,7 @@ from __future__ import annotations
 from manta.actors.lanes import Lane, RewardSpec
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
 from manta.orchestrator.run_directory import RunDirectory
+from manta.orchestrator.scorers import called_by
 
 
 def train_lane(run_file: RunFile, stage: StageConfig, directory: RunDirectory) -> Lane:
@@ -57,4 +58,11 @@ def _reward(run_file: RunFile, reward: RewardConfig | None) -> RewardSpec | None
     if reward is None:
         return None
     components = {name: (c.reward, c.options) for name, c in reward.components.items()}
-    return RewardSpec(reward.formula, components, run_file.reward_workers.deadline_seconds)
+    called = {name for names in called_by(reward).values() for name in names}
+    return RewardSpec(
+        reward.formula,
+        components,
+        run_file.reward_workers.deadline_seconds,
+        tuple(sorted(called)),
+        reward.gold,
+    )

@@ -23,14 +23,13 @@ from manta.actors.engines.settings import EngineSettings
 from manta.actors.environment import EnvironmentWorker
 from manta.actors.hand_over import HandedOver, HandOver, Receiver
 from manta.actors.lanes import Admission, BlockSummary, Lane
-from manta.actors.mailbox import Mailbox, Place, Saved, StartOrder, StepReport, StepWork, Stop
+from manta.actors.mailbox import Mailbox, Saved, StartOrder, StepReport, StepWork, Stop
 from manta.actors.models.spec import ModelSpec
 from manta.actors.reference import ReferenceWorker
 from manta.actors.reward import RewardWorker
 from manta.actors.rollout import Renewed, RolloutWorker
 from manta.actors.router import Router
 from manta.actors.router_figures import RouterFigures
-from manta.actors.step_scores import FinalScores
 from manta.actors.transports.protocol import Parcel
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_store import WeightStore
@@ -208,31 +207,6 @@ class RolloutPool:
         return await self.router.figures.remote()
 
 
-class RewardPool:
-    def __init__(self, workers: int, cpus: float) -> None:
-        self.handles = [start(RewardWorker, cpus) for _ in range(workers)]
-
-    async def open(self, lane: Lane) -> Mapping[str, str]:
-        """Opens `lane` on every worker; the version of each component."""
-        opened: list[Mapping[str, str]] = await asyncio.gather(
-            *(handle.open.remote(lane) for handle in self.handles)
-        )
-        return opened[0]
-
-    async def scores_steps(self, lane: str) -> bool:
-        """Whether `lane` has components that look at a whole step."""
-        return await self.handles[0].scores_steps.remote(lane)
-
-    async def score_step(
-        self, lane: str, places: Sequence[Place], blocks: Sequence[ray.ObjectRef[Block]]
-    ) -> list[FinalScores]:
-        """Final scores of the step's groups, in order; group g is at `places[g]` in `blocks`.
-
-        Always asks the same worker: a component may remember the steps before.
-        """
-        return await self.handles[0].score_step.remote(lane, places, *blocks)
-
-
 class ReferencePool:
     def __init__(
         self,
@@ -279,7 +253,7 @@ class EnvironmentPool:
         cpus: float,
         tokenizer: str,
         rollout: RolloutPool,
-        rewards: RewardPool,
+        rewards: Sequence[ActorHandle[RewardWorker]],
         references: ReferencePool | None,
     ) -> None:
         self._workers = {
@@ -290,7 +264,7 @@ class EnvironmentPool:
                 tokenizer,
                 rollout.router,
                 rollout.dispatch,
-                rewards.handles,
+                rewards,
                 references.handles if references else [],
                 variables=_BLOCKS_STAY,
             )

@@ -104,9 +104,13 @@ class RunDirectory:
         """The folder of the trajectories that step `step` trained on."""
         return self.trajectories / f"step={step}"
 
+    @property
+    def products(self) -> Path:
+        return self.root / "products"
+
     def product(self, stage: str) -> Path:
         """The folder of the trajectories that the generate stage `stage` writes."""
-        return self.root / "products" / stage
+        return self.products / stage
 
     def create(self) -> None:
         """Makes the directory and its folders; what is there stays.
