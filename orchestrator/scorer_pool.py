@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -13,6 +14,8 @@ from manta.actors.scorer_client import ScorerPlace
 from manta.actors.scoring_queue import QueueFigures
 from manta.orchestrator.config import ScorerConfig
 from manta.orchestrator.pools import start
+
+T = TypeVar("T")
 
 
 class NoScorerLeft(RuntimeError):
@@ -75,9 +78,7 @@ class ScorerPool:
     async def _ready(self, name: str) -> str:
         folder = await asyncio.to_thread(self._folder, name)
         if self._loaded.get(name, ("", ""))[0] != folder:
-            versions: list[str] = await asyncio.gather(
-                *(handle.load.remote(folder) for handle in self._handles[name].values())
-            )
+            versions = await self._living(name, lambda handle: handle.load.remote(folder))
             if len(set(versions)) > 1:
                 raise RuntimeError(
                     f"the workers of scorer '{name}' read different models from '{folder}': "
@@ -87,15 +88,25 @@ class ScorerPool:
         return self._loaded[name][1]
 
     async def _figures(self, name: str) -> QueueFigures:
-        handles = self._handles[name]
-        answers: list[QueueFigures | BaseException] = await asyncio.gather(
-            *(handle.figures.remote() for handle in handles.values()), return_exceptions=True
+        found = await self._living(name, lambda handle: handle.figures.remote())
+        return QueueFigures(
+            sum(each.calls for each in found),
+            sum(each.waiting for each in found),
+            tuple(seconds for each in found for seconds in each.seconds),
         )
-        found: list[QueueFigures] = []
-        for i, answer in zip(list(handles), answers, strict=True):
+
+    async def _living(
+        self, name: str, call: Callable[[ActorHandle[ScorerWorker]], Awaitable[T]]
+    ) -> list[T]:
+        """What each living worker answers; those that died are noted. Raises NoScorerLeft."""
+        handles = self._handles[name]
+        asked = list(handles)
+        answers = await asyncio.gather(*(call(handles[i]) for i in asked), return_exceptions=True)
+        found: list[T] = []
+        for i, answer in zip(asked, answers, strict=True):
             if isinstance(answer, ray.exceptions.RayActorError):
-                del handles[i]
-                self.lost.append((name, i))
+                if handles.pop(i, None) is not None:
+                    self.lost.append((name, i))
             elif isinstance(answer, BaseException):
                 raise answer
             else:
@@ -105,8 +116,4 @@ class ScorerPool:
                 f"all {self._scorers[name].workers} workers of scorer '{name}' have died: look at "
                 "their logs in the Ray session directory (out of memory?), then start the run again"
             )
-        return QueueFigures(
-            sum(each.calls for each in found),
-            sum(each.waiting for each in found),
-            tuple(seconds for each in found for seconds in each.seconds),
-        )
+        return found
