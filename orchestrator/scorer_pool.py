@@ -78,7 +78,9 @@ class ScorerPool:
     async def _ready(self, name: str) -> str:
         folder = await asyncio.to_thread(self._folder, name)
         if self._loaded.get(name, ("", ""))[0] != folder:
-            versions = await self._living(name, lambda handle: handle.load.remote(folder))
+            versions: list[str] = await self._living(
+                name, lambda handle: handle.load.remote(folder)
+            )
             if len(set(versions)) > 1:
                 raise RuntimeError(
                     f"the workers of scorer '{name}' read different models from '{folder}': "
@@ -88,7 +90,7 @@ class ScorerPool:
         return self._loaded[name][1]
 
     async def _figures(self, name: str) -> QueueFigures:
-        found = await self._living(name, lambda handle: handle.figures.remote())
+        found: list[QueueFigures] = await self._living(name, lambda handle: handle.figures.remote())
         return QueueFigures(
             sum(each.calls for each in found),
             sum(each.waiting for each in found),
