@@ -32,7 +32,8 @@ class Lane:
 
     `redundant_samples` more than `samples_per_prompt` are begun, and the first to end are taken.
     `purpose` seeds sampling apart from other lanes; `context` bounds prompt plus answer in tokens.
-    With `ignore_eos` samples end at their budget only.
+    With `ignore_eos` samples end at their budget only. `compares`: all given answers of a task make
+    its group, and not the gold one alone.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Lane:
     uses_reference: bool = False
     trajectories: str | None = None
     redundant_samples: int = 0
+    compares: bool = False
 
     @property
     def priority(self) -> int:

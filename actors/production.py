@@ -11,8 +11,8 @@ from typing import Protocol
 
 from manta.actors.lanes import Admission, Lane
 from manta.envs.episode import Limits, Speaker, prompt_ids
-from manta.envs.group import Draw, Scoring, given_group, run_group
-from manta.envs.protocols import Env, Generate, TaskSource
+from manta.envs.group import Draw, Scoring, compared_group, given_group, run_group
+from manta.envs.protocols import Compares, Env, Generate, ScoreReference, TaskSource
 from manta.envs.records import Bool, Int32, Sampling, Score, ScoredGroup, Task, Trajectory
 from manta.envs.registry import build
 from manta.envs.render import Renderer
@@ -86,17 +86,43 @@ class GivenGroups:
 
 
 @dataclass(frozen=True, slots=True)
+class ComparedGroups:
+    """All written answers of a task, better and worse ones, as a group."""
+
+    env: Compares
+    source: TaskSource
+    renderer: Renderer
+    limits: Limits
+    scoring: Scoring
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.source)
+
+    async def make(self, admission: Admission) -> ScoredGroup:
+        task = self.source.task(admission.index)
+        return await compared_group(
+            self.env, task, self.renderer, admission.id, self.limits, self.scoring
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class WrittenGroups:
-    """Groups read back from a folder of trajectories, scores and all."""
+    """Groups read back from a folder of trajectories, scores and all; where this run's reference is
+    asked for, under its log-probs, and not under those that were written."""
 
     reader: TrajectoryReader
+    reference: ScoreReference | None = None
 
     @property
     def num_tasks(self) -> int:
         return len(self.reader)
 
     async def make(self, admission: Admission) -> ScoredGroup:
-        return replace(self.reader.group(admission.index), id=admission.id)
+        group = replace(self.reader.group(admission.index), id=admission.id)
+        if self.reference is None:
+            return group
+        return replace(group, reference=await self.reference(group.trajectories))
 
 
 def build_production(
@@ -107,12 +133,19 @@ def build_production(
     Raises ValueError where the lane's environment, tokenizer or folder cannot be used.
     """
     if lane.trajectories is not None:
-        return WrittenGroups(TrajectoryReader(lane.trajectories))
+        return WrittenGroups(TrajectoryReader(lane.trajectories), scoring.reference)
     text = build_tokenizer(tokenizer)
     renderer = Renderer(text)
     env = build("env", lane.env, lane.env_options)
     source = env.source(lane.split)
     limits = Limits(lane.max_new_tokens, lane.context)
+    if lane.compares:
+        if not isinstance(env, Compares):
+            raise ValueError(
+                f"environment {lane.env!r} has one written answer a task, nothing to compare: use "
+                "one with several, such as preferences, or set samples_from to policy"
+            )
+        return ComparedGroups(env, source, renderer, limits, scoring)
     if lane.samples_from == "given":
         return GivenGroups(env, source, renderer, limits, scoring)
     stops = () if lane.ignore_eos else (text.eos_id,)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from manta.envs.records import (
     Completion,
@@ -75,6 +75,25 @@ class Env(Protocol):
 
         Raises ValueError naming the first task whose gold answer is not scored 1.
         """
+        ...
+
+
+class Answer(NamedTuple):
+    """A written answer to a task, and the reward that it is given."""
+
+    text: str
+    reward: float
+
+
+@runtime_checkable
+class Compares(Protocol):
+    """An environment that has several written answers to a task, some better than others."""
+
+    num_answers: int
+
+    def answers(self, task: Task) -> tuple[Answer, ...]:
+        """`num_answers` answers as the policy would have written them, the best one (`Env.gold`)
+        first."""
         ...
 
 

@@ -20,6 +20,7 @@ ENVS: Mapping[str, str] = {
     "arithmetic": "manta.envs.families.arithmetic:Arithmetic",
     "countdown": "manta.envs.families.countdown:Countdown",
     "gsm8k": "manta.envs.families.gsm8k:Gsm8k",
+    "preferences": "manta.envs.families.preferences:Preferences",
 }
 
 REWARDS: Mapping[str, str] = {

@@ -266,7 +266,10 @@ class RunFile:
         if self.environment.groups_per_call:
             return self.environment.groups_per_call
         is_race = self.rollout.oversample > 1 or self.rollout.redundant_samples > 0
-        drops = stage.algorithm is not None and stage.algorithm.drop_zero_variance_groups
+        algorithm = stage.algorithm
+        drops = algorithm is not None and (
+            algorithm.drop_zero_variance_groups or algorithm.is_coupled
+        )
         if stage.samples_to_train and (is_race or drops):
             return 1
         return max(1, stage.prompts_per_step // (CALLS_PER_WORKER * self.environment.workers))

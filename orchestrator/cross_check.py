@@ -2,8 +2,9 @@
 
 Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
-`checkpoint_check`, `critic_check`, `adapter_check` (`model.lora`), `scorer_check` (`scorers`, and
-rewards that call them) and `vllm_check` of `manta.orchestrator`.
+`checkpoint_check`, `critic_check`, `pair_check` (losses that compare rows, reward models),
+`adapter_check` (`model.lora`), `scorer_check` (`scorers`, and rewards that call them) and
+`vllm_check` of `manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
 algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -30,6 +31,7 @@ from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, Sta
 from manta.orchestrator.critic_check import critic_problems
 from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.length_check import length_problems
+from manta.orchestrator.pair_check import pair_problems
 from manta.orchestrator.scorer_check import scorer_problems
 from manta.orchestrator.staleness_check import staleness_problems
 from manta.orchestrator.strict import nearest
@@ -58,6 +60,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *backend_problems(run_file, installed_deepspeed()),
         *length_problems(run_file),
         *critic_problems(run_file),
+        *pair_problems(run_file),
         *_stage_names(run_file),
     ]
     for index, stage in enumerate(run_file.stages):
@@ -334,14 +337,9 @@ def _algorithm(stage: StageConfig, algorithm: AlgorithmSettings) -> Iterator[str
         presets.check(algorithm)
     except ValueError as error:
         yield f".algorithm: {error}"
-    if stage.kind == "train" and algorithm.samples_from == "policy":
-        if stage.reward is None:
-            yield f".reward: algorithm '{algorithm.name}' learns from rewards, name one"
-        if stage.trajectories is not None and algorithm.needs_reference:
-            yield (
-                ".algorithm.kl.coef: must be 0 with written trajectories: the reference log-probs "
-                "that they may hold are of another run's reference"
-            )
+    learns_from_rewards = stage.kind == "train" and algorithm.samples_from == "policy"
+    if learns_from_rewards and stage.reward is None:
+        yield f".reward: algorithm '{algorithm.name}' learns from rewards, name one"
 
 
 def _reward(reward: RewardConfig) -> Iterator[str]:

@@ -17,6 +17,7 @@ from manta.actors.backends.state_files import read_parameters, read_scalars
 from manta.actors.models.causal import build_model, load_state
 from manta.actors.models.lora import merge_adapter, weights_hash
 from manta.actors.stored_folder import StoredFolder
+from manta.envs.protocols import Tokenizer
 from manta.envs.tokenizer import TOKENIZER_FILES, FileTokenizer, build_tokenizer
 from manta.orchestrator import run_file as run_files
 from manta.orchestrator.build import tokenizer_name
@@ -42,9 +43,7 @@ def export(named: str, folder: Path) -> int:
     model.save_pretrained(folder)
     console = Console()
     console.print(f"{folder}: the weights of step {step}", soft_wrap=True, highlight=False)
-    if isinstance(tokenizer, FileTokenizer):
-        _copy_tokenizer(Path(tokenizer.path).parent, folder)
-    else:
+    if not bring_tokenizer(tokenizer, folder):
         name = (run_file.model.tokenizer or "").partition(":")[0]
         console.print(
             f"without tokenizer: '{name}' is Manta's own, no file of the Hugging Face kind",
@@ -108,7 +107,12 @@ def _model(run_file: RunFile, learner: StoredFolder, vocab_size: int) -> PreTrai
     return cast(PreTrainedModel, model)
 
 
-def _copy_tokenizer(source: Path, folder: Path) -> None:
+def bring_tokenizer(tokenizer: Tokenizer, folder: Path) -> bool:
+    """Copies the tokenizer's files to `folder`; whether it has any."""
+    if not isinstance(tokenizer, FileTokenizer):
+        return False
+    source = Path(tokenizer.path).parent
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    return True

@@ -33,6 +33,7 @@ def train_lane(run_file: RunFile, stage: StageConfig, directory: RunDirectory) -
         uses_reference=stage.kind == "train" and algorithm.needs_reference,
         trajectories=written,
         redundant_samples=run_file.rollout.redundant_samples if stage.samples_to_train else 0,
+        compares=algorithm.compares_given,
     )
 
 

@@ -13,7 +13,7 @@ key width K = key heads x head size, feed-forward width M, H heads, S layers, V 
   hold is `manta.orchestrator.learner_share`'s, and what they gather at a time are embeddings, head
   and two layers, with their gradient. With an adapter P are its own parameters, and the weights
   under it come once on top. The same again for a critic that is a model of its own, without a
-  head.
+  head, or for a reward model.
 - what a checkpoint is written from, beside the steps: a copy of master weights and optimizer
   state, of which each rank has its share (of sharded backends rank 0 has all).
 - saved for the backward pass: N S (e (4W + 2Q + 2K + 4M) + 8W + 4 (H + 2)) bytes, after Korthikanti
@@ -161,7 +161,7 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
     weights = num_parameters(sizes) * element
     parts: list[Part] = []
     if any(stage.kind == "train" for stage in run_file.stages):
-        parts += [*_learner(run_file, sizes, element), *_critic(run_file, sizes, element)]
+        parts += [*_learner(run_file, sizes, element), *_beside_policy(run_file, sizes, element)]
         published = num_trained(sizes, spec.lora) * element
         parts.append(Part("object store", "newest and next weights", 2 * published))
         parts.append(Part("weight store", "newest and next weights", 2 * published))
@@ -269,19 +269,28 @@ def _gathered(sizes: ModelSizes) -> int:
     return outside + 2 * (num_parameters(replace(sizes, layers=1)) - outside)
 
 
-def _critic(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
-    """A critic of its own is one more model without a head; with a path it counts as large as the
-    policy."""
-    critics = [s.algorithm.critic for s in run_file.stages if s.kind == "train" and s.algorithm]
-    if not any(critic is not None and critic.model == "own" for critic in critics):
+def _beside_policy(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
+    """A critic of its own, or a reward model, is one more model without a head; with a path it
+    counts as large as the policy. Stages have theirs one after the other: the larger one counts."""
+    trained = [s.algorithm for s in run_file.stages if s.kind == "train" and s.algorithm]
+    # The numbers of their heads: a critic's has a bias
+    heads = {
+        "reward model": (sizes.width, any(a.reward_model is not None for a in trained)),
+        "critic": (
+            sizes.width + 1,
+            any(a.critic is not None and a.critic.model == "own" for a in trained),
+        ),
+    }
+    names = [name for name, (_, is_there) in heads.items() if is_there]
+    if not names:
         return []
-    settings = run_file.learner
-    trunk = num_parameters(replace(sizes, tied=True)) + sizes.width + 1
+    settings, name = run_file.learner, names[-1]
+    trunk = num_parameters(replace(sizes, tied=True)) + heads[name][0]
     copies = 4 * (2 + _optimizer_states(settings)) + (element if element != 4 else 0)
     tokens = max(settings.tokens_per_micro_batch, run_file.model.context)
     return [
-        Part("learner", "critic: weights, gradient, optimizer states", copies * trunk),
-        Part("learner", "critic: activations", saved_for_backward(sizes, tokens, element)),
+        Part("learner", f"{name}: weights, gradient, optimizer states", copies * trunk),
+        Part("learner", f"{name}: activations", saved_for_backward(sizes, tokens, element)),
     ]
 
 

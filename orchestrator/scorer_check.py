@@ -44,7 +44,7 @@ def makes_reward_model(stage: StageConfig) -> bool:
     return (
         stage.kind == "train"
         and stage.algorithm is not None
-        and stage.algorithm.name == "reward_model"
+        and stage.algorithm.reward_model is not None
     )
 
 

@@ -72,7 +72,7 @@ class TrainStage:
             self._cap(feed_state),
         )
         self._loop = StageLoop(
-            self._loop_settings(),
+            self._loop_settings(num_tasks),
             self._hooks(score_step),
             self._supply,
             run.crew.mailbox,
@@ -127,7 +127,7 @@ class TrainStage:
         median = None if feed_state is None else feed_state.median_length
         return LengthCap(rollout.cap, rollout.max_new_tokens, median)
 
-    def _loop_settings(self) -> LoopSettings:
+    def _loop_settings(self, num_tasks: int) -> LoopSettings:
         cap = self._run.run_file.rollout.cap
         return LoopSettings(
             self._stage.name,
@@ -139,6 +139,7 @@ class TrainStage:
             masks_truncated=(
                 self._stage.samples_to_train and cap is not None and cap.then == "mask"
             ),
+            fixed_groups=None if self._stage.samples_to_train else num_tasks,
         )
 
     def _hooks(self, score_step: ScoreStep | None) -> LoopHooks:
