@@ -33,7 +33,8 @@ class Lane:
     `redundant_samples` more than `samples_per_prompt` are begun, and the first to end are taken.
     `purpose` seeds sampling apart from other lanes; `context` bounds prompt plus answer in tokens.
     With `ignore_eos` samples end at their budget only. `compares`: all given answers of a task make
-    its group, and not the gold one alone.
+    its group, and not the gold one alone. `is_annotated`: what was written is scored again, by the
+    lane's rewards and the reference, where it has them.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Lane:
     trajectories: str | None = None
     redundant_samples: int = 0
     compares: bool = False
+    is_annotated: bool = False
 
     @property
     def priority(self) -> int:

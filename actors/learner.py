@@ -17,7 +17,7 @@ from manta.actors.backends.settings import LearnerSettings
 from manta.actors.cores import available_cores
 from manta.actors.device_place import DevicePlace
 from manta.actors.hand_over import HandOver
-from manta.actors.mailbox import Mailbox, StartOrder, StepReport, Stop
+from manta.actors.mailbox import Adopt, Mailbox, StartOrder, StepReport, Stop
 from manta.actors.models.spec import ModelSpec
 from manta.actors.weight_store import WeightStore
 from manta.algorithms.settings import AlgorithmSettings
@@ -81,15 +81,20 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
     rank.leave_device()
     report = StepReport(update, probe, {}, _here())
     ray.get(job.mailbox.report.remote(order.step, rank_index, report))
-    step, handed = order.step, 0
+    step, handed, adopted = order.step, 0, 0
     while True:
-        work = ray.get(job.mailbox.take.remote(step, order.incarnation, handed))
+        work = ray.get(job.mailbox.take.remote(step, order.incarnation, handed, adopted))
         if isinstance(work, Stop):
             break
         if isinstance(work, HandOver):
             handed = work.number
             answer = rank.hand_over(work)
             ray.get(job.mailbox.handed.remote(handed, rank_index, answer))
+            continue
+        if isinstance(work, Adopt):
+            adopted, step = work.number, work.version.step
+            report = rank.adopt(work)
+            ray.get(job.mailbox.adopted.remote(adopted, rank_index, report))
             continue
         step = work.plan.step
         report = rank.step(work, order.incarnation)

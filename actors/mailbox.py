@@ -17,8 +17,9 @@ from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
 from manta.actors.device_place import DevicePlace
 from manta.actors.hand_over import HandedOver, HandOver
 from manta.actors.stored_folder import WrittenFile
+from manta.actors.weights import Weights
 from manta.envs.packing import Block
-from manta.envs.records import Float32, StepPlan, Update
+from manta.envs.records import Float32, StepPlan, Update, WeightVersion
 
 Place = tuple[int, int]
 """Where a group is: the index of its block, and its entry there."""
@@ -39,6 +40,19 @@ class StepWork:
     hand_over: bool = True
     save_to: str | None = None
     residents: ResidentRates = NO_RESIDENTS
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Other weights in place of those that all ranks have, as `version`, for `stage`, which they
+    enter with a fresh optimizer. `number` counts up within a life of the driver; `save_to` is as in
+    `StepWork`."""
+
+    number: int
+    stage: str
+    weights: ray.ObjectRef[Weights]
+    version: WeightVersion
+    save_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +104,8 @@ class StepLog:
         self._stop: Stop | None = None
         self._order_to_hand_over: HandOver | None = None
         self._handed: dict[int, HandedOver] = {}
+        self._adoption: Adopt | None = None
+        self._adopted: dict[int, StepReport] = {}
         self._changed = asyncio.Condition()
 
     def enlist(self, world_size: int) -> StartOrder:
@@ -123,11 +139,25 @@ class StepLog:
                 self._handed[rank] = answer
                 self._changed.notify_all()
 
+    async def adopt(self, order: Adopt) -> dict[int, StepReport]:
+        """Has all ranks obey `order`, between two steps; their reports, by rank."""
+        async with self._changed:
+            self._adoption, self._adopted = order, {}
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: self._is_from_all(self._adopted))
+            return dict(self._adopted)
+
+    async def adopted(self, number: int, rank: int, report: StepReport) -> None:
+        async with self._changed:
+            if self._adoption is not None and self._adoption.number == number:
+                self._adopted[rank] = report
+                self._changed.notify_all()
+
     async def take(
-        self, after: int, incarnation: int, handed: int = 0
-    ) -> StepWork | HandOver | Stop:
-        """What to do next, waiting for it: an order to hand over after number `handed`, else the
-        first step after `after`.
+        self, after: int, incarnation: int, handed: int = 0, adopted: int = 0
+    ) -> StepWork | HandOver | Adopt | Stop:
+        """What to do next, waiting for it: an order to hand over after number `handed`, one to
+        adopt weights after number `adopted`, else the first step after `after`.
 
         Raises ValueError where another incarnation has taken over.
         """
@@ -141,18 +171,20 @@ class StepLog:
                 lambda: (
                     self._stop is not None
                     or self._next(after)
-                    or self._next_order(incarnation, handed)
+                    or self._next_order(incarnation, handed, adopted)
                 )
             )
-            order = self._next_order(incarnation, handed)
+            order = self._next_order(incarnation, handed, adopted)
             return order or self._next(after) or self._stop or Stop()
 
     def _next(self, after: int) -> StepWork | None:
         return self._work.get(min((s for s in self._work if s > after), default=-1))
 
-    def _next_order(self, incarnation: int, handed: int) -> HandOver | None:
-        order = self._order_to_hand_over
-        return order if order is not None and order.is_for(incarnation, handed) else None
+    def _next_order(self, incarnation: int, handed: int, adopted: int) -> HandOver | Adopt | None:
+        order, adoption = self._order_to_hand_over, self._adoption
+        if order is not None and order.is_for(incarnation, handed):
+            return order
+        return adoption if adoption is not None and adoption.number > adopted else None
 
     async def report(self, step: int, rank: int, report: StepReport) -> None:
         async with self._changed:
@@ -215,10 +247,16 @@ class Mailbox:
     async def handed(self, number: int, rank: int, answer: HandedOver) -> None:
         await self._log.handed(number, rank, answer)
 
+    async def adopt(self, order: Adopt) -> dict[int, StepReport]:
+        return await self._log.adopt(order)
+
+    async def adopted(self, number: int, rank: int, report: StepReport) -> None:
+        await self._log.adopted(number, rank, report)
+
     async def take(
-        self, after: int, incarnation: int, handed: int = 0
-    ) -> StepWork | HandOver | Stop:
-        return await self._log.take(after, incarnation, handed)
+        self, after: int, incarnation: int, handed: int = 0, adopted: int = 0
+    ) -> StepWork | HandOver | Adopt | Stop:
+        return await self._log.take(after, incarnation, handed, adopted)
 
     async def report(self, step: int, rank: int, report: StepReport) -> None:
         await self._log.report(step, rank, report)

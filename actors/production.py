@@ -11,8 +11,16 @@ from typing import Protocol
 
 from manta.actors.lanes import Admission, Lane
 from manta.envs.episode import Limits, Speaker, prompt_ids
-from manta.envs.group import Draw, Scoring, compared_group, given_group, run_group
-from manta.envs.protocols import Compares, Env, Generate, ScoreReference, TaskSource
+from manta.envs.group import (
+    REFERENCED_AT,
+    Draw,
+    Scoring,
+    annotated_group,
+    compared_group,
+    given_group,
+    run_group,
+)
+from manta.envs.protocols import Compares, Env, Generate, ScoreGroup, ScoreReference, TaskSource
 from manta.envs.records import Bool, Int32, Sampling, Score, ScoredGroup, Task, Trajectory
 from manta.envs.registry import build
 from manta.envs.render import Renderer
@@ -119,10 +127,33 @@ class WrittenGroups:
         return len(self.reader)
 
     async def make(self, admission: Admission) -> ScoredGroup:
-        group = replace(self.reader.group(admission.index), id=admission.id)
+        group = self.reader.group(admission.index)
+        # When its reference was ready is nothing of this step
+        timings = {name: at for name, at in group.timings.items() if name != REFERENCED_AT}
+        group = replace(group, id=admission.id, timings=timings)
         if self.reference is None:
             return group
         return replace(group, reference=await self.reference(group.trajectories))
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedGroups:
+    """Groups read back, and scored again by what `scoring` has; `has_reward`: by rewards too."""
+
+    reader: TrajectoryReader
+    scoring: Scoring
+    has_reward: bool
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.reader)
+
+    async def make(self, admission: Admission) -> ScoredGroup:
+        group = replace(self.reader.group(admission.index), id=admission.id)
+        scoring = self.scoring
+        if not self.has_reward:
+            scoring = replace(scoring, score=_as_written(group), versions=group.reward_versions)
+        return await annotated_group(group, scoring)
 
 
 def build_production(
@@ -133,7 +164,10 @@ def build_production(
     Raises ValueError where the lane's environment, tokenizer or folder cannot be used.
     """
     if lane.trajectories is not None:
-        return WrittenGroups(TrajectoryReader(lane.trajectories), scoring.reference)
+        reader = TrajectoryReader(lane.trajectories)
+        if lane.is_annotated:
+            return AnnotatedGroups(reader, scoring, lane.reward is not None)
+        return WrittenGroups(reader, scoring.reference)
     text = build_tokenizer(tokenizer)
     renderer = Renderer(text)
     env = build("env", lane.env, lane.env_options)
@@ -170,6 +204,13 @@ class GoldRows:
         answer = self._renderer.answer_ids(self._env.gold(task))
         whole = given_trajectory(task.id, prompt, answer, "")
         return whole.token_ids[: self._limits.context], whole.loss_mask[: self._limits.context]
+
+
+def _as_written(group: ScoredGroup) -> ScoreGroup:
+    async def score(task: Task, trajectories: Sequence[Trajectory]) -> tuple[Score, ...]:
+        return group.scores
+
+    return score
 
 
 async def unscored(task: Task, trajectories: Sequence[Trajectory]) -> tuple[Score, ...]:

@@ -15,7 +15,13 @@ import torch
 import torch.distributed as dist
 
 from manta.actors.backends.agreed import probe_together
-from manta.actors.backends.protocol import Backend, Offloads, Sharded, Snapshots
+from manta.actors.backends.protocol import (
+    Backend,
+    Offloads,
+    Sharded,
+    Snapshots,
+    TakesParameters,
+)
 from manta.actors.backends.registry import build_backend
 from manta.actors.backends.residents import build_residents
 from manta.actors.backends.settings import OFFLOADING
@@ -24,7 +30,7 @@ from manta.actors.collectives import alone, sum_over
 from manta.actors.hand_over import HandedOver, HandOver
 from manta.actors.learner import LearnerJob
 from manta.actors.learning import Learner
-from manta.actors.mailbox import Saved, StepReport, StepWork
+from manta.actors.mailbox import Adopt, Saved, StepReport, StepWork
 from manta.actors.models.causal import attention_tokens
 from manta.actors.models.lora import build_policy
 from manta.actors.models.policy import token_logprobs
@@ -33,6 +39,8 @@ from manta.actors.rows import rows_of
 from manta.actors.sharding import IntArray
 from manta.actors.stored_folder import StoredFolder
 from manta.actors.transports.outbox import Outbox
+from manta.actors.weight_tensors import unpack
+from manta.actors.weights import content_hash
 from manta.envs.records import Float32, GroupId, ScoredGroup, Update, WeightVersion
 
 if TYPE_CHECKING:
@@ -155,6 +163,28 @@ class Rank:
     def _take_device(self) -> None:
         if self._job.is_colocated and isinstance(self._backend, Offloads):
             self._backend.restore()
+
+    def adopt(self, order: Adopt) -> StepReport:
+        """Goes on with other weights, whatever it learnt so far: in the order's stage, with a fresh
+        optimizer and residents that start from them."""
+        self._take_device()
+        weights = ray.get(order.weights)
+        if content_hash(weights.specs, weights.data) != weights.sha256:
+            raise RuntimeError(f"weights {weights.sha256[:12]} came damaged to rank {self._rank}")
+        if not isinstance(self._backend, TakesParameters):
+            raise ValueError(
+                f"learner.backend {self._job.settings.backend!r} has no take(), so that its ranks "
+                "cannot go on with other weights: choose plain, or do without start_from, merge "
+                "and model"
+            )
+        self._backend.take(unpack(weights))
+        self.enter(order.stage)
+        self._held = order.version
+        update = Update(order.version, {}, self.publish(order.version))
+        self.save(order.version.step, order.save_to)
+        probe = self.probe()
+        self.leave_device()
+        return StepReport(update, probe, {})
 
     def step(self, work: StepWork, incarnation: int) -> StepReport:
         started = time.perf_counter()

@@ -1,16 +1,24 @@
 """The reference-model worker: a Ray shell that batches scoring requests over one scorer.
 
-Requests that arrive while the scorer is busy are scored together in its next pass.
+Requests that arrive while the scorer is busy are scored together in its next pass. Weights come
+between two passes, so that every request, and with it every group, is scored by one version.
 """
 
 from __future__ import annotations
+
+import asyncio
+from pathlib import Path
 
 import numpy as np
 
 from manta.actors.cores import available_cores
 from manta.actors.models.spec import ModelSpec
 from manta.actors.scoring_queue import ScoringQueue
-from manta.actors.weights import Receipt, Weights
+from manta.actors.stored_folder import StoredFolder, WrittenFile
+from manta.actors.transports.protocol import BadParcel, Parcel
+from manta.actors.transports.registry import build_transport
+from manta.actors.transports.settings import TransportSettings
+from manta.actors.weights import Receipt, Weights, content_hash
 from manta.envs.packing import PackedTrajectories
 from manta.envs.records import Float32, ReferenceStatistics
 
@@ -24,27 +32,62 @@ class ReferenceWorker:
         threads: int,
         tokens_per_batch: int,
         temperature: float,
+        transport: TransportSettings,
     ) -> None:
         # Imported here: the driver and environment workers name this class without loading torch.
         import torch
 
         from manta.actors.models.causal import build_model
-        from manta.actors.scorers.logprob import LogprobScorer
+        from manta.actors.scorers.following import FollowingScorer
 
         torch.set_num_threads(threads or available_cores())
-        self._scorer = LogprobScorer(
-            build_model(model, vocab_size, seed), "initial", tokens_per_batch, temperature
+        self._scorer = FollowingScorer(
+            build_model(model, vocab_size, seed), tokens_per_batch, temperature
         )
         self._queue = ScoringQueue(self._scorer.score, statistics_of)
+        self._transport = build_transport(transport)
 
     async def score(self, packed: PackedTrajectories) -> tuple[str, Float32]:
         """The reference's version, and the statistics of all trajectories back to back."""
         statistics = await self._queue.score(packed.unpack())
         return statistics.version, np.concatenate(statistics.logprobs)
 
-    async def load(self, weights: Weights) -> Receipt:
-        """Makes `weights` the reference, between two batches; the receipt hashes what arrived."""
-        return await self._queue.between(lambda: self._scorer.load(weights))
+    async def load(self, weights: Weights, name: str) -> Receipt:
+        """Makes `weights` the reference; the receipt hashes what arrived."""
+        return await self._queue.between(lambda: self._scorer.load(weights, name))
+
+    async def follow(self, parcel: Parcel, sha256: str, name: str, decay: float | None) -> Receipt:
+        """Moves towards the policy whose weights, with hash `sha256`, the parcel brings in full, or
+        becomes it. The receipt hashes what arrived; nothing is changed by other bytes."""
+        return await self._queue.between(lambda: self._follow(parcel, sha256, name, decay))
+
+    async def save(self, folder: str) -> tuple[WrittenFile, ...]:
+        """Brings the reference as it is now to a checkpoint's `folder`, beside later scoring."""
+        write = await self._queue.between(self._scorer.snapshot)
+        return await asyncio.to_thread(StoredFolder.at(folder).fill, write)
+
+    async def restore(self, folder: str) -> str:
+        """Goes on from what `save` brought to `folder`; the version of that."""
+        return await self._queue.between(lambda: self._restore(folder))
+
+    async def version(self) -> str:
+        """Of what scores now."""
+        return await self._queue.between(lambda: self._scorer.version)
+
+    def _follow(self, parcel: Parcel, sha256: str, name: str, decay: float | None) -> Receipt:
+        try:
+            weights = self._transport.receive(parcel)
+        except BadParcel:
+            return Receipt(parcel.version, "")
+        assert isinstance(weights, Weights), "asked for in full"
+        found = content_hash(weights.specs, weights.data)
+        if found == sha256:
+            self._scorer.follow(weights, name, decay)
+        return Receipt(weights.version, found)
+
+    def _restore(self, folder: str) -> str:
+        with StoredFolder.at(folder).here() as path:
+            return self._scorer.restore(Path(path))
 
 
 def statistics_of(statistics: ReferenceStatistics, rows: slice) -> ReferenceStatistics:

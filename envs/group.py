@@ -34,6 +34,9 @@ from manta.envs.transcript import given_trajectory
 
 T = TypeVar("T")
 
+REFERENCED_AT = "referenced_at"
+"""Among the timings of a group: when the reference's statistics came, in seconds since 1970."""
+
 
 class _Episodes(NamedTuple):
     """`reasons` are of the samples that the world broke, `cut_off` the tokens of redundant ones."""
@@ -100,7 +103,8 @@ async def run_group(
 
     A single-turn environment's samples are one engine request; otherwise the episodes run side by
     side. Samples that the world broke (aborted by an engine, or left without a score) are dropped.
-    `timings` are the seconds of `generate`, `score` and, with a reference, `reference`.
+    `timings` are the seconds of `generate`, `score` and, with a reference, `reference`, and when it
+    was done.
 
     Raises ValueError where the prompt does not fit the context, or redundant samples are asked of
     an environment of several turns; GroupBroken where fewer than `draw.min_samples` are whole.
@@ -177,6 +181,24 @@ def _given(
             f"than the context of {limits.context}: raise model.context or filter the tasks"
         )
     return given_trajectory(task.id, prompt, ids, answer, sample)
+
+
+async def annotated_group(group: ScoredGroup, scoring: Scoring) -> ScoredGroup:
+    """A written `group` with new scores, and with new reference statistics if there is a reference.
+
+    Raises GroupBroken where the world broke and left no sample with a score.
+    """
+    again = await _scored(group.id, group.task, group.trajectories, scoring, 0.0)
+    again = replace(
+        again,
+        reference=again.reference or group.reference,
+        timings={**again.timings, "generate": group.timings.get("generate", 0.0)},
+        cut_off=group.cut_off,
+    )
+    unscored = [score.note for score in again.scores if math.isnan(score.value)]
+    if len(unscored) == len(again.scores):
+        raise GroupBroken(f"task {group.task.id}: no sample has a score: {unscored[0]}")
+    return _whole(again) if unscored else again
 
 
 def _budgets(env: Env, task: Task, draw: Draw, limits: Limits, num_prompt: int) -> tuple[int, ...]:
@@ -264,6 +286,7 @@ async def _scored(
     reference = None
     if looked is not None:
         reference, timings["reference"] = looked
+        timings[REFERENCED_AT] = time.time()
     if len(scores) != len(trajectories):
         raise ValueError(
             f"task {task.id}: {len(scores)} scores came back for {len(trajectories)} trajectories"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from manta.actors.transports.settings import DIRECT
 from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
 from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.model_names import leaves
 from manta.orchestrator.scorers import called_in, role
 from manta.orchestrator.survey import Prompts, Survey
 
@@ -71,6 +72,10 @@ def placement_needs(run_file: RunFile) -> list[tuple[str, int, float]]:
 def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]:
     """The plan of one stage, one line per thing that a reader may want to check."""
     prompts = survey.prompts.get(stage.name)
+    if stage.kind == "merge":
+        return [_merge(stage), _left(stage)]
+    if stage.kind == "annotate":
+        return [_annotation(run_file, stage), *_data(run_file, stage, prompts), _left(stage)]
     if stage.kind == "evaluate" or stage.algorithm is None:
         lines = [f"{stage.kind} stage, trains nothing"]
     elif stage.kind == "generate":
@@ -85,13 +90,58 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
             _updates(run_file, stage, prompts),
             _staleness(run_file, stage, stage.algorithm),
             *_long_tail(run_file, stage),
-            _ratio(stage, stage.algorithm),
+            _ratio(run_file, stage, stage.algorithm),
             *_critic(run_file, stage, stage.algorithm),
             *_reward_model(run_file, stage, stage.algorithm),
         ]
         if run_file.rollout.placement == "colocated":
             lines.append(_turns(stage))
-    return [*lines, *_data(run_file, stage, prompts), *_evaluation(run_file, stage, prompts)]
+    lines += [*_weights(stage), *_data(run_file, stage, prompts)]
+    return [*lines, *_evaluation(run_file, stage, prompts), _left(stage)]
+
+
+def _weights(stage: StageConfig) -> list[str]:
+    """Which weights, where they are not those that the stage before left."""
+    if stage.start_from is not None:
+        return [f"starts from the weights of {stage.start_from}"]
+    if stage.model is not None:
+        return [f"the weights of {stage.model} sample"]
+    return []
+
+
+def _merge(stage: StageConfig) -> str:
+    total = math.fsum(stage.weights)
+    shares = [f" x {weight / total:.3g}" for weight in stage.weights] or [""] * len(stage.models)
+    mixed = ", ".join(f"{m}{share}" for m, share in zip(stage.models, shares, strict=True))
+    then = "the policy goes on from it" if stage.becomes_policy else "the policy stays as it is"
+    return f"merge stage: the average of {mixed}; {then}"
+
+
+def _annotation(run_file: RunFile, stage: StageConfig) -> str:
+    what = ["its reward"] if stage.reward is not None else []
+    if stage.reference_logprobs:
+        what.append(f"the log-probs of {_reference(run_file, stage)}")
+    return (
+        f"annotate stage, trains nothing: scores every group once with {' and '.join(what)}, "
+        f"{_times(stage.prompts_per_step, 'group')} a step"
+    )
+
+
+def _reference(run_file: RunFile, stage: StageConfig) -> str:
+    """What the reference policy is, in words."""
+    settings = run_file.reference_of(stage)
+    told = settings.model or "the weights at the start of the stage"
+    refresh = settings.refresh
+    if refresh is None:
+        return told
+    when = f"every {_times(refresh.every_steps, 'step')}"
+    if refresh.how == "hard":
+        return f"{told}, which become the policy's {when}"
+    return f"{told}, which move towards the policy's {when} (decay {refresh.decay:g})"
+
+
+def _left(stage: StageConfig) -> str:
+    return f"leaves stage:{stage.name} ({leaves(stage)}) in products/{stage.name}"
 
 
 def _computing(threads: int) -> float:
@@ -256,7 +306,7 @@ def _long_tail(run_file: RunFile, stage: StageConfig) -> list[str]:
     return told
 
 
-def _pairs(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
+def _pairs(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     """What is compared with what, and how much of it there is at most."""
     which = {
         "best_worst": "each prompt's best sample with its worst",
@@ -268,7 +318,7 @@ def _pairs(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     # How many samples a written group has is not known here
     bound = "" if stage.trajectories is not None else f", at most {_times(most, 'pair')} a step"
     loss = {
-        "dpo": f"DPO with beta {algorithm.beta:g} against the weights at the start of the stage",
+        "dpo": f"DPO with beta {algorithm.beta:g} against {_reference(run_file, stage)}",
         "bradley_terry": "Bradley-Terry on the scores of a reward model",
     }[algorithm.loss]
     return (
@@ -277,9 +327,9 @@ def _pairs(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     )
 
 
-def _ratio(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
+def _ratio(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     if algorithm.is_coupled:
-        return _pairs(stage, algorithm)
+        return _pairs(run_file, stage, algorithm)
     if algorithm.loss == "cross_entropy":
         return "no importance ratio: cross-entropy needs no log-probs of a behaviour policy"
     charges_kl = algorithm.needs_reference and algorithm.kl.placement == "reward"
@@ -300,7 +350,7 @@ def _ratio(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     if algorithm.needs_reference:
         kl = algorithm.kl
         told += (
-            f"; KL to the weights at the start of the stage, {kl.coef:g} x {kl.estimator} in the "
+            f"; KL to {_reference(run_file, stage)}, {kl.coef:g} x {kl.estimator} in the "
             f"{kl.placement}"
         )
     return told
@@ -353,7 +403,8 @@ def _correction(settings: OffPolicySettings) -> str:
 
 def _data(run_file: RunFile, stage: StageConfig, prompts: Prompts | None) -> list[str]:
     if stage.trajectories is not None:
-        return [f"learns from the trajectories in {stage.trajectories}"]
+        verb = "reads" if stage.kind == "annotate" else "learns from"
+        return [f"{verb} the trajectories in {stage.trajectories}"]
     if prompts is None or prompts.num_measured == 0:
         return []
     measured = f"{prompts.num_measured:,} prompts measured"

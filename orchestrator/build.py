@@ -11,22 +11,24 @@ from pathlib import Path
 from manta.actors.learner import LearnerJob, LearnerStage
 from manta.actors.mailbox import StartOrder
 from manta.actors.transports.settings import TransportSettings
+from manta.algorithms.presets import PRESETS
 from manta.envs.records import Int32
 from manta.envs.tokenizer import build_tokenizer
 from manta.orchestrator.batch_plan import role_needs
-from manta.orchestrator.config import RunFile
+from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.learner_group import LearnerGroup
+from manta.orchestrator.model_names import named_stage, parse_stage
 from manta.orchestrator.pools import (
     EnvironmentPool,
     MailboxClient,
     ModelSource,
-    ReferencePool,
     RolloutPool,
 )
 from manta.orchestrator.probe import Tolerances, probe_rows
+from manta.orchestrator.products import Products
 from manta.orchestrator.publish import Publisher
+from manta.orchestrator.reference_pool import ReferencePool
 from manta.orchestrator.reward_pool import RewardPool
-from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.scorer_pool import ScorerPool
 from manta.orchestrator.scorers import called_in, model_folder, role
 from manta.orchestrator.shared_device import SharedDevice, StepMailbox
@@ -79,16 +81,14 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     )
     scorers = _scorer_pool(run_file, cpus, name, run_dir)
     rewards = RewardPool(run_file.reward_workers.workers, cpus.get("reward", 0.0), scorers)
-    references = None
-    if run_file.needs_reference:
-        references = _reference_pool(run_file, cpus["reference"], model)
+    references = _references(run_file, cpus, model, transport)
     environment = EnvironmentPool(
         run_file.environment.workers,
         cpus["environment"],
         name,
         rollout,
         rewards.handles,
-        references,
+        references.handles if references else [],
     )
     device = None
     if run_file.rollout.placement == "colocated":
@@ -117,6 +117,18 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     )
 
 
+def _references(
+    run_file: RunFile,
+    cpus: Mapping[str, float],
+    model: ModelSource,
+    transport: TransportSettings,
+) -> ReferencePool | None:
+    if not run_file.needs_reference:
+        return None
+    temperature = run_file.rollout.temperature
+    return ReferencePool(run_file.reference, cpus["reference"], model, temperature, transport)
+
+
 def transport_settings(run_file: RunFile, run_dir: Path) -> TransportSettings:
     """The run's transport. Files get a folder of their own below `publish.path`, since a run
     removes what it finds there: named after the run, and told from equal names elsewhere."""
@@ -129,24 +141,12 @@ def transport_settings(run_file: RunFile, run_dir: Path) -> TransportSettings:
     return TransportSettings(run_file.publish.transport, folder)
 
 
-def _reference_pool(run_file: RunFile, cpus: float, model: ModelSource) -> ReferencePool:
-    settings = run_file.reference
-    return ReferencePool(
-        settings.workers,
-        cpus,
-        model,
-        settings.threads,
-        settings.tokens_per_batch,
-        run_file.rollout.temperature,
-    )
-
-
 def _scorer_pool(
     run_file: RunFile, cpus: Mapping[str, float], tokenizer: str, run_dir: Path
 ) -> ScorerPool:
     """Those that a stage calls; they load their models when it opens."""
     called = called_in(run_file)
-    products = RunDirectory(run_dir).products
+    products = Products(run_dir)
     return ScorerPool(
         {name: run_file.scorers[name] for name in called},
         {name: cpus[role(name)] for name in called},
@@ -181,7 +181,12 @@ def _learner_job(
 
 
 def _learner_stages(run_file: RunFile) -> dict[str, LearnerStage]:
-    return {
+    taking = {
+        stage.name: LearnerStage(PRESETS["sft"], 1.0, 1, 1, False, False)
+        for stage in run_file.stages
+        if stage.needs_learner and stage.kind != "train"
+    }
+    return taking | {
         stage.name: LearnerStage(
             algorithm=stage.algorithm,
             temperature=run_file.rollout.temperature
@@ -193,8 +198,21 @@ def _learner_stages(run_file: RunFile) -> dict[str, LearnerStage]:
             and stage.algorithm.samples_from == "policy"
             and stage.trajectories is None,
             own_samples=stage.algorithm.samples_from == "policy"
-            and (stage.trajectories is None or stage.written_by is not None),
+            and (stage.trajectories is None or _is_of_this_policy(run_file, stage)),
         )
         for stage in run_file.stages
         if stage.kind == "train" and stage.algorithm is not None
     }
+
+
+def _is_of_this_policy(run_file: RunFile, stage: StageConfig) -> bool:
+    """Do the weight versions in what `stage` reads name versions of the weights it starts from?
+    Where a stage takes other weights, the policy's versions do not count on."""
+    if stage.written_by is None or stage.start_from is not None:
+        return False
+    writer = named_stage(run_file, parse_stage(f"stage:{stage.written_by}"), stage)
+    while writer.kind == "annotate":
+        if writer.written_by is None:
+            return False
+        writer = named_stage(run_file, parse_stage(f"stage:{writer.written_by}"), writer)
+    return writer.model is None

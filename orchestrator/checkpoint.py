@@ -44,10 +44,17 @@ class Checkpoint:
 
 
 class Checkpoints:
-    def __init__(self, folder: StoredFolder, keep: int, keep_best: int = 0) -> None:
-        """`keep`: how many are kept beside those that end a stage; `keep_best`: how many beside
-        these, those of the highest score."""
+    def __init__(
+        self,
+        folder: StoredFolder,
+        keep: int,
+        keep_best: int = 0,
+        named: frozenset[int] = frozenset(),
+    ) -> None:
+        """`keep`: how many are kept beside those that end a stage and those of the steps `named`;
+        `keep_best`: how many beside these, those of the highest score."""
         self._folder, self._keep, self._keep_best = folder, keep, keep_best
+        self._named = named
 
     def begin(self, step: int) -> str:
         """Where ranks bring the learner's files, an empty folder; leftovers of a crash are cleared.
@@ -197,7 +204,9 @@ class Checkpoints:
         left to whoever looks into it."""
         folders = {number: each for number, each in self._newest_first() if number <= step}
         states = {n: state for n, folder in folders.items() if (state := _peek(folder))}
-        for number in states.keys() - kept(states.values(), self._keep, self._keep_best):
+        for number in states.keys() - kept(
+            states.values(), self._keep, self._keep_best, self._named
+        ):
             self._set_aside(folders[number])
         for name in self._folder.folders():
             match, folder = _NAME.fullmatch(name), self._folder.under(name)

@@ -6,16 +6,18 @@ that it covers. What it consists of is `manta.orchestrator.checkpoint`'s.
 | coroutine | waits for | unblocked by |
 | --- | --- | --- |
 | `begin` | the checkpoint before | its commit |
-| `_commit` | all ranks' files | their writers' words in the mailbox |
+| `_commit` | all ranks' files, the reference's | their writers' words |
 | `failed` | a checkpoint that fails | `_commit` |
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import suppress
 
 from manta.actors.mailbox import Saved
+from manta.actors.stored_folder import WrittenFile
 from manta.orchestrator.checkpoint import Checkpoints
 from manta.orchestrator.pools import MailboxClient
 from manta.orchestrator.recorder import Recorder
@@ -42,11 +44,16 @@ class Commits:
         await self.settled()
         return await asyncio.to_thread(self._checkpoints.begin, step)
 
-    def start(self, state: RunState, has_learner: bool) -> None:
+    def start(
+        self,
+        state: RunState,
+        has_learner: bool,
+        others: Awaitable[tuple[WrittenFile, ...]] | None = None,
+    ) -> None:
         """Commits the checkpoint that `begin` began, beside whatever comes next; `has_learner`:
-        learner ranks have been told to bring their files."""
+        learner ranks have been told to bring their files. `others` are on their way with more."""
         assert self._under_way is None or self._under_way.done()
-        self._under_way = asyncio.create_task(self._commit(state, has_learner))
+        self._under_way = asyncio.create_task(self._commit(state, has_learner, others))
         self._under_way.add_done_callback(self._note)
 
     async def settled(self) -> None:
@@ -70,7 +77,12 @@ class Commits:
             with suppress(asyncio.CancelledError):
                 await self._under_way
 
-    async def _commit(self, state: RunState, has_learner: bool) -> None:
+    async def _commit(
+        self,
+        state: RunState,
+        has_learner: bool,
+        others: Awaitable[tuple[WrittenFile, ...]] | None,
+    ) -> None:
         with self._recorder.phase("checkpoint"):
             saved: tuple[Saved, ...] = ()
             if has_learner:
@@ -83,6 +95,12 @@ class Commits:
             if problems:
                 await asyncio.to_thread(self._checkpoints.fail, state.step, problems)
             files = [file for each in saved for file in each.files]
+            if others is not None:
+                files += await self._waits.wait(
+                    f"the reference worker to write its part of checkpoint {state.step}",
+                    others,
+                    self._deadline_seconds,
+                )
             await asyncio.to_thread(self._checkpoints.commit, state, files)
             await self._client.forget(state.step)
         self._recorder.event("checkpoint", {"step": state.step})

@@ -71,22 +71,55 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class StageConfig:
-    """One stage. `trajectories` is what to learn from instead of sampling: a folder of written
-    trajectories, or `stage:NAME`, the product of an earlier generate stage.
+class RefreshConfig:
+    """After every `every_steps` steps of a stage the reference becomes the policy (`hard`), or
+    moves towards it (`ema`): decay * reference + (1 - decay) * policy, in float32."""
 
-    Kinds: `train`; `generate` (sample and write trajectories, train nothing); `evaluate`.
+    every_steps: int = 1
+    how: Literal["hard", "ema"] = "hard"
+    decay: float = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class StageReferenceConfig:
+    """What the reference policy of a stage is: the weights that `model` names (see
+    `manta.orchestrator.model_names`; None: the policy when the stage starts), as they are or
+    following the policy."""
+
+    model: str | None = None
+    refresh: RefreshConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageConfig:
+    """One stage. `trajectories` is what to learn from instead of sampling, or what to annotate: a
+    folder of written trajectories, or `stage:NAME`, the product of an earlier stage.
+
+    Kinds: `train`; `generate` (sample and write trajectories, train nothing); `evaluate`;
+    `annotate` (read trajectories, score them with the stage's reward, and with the reference's
+    log-probs if `reference_logprobs`, and write them); `merge` (`models` become their average,
+    weighed by `weights`; the policy becomes that, if `becomes_policy`).
+    `start_from` names the weights that a train stage starts from, `model` those that sample in a
+    generate or evaluate stage; None is the policy as the stage before left it.
     `env`, `reward` and `evaluate` of a stage default to those at the top of the run file,
-    `learning_rate`, `warmup_steps` and `decay` to the learner's, `max_staleness` to the rollout's.
+    `reference` to what is said there of `model` and `refresh`, `learning_rate`, `warmup_steps` and
+    `decay` to the learner's, `max_staleness` to the rollout's.
     """
 
     name: str
-    kind: Literal["train", "generate", "evaluate"] = "train"
+    kind: Literal["train", "generate", "evaluate", "annotate", "merge"] = "train"
     algorithm: AlgorithmSettings | None = None
     env: EnvConfig | None = None
     reward: RewardConfig | None = None
     evaluate: EvaluateConfig | None = None
     trajectories: str | None = None
+    start_from: str | None = None
+    model: str | None = None
+    models: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    becomes_policy: bool = True
+    reference: StageReferenceConfig | None = None
+    reference_logprobs: bool = False
     steps: int = 0
     prompts_per_step: int = 1
     updates_per_step: int = 1
@@ -107,15 +140,37 @@ class StageConfig:
         )
 
     @property
+    def makes_policy(self) -> bool:
+        """Does the run go on with other weights than it came with?"""
+        return self.kind == "train" or (self.kind == "merge" and self.becomes_policy)
+
+    @property
+    def needs_learner(self) -> bool:
+        """Ranks train, or take weights that engines are to serve."""
+        return self.makes_policy or (
+            self.kind in ("generate", "evaluate") and self.model is not None
+        )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Is what it makes scored by the reference model?"""
+        if self.kind == "annotate":
+            return self.reference_logprobs
+        return (
+            self.kind == "train"
+            and self.algorithm is not None
+            and self.algorithm.needs_reference
+            and (self.trajectories is None or self.algorithm.is_coupled)
+        )
+
+    @property
     def written_by(self) -> str | None:
-        """The earlier stage whose trajectories this one learns from, if it names one."""
+        """What `trajectories` says after `stage:`, if it names a stage."""
         if self.trajectories is None or not self.trajectories.startswith("stage:"):
             return None
         return self.trajectories.removeprefix("stage:")
 
 
-STAGE = "stage:"
-"""What the name of a stage's product begins with."""
 CALLS_PER_WORKER = 4
 """Calls of a step to an environment worker, unless the run file says how many groups travel."""
 
@@ -154,19 +209,19 @@ class ScorerConfig:
     deadline_seconds: float = 30.0
 
     @property
-    def made_by(self) -> str | None:
-        """The stage whose product the model is, if it is one's."""
-        if not self.model.startswith(STAGE):
-            return None
-        return self.model.removeprefix(STAGE)
+    def is_product(self) -> bool:
+        """Is the model what a stage leaves?"""
+        return self.model.startswith("stage:")
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceConfig:
-    """The reference policy has the weights at the start of the stage. `threads` are torch threads
-    of each worker (0: all cores that it may use); `tokens_per_batch` bounds the tokens scored at
-    once."""
+    """The workers that hold the reference policy. `threads` are torch threads of each (0: all cores
+    that it may use); `tokens_per_batch` bounds the tokens scored at once. `model` and `refresh`:
+    see `StageReferenceConfig`; a stage may have its own."""
 
+    model: str | None = None
+    refresh: RefreshConfig | None = None
     workers: int = 1
     threads: int = 0
     tokens_per_batch: int = 16384
@@ -256,6 +311,15 @@ class RunFile:
         own = stage.max_staleness
         return self.rollout.max_staleness if own is None else own
 
+    def reference_of(self, stage: StageConfig) -> StageReferenceConfig:
+        """What the reference policy is in `stage`."""
+        top = self.reference
+        return stage.reference or StageReferenceConfig(top.model, top.refresh)
+
+    def before(self, stage: StageConfig) -> tuple[StageConfig, ...]:
+        """The stages that stand before `stage`."""
+        return self.stages[: self.stages.index(stage)]
+
     def groups_per_call(self, stage: StageConfig) -> int:
         """How many groups of `stage` travel to an environment worker, and back, in one call.
 
@@ -278,24 +342,23 @@ class RunFile:
     def needs_rollout(self) -> bool:
         """Does any stage sample: to train on, to write, or to evaluate?"""
         return any(
-            stage.kind != "train"
+            stage.kind in ("generate", "evaluate")
             or stage.evaluate is not None
-            or (stage.algorithm is not None and stage.algorithm.samples_from == "policy")
+            or (
+                stage.kind == "train"
+                and stage.algorithm is not None
+                and stage.algorithm.samples_from == "policy"
+            )
             for stage in self.stages
         )
 
     @property
     def needs_learner(self) -> bool:
-        return any(stage.kind == "train" for stage in self.stages)
+        return any(stage.needs_learner for stage in self.stages)
 
     @property
     def needs_reference(self) -> bool:
-        return any(
-            stage.kind == "train"
-            and stage.algorithm is not None
-            and stage.algorithm.needs_reference
-            for stage in self.stages
-        )
+        return any(stage.needs_reference for stage in self.stages)
 
     @property
     def needs_reward(self) -> bool:

@@ -3,8 +3,8 @@
 Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
 `checkpoint_check`, `critic_check`, `pair_check` (losses that compare rows, reward models),
-`adapter_check` (`model.lora`), `scorer_check` (`scorers`, and rewards that call them) and
-`vllm_check` of `manta.orchestrator`.
+`adapter_check` (`model.lora`), `name_check` (what stages say of one another), `scorer_check`
+(`scorers`, and rewards that call them) and `vllm_check` of `manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
 algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -31,6 +31,12 @@ from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, Sta
 from manta.orchestrator.critic_check import critic_problems
 from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.length_check import length_problems
+from manta.orchestrator.model_names import STAGE_NAME
+from manta.orchestrator.name_check import (
+    has_reference_logprobs,
+    name_problems,
+    reference_problems,
+)
 from manta.orchestrator.pair_check import pair_problems
 from manta.orchestrator.scorer_check import scorer_problems
 from manta.orchestrator.staleness_check import staleness_problems
@@ -61,6 +67,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *length_problems(run_file),
         *critic_problems(run_file),
         *pair_problems(run_file),
+        *reference_problems(run_file),
         *_stage_names(run_file),
     ]
     for index, stage in enumerate(run_file.stages):
@@ -261,7 +268,7 @@ def _stage_names(run_file: RunFile) -> Iterator[str]:
     for index, stage in enumerate(run_file.stages):
         if counts[stage.name] > 1:
             yield f"stages[{index}].name: '{stage.name}' is the name of {counts[stage.name]} stages"
-        if not _NAME.fullmatch(stage.name) or stage.name.isdecimal():
+        if not STAGE_NAME.fullmatch(stage.name) or stage.name.isdecimal():
             yield (
                 f"stages[{index}].name: '{stage.name}' must be letters, digits, '.', '_' and '-', "
                 "and no number"
@@ -275,12 +282,15 @@ def _stage(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
         yield ".algorithm: a train stage needs one, such as grpo or sft"
     if stage.kind == "generate" and algorithm is None:
         yield ".algorithm: a generate stage needs one, its samples_per_prompt says how many"
-    if stage.trajectories is None and stage.env is None:
+    if stage.kind != "merge" and stage.trajectories is None and stage.env is None:
         yield f".env: a {stage.kind} stage needs an environment, here or at the top"
-    yield from _trajectories(run_file, stage)
-    if stage.kind != "evaluate":
+    yield from name_problems(run_file, stage)
+    if stage.kind in ("train", "generate"):
         if stage.steps < 1:
             yield f".steps: is {stage.steps}, a {stage.kind} stage needs at least 1"
+    elif stage.steps and stage.kind != "evaluate":
+        yield f".steps: is {stage.steps}, stages of kind {stage.kind} have none: remove it"
+    if stage.kind not in ("evaluate", "merge"):
         yield from _counts(stage)
     if stage.kind == "evaluate" and stage.evaluate is None:
         yield ".evaluate: an evaluate stage needs this block, here or at the top"
@@ -289,7 +299,7 @@ def _stage(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
     if stage.warmup_steps is not None and stage.warmup_steps < 0:
         yield f".warmup_steps: is {stage.warmup_steps}, must be at least 0"
     if algorithm is not None:
-        yield from _algorithm(stage, algorithm)
+        yield from _algorithm(run_file, stage, algorithm)
     if stage.reward is not None:
         yield from _reward(stage.reward)
     if stage.evaluate is not None:
@@ -299,21 +309,6 @@ def _stage(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
                 ".evaluate: rollout.ignore_eos makes every answer run on past its end, so that "
                 "none would be right: remove one of the two"
             )
-
-
-def _trajectories(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
-    if stage.trajectories is None:
-        return
-    if stage.written_by is None:
-        if not Path(stage.trajectories).is_dir():
-            yield f".trajectories: there is no folder '{stage.trajectories}'"
-        return
-    names = [other.name for other in run_file.stages]
-    writers = [s.name for s in run_file.stages[: names.index(stage.name)] if s.kind == "generate"]
-    if stage.written_by not in writers:
-        yield (
-            f".trajectories: no generate stage named '{stage.written_by}' stands before this one"
-        )
 
 
 def _counts(stage: StageConfig) -> Iterator[str]:
@@ -332,7 +327,9 @@ def _counts(stage: StageConfig) -> Iterator[str]:
         )
 
 
-def _algorithm(stage: StageConfig, algorithm: AlgorithmSettings) -> Iterator[str]:
+def _algorithm(
+    run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings
+) -> Iterator[str]:
     try:
         presets.check(algorithm)
     except ValueError as error:
@@ -340,6 +337,13 @@ def _algorithm(stage: StageConfig, algorithm: AlgorithmSettings) -> Iterator[str
     learns_from_rewards = stage.kind == "train" and algorithm.samples_from == "policy"
     if learns_from_rewards and stage.reward is None:
         yield f".reward: algorithm '{algorithm.name}' learns from rewards, name one"
+    is_written = learns_from_rewards and stage.trajectories is not None
+    if is_written and algorithm.kl.coef and not has_reference_logprobs(run_file, stage):
+        yield (
+            ".algorithm.kl.coef: must be 0 with written trajectories: the reference log-probs "
+            "that they may hold are of another run's reference; an annotate stage with "
+            "reference_logprobs gives them this run's"
+        )
 
 
 def _reward(reward: RewardConfig) -> Iterator[str]:

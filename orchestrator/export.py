@@ -1,4 +1,4 @@
-"""`manta export`: a checkpoint's weights as a Hugging Face folder.
+"""Weights as Hugging Face folders: of `manta export`, and of stages' products.
 
 Owns which checkpoint is meant, and what else a folder holds beside the model. An adapter is merged
 into the weights it was trained over.
@@ -7,10 +7,12 @@ into the weights it was trained over.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 from rich.console import Console
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from manta.actors.backends.state_files import read_parameters, read_scalars
@@ -38,12 +40,10 @@ def export(named: str, folder: Path) -> int:
         raise ValueError(f"{folder} is not empty: name a folder that is not there yet")
     run_file = run_files.load(directory.config)
     learner, step = _learner(directory, step)
-    tokenizer = build_tokenizer(tokenizer_name(run_file))
-    model = _model(run_file, learner, tokenizer.vocab_size)
-    model.save_pretrained(folder)
+    has_tokenizer = write_checkpoint(run_file, learner, folder)
     console = Console()
     console.print(f"{folder}: the weights of step {step}", soft_wrap=True, highlight=False)
-    if not bring_tokenizer(tokenizer, folder):
+    if not has_tokenizer:
         name = (run_file.model.tokenizer or "").partition(":")[0]
         console.print(
             f"without tokenizer: '{name}' is Manta's own, no file of the Hugging Face kind",
@@ -51,6 +51,26 @@ def export(named: str, folder: Path) -> int:
             highlight=False,
         )
     return 0
+
+
+def write_checkpoint(run_file: RunFile, learner: StoredFolder, folder: Path) -> bool:
+    """Writes the model of a checkpoint's `learner` files to `folder`, with the tokenizer's files,
+    if it has any: whether it has.
+
+    Raises ValueError where the files cannot be read, or belong to another model.
+    """
+    tokenizer = build_tokenizer(tokenizer_name(run_file))
+    _model(run_file, learner, tokenizer.vocab_size).save_pretrained(folder)
+    return bring_tokenizer(tokenizer, folder)
+
+
+def write_tensors(run_file: RunFile, tensors: Mapping[str, Tensor], folder: Path) -> bool:
+    """As `write_checkpoint`, of named parameters of the run's model."""
+    tokenizer = build_tokenizer(tokenizer_name(run_file))
+    model = build_model(run_file.model, tokenizer.vocab_size, run_file.run.seed)
+    load_state(model, tensors)
+    cast(PreTrainedModel, model).save_pretrained(folder)
+    return bring_tokenizer(tokenizer, folder)
 
 
 def _meant(named: str) -> tuple[RunDirectory, int | None]:

@@ -8,6 +8,7 @@ the loop tells it what happened.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,10 +36,14 @@ class FeedState:
 class Feed(Generic[Ready]):
     """Admits tasks in `order`; `Ready` is whatever stands for a finished group."""
 
-    def __init__(self, order: EpochOrder, slots: int, keeps_place: bool) -> None:
+    def __init__(
+        self, order: EpochOrder, slots: int, keeps_place: bool, num_epochs: float = math.inf
+    ) -> None:
         """`keeps_place`: a retried group stays where it was in the order (deterministic runs);
-        otherwise it goes to the tail, so that one bad group does not hold the others up."""
+        otherwise it goes to the tail, so that one bad group does not hold the others up. After
+        `num_epochs` nothing new is admitted."""
         self._order = order
+        self._num_epochs = num_epochs
         self._slots = slots
         self._keeps_place = keeps_place
         self._epoch = 0
@@ -71,11 +76,21 @@ class Feed(Generic[Ready]):
     def admit(self) -> list[Admission]:
         """New admissions for every free slot, in order."""
         admissions = []
-        while len(self._queue) + len(self._holding) < self._slots:
+        while len(self._queue) + len(self._holding) < self._slots and self._has_more:
             group = self._again.popleft() if self._again else self._next()
             self._queue[group] = None
             admissions.append(Admission(group, self._order.index(group.epoch, group.position)))
         return admissions
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Is everything consumed that there is?"""
+        return not self._queue and not self._has_more
+
+    @property
+    def _has_more(self) -> bool:
+        is_at_end = self._position >= self._order.length and self._epoch + 1 >= self._num_epochs
+        return bool(self._again) or not is_at_end
 
     def finish(self, group: GroupId, ready: Ready) -> None:
         """`group`'s result has come."""

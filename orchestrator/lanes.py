@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from manta.actors.lanes import Lane, RewardSpec
-from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
-from manta.orchestrator.run_directory import RunDirectory
+from manta.orchestrator.config import (
+    EnvConfig,
+    EvaluateConfig,
+    RewardConfig,
+    RunFile,
+    StageConfig,
+)
+from manta.orchestrator.model_names import named_stage, parse_stage
+from manta.orchestrator.products import Products
 from manta.orchestrator.scorers import called_by
 
+_NO_ENV = EnvConfig("")
+"""Of lanes that read what was written."""
 
-def train_lane(run_file: RunFile, stage: StageConfig, directory: RunDirectory) -> Lane:
+
+def train_lane(run_file: RunFile, stage: StageConfig, products: Products) -> Lane:
     """Where the groups that `stage` trains on, or writes down, come from."""
-    written = stage.trajectories
-    if stage.written_by is not None:
-        written = str(directory.product(stage.written_by))
-    assert stage.env is not None and stage.algorithm is not None
-    algorithm = stage.algorithm
+    assert stage.algorithm is not None
+    algorithm, env = stage.algorithm, stage.env or _NO_ENV
     return Lane(
         name=stage.name,
-        env=stage.env.name,
-        env_options=stage.env.options,
+        env=env.name,
+        env_options=env.options,
         split="train",
         samples_from=algorithm.samples_from,
         samples_per_prompt=algorithm.samples_per_prompt,
@@ -30,10 +37,29 @@ def train_lane(run_file: RunFile, stage: StageConfig, directory: RunDirectory) -
         top_k=run_file.rollout.top_k,
         ignore_eos=run_file.rollout.ignore_eos,
         reward=_reward(run_file, stage.reward) if algorithm.samples_from == "policy" else None,
-        uses_reference=stage.kind == "train" and algorithm.needs_reference,
-        trajectories=written,
+        uses_reference=stage.needs_reference,
+        trajectories=_written(run_file, stage, products),
         redundant_samples=run_file.rollout.redundant_samples if stage.samples_to_train else 0,
         compares=algorithm.compares_given,
+    )
+
+
+def annotate_lane(run_file: RunFile, stage: StageConfig, products: Products) -> Lane:
+    """Written groups, scored again."""
+    env = stage.env or _NO_ENV
+    return Lane(
+        name=stage.name,
+        env=env.name,
+        env_options=env.options,
+        split="train",
+        samples_from="written",
+        samples_per_prompt=1,
+        seed=run_file.run.seed,
+        context=run_file.model.context,
+        reward=_reward(run_file, stage.reward),
+        uses_reference=stage.needs_reference,
+        trajectories=_written(run_file, stage, products),
+        is_annotated=True,
     )
 
 
@@ -67,3 +93,14 @@ def _reward(run_file: RunFile, reward: RewardConfig | None) -> RewardSpec | None
         tuple(sorted(called)),
         reward.gold,
     )
+
+
+def _written(run_file: RunFile, stage: StageConfig, products: Products) -> str | None:
+    """The folder of the trajectories that `stage` reads, verified where it is a product.
+
+    Raises ValueError where that is missing or damaged.
+    """
+    if stage.written_by is None:
+        return stage.trajectories
+    writer = named_stage(run_file, parse_stage(f"stage:{stage.written_by}"), stage)
+    return str(products.folder(f"stage:{writer.name}", "data"))

@@ -160,7 +160,7 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
     element = _element_bytes(spec.dtype)
     weights = num_parameters(sizes) * element
     parts: list[Part] = []
-    if any(stage.kind == "train" for stage in run_file.stages):
+    if run_file.needs_learner:
         parts += [*_learner(run_file, sizes, element), *_beside_policy(run_file, sizes, element)]
         published = num_trained(sizes, spec.lora) * element
         parts.append(Part("object store", "newest and next weights", 2 * published))
@@ -179,10 +179,23 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
         parts += [
             Part("reference", "process", PROCESS_BYTES),
             Part("reference", "weights", weights),
+            *_moving_average(run_file, sizes),
             Part("reference", "one layer's activations", _one_layer(sizes, tokens, element)),
             Part("reference", "logits of a chunk", _logits(sizes, tokens)),
         ]
     return tuple(parts)
+
+
+def _moving_average(run_file: RunFile, sizes: ModelSizes) -> list[Part]:
+    """In float32, where the reference of any stage is one."""
+    settings = [run_file.reference_of(s) for s in run_file.stages if s.needs_reference]
+    if not any(
+        (each.refresh is not None and each.refresh.how == "ema")
+        or (each.model or "").startswith("ema(")
+        for each in settings
+    ):
+        return []
+    return [Part("reference", "moving average", 4 * num_parameters(sizes))]
 
 
 def group_bytes(samples: int, tokens: int, *, has_reference: bool) -> int:

@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from manta.envs.group import REFERENCED_AT
 from manta.envs.records import Float32, GroupSummary, Int32, Json
 from manta.orchestrator.line_file import LineFile
 from manta.orchestrator.run_directory import RunDirectory
@@ -140,7 +141,7 @@ def step_metrics(
     nothing is left out.
     """
     metrics = _rewards(summaries) | _lengths(summaries) | _groups(summaries)
-    metrics |= _cut_off(summaries) | _staleness(step, summaries)
+    metrics |= _cut_off(summaries) | _staleness(step, summaries) | _reference(summaries)
     metrics |= {n if "/" in n else f"learner/{n}": value for n, value in update.items()}
     metrics |= {f"time/{name}": value for name, value in phases.items()}
     metrics["time/step"] = seconds
@@ -235,10 +236,28 @@ def _groups(summaries: Sequence[GroupSummary]) -> dict[str, float]:
     flat = [bool((rewards == rewards[0]).all()) for rewards in scored if len(rewards) > 1]
     if flat:
         metrics["groups/zero_variance_share"] = sum(flat) / len(flat)
-    for name in sorted({name for s in summaries for name in s.timings}):
+    for name in sorted({name for s in summaries for name in s.timings} - {REFERENCED_AT}):
         values = [s.timings[name] for s in summaries if name in s.timings]
         metrics[f"time/group/{name}"] = sum(values) / len(values)
     return metrics
+
+
+def _reference(summaries: Sequence[GroupSummary]) -> dict[str, float]:
+    """Nothing where no reference scored. `reference/wait_seconds`: from when the step's last group
+    had its samples and rewards to when the last one had its reference log-probs too.
+    `reference/overlap_share`: of the time that scoring took, summed over groups, the share in which
+    other samples of the step were still being made; 1 where it cost the step nothing."""
+    timings = [s.timings for s in summaries if REFERENCED_AT in s.timings]
+    if not timings:
+        return {}
+    ends = [each[REFERENCED_AT] for each in timings]
+    begins = [each[REFERENCED_AT] - each["reference"] for each in timings]
+    rewarded = [b + each.get("score", 0.0) for b, each in zip(begins, timings, strict=True)]
+    sampled = max(begins)
+    took = sum(ends) - sum(begins)
+    beside = sum(min(e, sampled) - b for b, e in zip(begins, ends, strict=True))
+    metrics = {"reference/wait_seconds": max(0.0, max(ends) - max(rewarded))}
+    return metrics | ({"reference/overlap_share": beside / took} if took > 0 else {})
 
 
 def _joined(arrays: Sequence[Float32] | Sequence[Int32]) -> npt.NDArray[np.float64]:

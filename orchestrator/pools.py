@@ -23,7 +23,7 @@ from manta.actors.engines.settings import EngineSettings
 from manta.actors.environment import EnvironmentWorker
 from manta.actors.hand_over import HandedOver, HandOver, Receiver
 from manta.actors.lanes import Admission, BlockSummary, Lane
-from manta.actors.mailbox import Mailbox, Saved, StartOrder, StepReport, StepWork, Stop
+from manta.actors.mailbox import Adopt, Mailbox, Saved, StartOrder, StepReport, StepWork, Stop
 from manta.actors.models.spec import ModelSpec
 from manta.actors.reference import ReferenceWorker
 from manta.actors.reward import RewardWorker
@@ -33,7 +33,7 @@ from manta.actors.router_figures import RouterFigures
 from manta.actors.transports.protocol import Parcel
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_store import WeightStore
-from manta.actors.weights import Receipt, Weights
+from manta.actors.weights import Weights
 from manta.envs.packing import Block
 from manta.envs.records import Float32, GroupId, Int32, WeightVersion
 
@@ -207,34 +207,6 @@ class RolloutPool:
         return await self.router.figures.remote()
 
 
-class ReferencePool:
-    def __init__(
-        self,
-        workers: int,
-        cpus: float,
-        model: ModelSource,
-        threads: int,
-        tokens_per_batch: int,
-        temperature: float,
-    ) -> None:
-        self.handles = [
-            start(
-                ReferenceWorker,
-                cpus,
-                model.spec,
-                model.vocab_size,
-                model.seed,
-                threads,
-                tokens_per_batch,
-                temperature,
-            )
-            for _ in range(workers)
-        ]
-
-    async def load(self, weights: ray.ObjectRef[Weights]) -> list[Receipt]:
-        return await asyncio.gather(*(handle.load.remote(weights) for handle in self.handles))
-
-
 _BLOCKS_STAY = {"RAY_max_direct_call_object_size": "8192"}
 """Ray sends what a call returns to its owner, the driver, if it is smaller than this (100 KiB by
 default), and everybody else fetches it there. So blocks of tokens stay where they were made."""
@@ -254,7 +226,7 @@ class EnvironmentPool:
         tokenizer: str,
         rollout: RolloutPool,
         rewards: Sequence[ActorHandle[RewardWorker]],
-        references: ReferencePool | None,
+        references: Sequence[ActorHandle[ReferenceWorker]],
     ) -> None:
         self._workers = {
             i: start(
@@ -265,7 +237,7 @@ class EnvironmentPool:
                 rollout.router,
                 rollout.dispatch,
                 rewards,
-                references.handles if references else [],
+                references,
                 variables=_BLOCKS_STAY,
             )
             for i in range(workers)
@@ -344,6 +316,10 @@ class MailboxClient:
 
     async def result(self, step: int) -> dict[int, StepReport]:
         return await self.mailbox.result.remote(step)
+
+    async def adopt(self, order: Adopt) -> dict[int, StepReport]:
+        """Has the learner ranks go on with other weights; their reports, by rank."""
+        return await self.mailbox.adopt.remote(order)
 
     async def stop(self, save_to: str | None) -> None:
         await self.mailbox.stop.remote(Stop(save_to))

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -211,7 +212,13 @@ class Recorder:
     def metrics_position(self) -> int:
         return self._metrics.position()
 
-    def finish(self, state: State, ledger: Mapping[str, int], error: str | None) -> Summary:
+    def finish(
+        self,
+        state: State,
+        ledger: Mapping[str, int],
+        error: str | None,
+        products: Mapping[str, str],
+    ) -> Summary:
         """Writes the summary and the picture, tells the tracker, and closes everything."""
         lines = read_metrics(self._directory.metrics)
         driver = DriverFigures(
@@ -221,7 +228,9 @@ class Recorder:
             self._steps_done,
             dict(ledger),
         )
-        summary = summarise_run(self._directory, lines, driver, state, error=error)
+        summary = replace(
+            summarise_run(self._directory, lines, driver, state, error=error), products=products
+        )
         with self._told_if_unwritten("the summary"):
             write_summary(self._directory, summary)
         with self._told_if_unwritten("the learning curve"):

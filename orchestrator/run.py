@@ -14,6 +14,7 @@ import time
 import ray
 
 from manta.actors.mailbox import StartOrder
+from manta.orchestrator.adoption import serving
 from manta.orchestrator.build import Crew, build
 from manta.orchestrator.checkpoint import Checkpoints
 from manta.orchestrator.commits import Commits
@@ -23,7 +24,11 @@ from manta.orchestrator.feed import FeedState
 from manta.orchestrator.generate_stage import GenerateStage
 from manta.orchestrator.ledger import Entry, Ledger, truncate
 from manta.orchestrator.lives import Lives
+from manta.orchestrator.merge_stage import merge
+from manta.orchestrator.model_names import steps_named
+from manta.orchestrator.named_weights import NamedWeights
 from manta.orchestrator.placement import check_resources, connect
+from manta.orchestrator.products import Products
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.recorder import Recorder
 from manta.orchestrator.routing_watch import RoutingWatch
@@ -31,6 +36,7 @@ from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.run_file import resolved
 from manta.orchestrator.scorer_watch import ScorerWatch
+from manta.orchestrator.stage_products import leave, leave_report, left_by, read_report
 from manta.orchestrator.summary import State
 from manta.orchestrator.train_stage import TrainStage
 from manta.orchestrator.wait import Waits, unless_ended
@@ -62,12 +68,18 @@ class _Driver:
         self._waits = Waits()
         keeping = run_file.checkpoint
         directory.place_checkpoints(keeping.path)
-        self._checkpoints = Checkpoints(directory.checkpoints_at(), keeping.keep, keeping.keep_best)
+        self._checkpoints = Checkpoints(
+            directory.checkpoints_at(), keeping.keep, keeping.keep_best, steps_named(run_file)
+        )
+        self._products = Products(directory.root)
         self._checkpoint, self._warnings = self._checkpoints.latest()
         state = self._checkpoint.state if self._checkpoint else None
         step = state.step if state else 0
         self._incarnation = lives.begin(step)
         truncate(directory.ledger, state.ledger_position if state else 0)
+        left = self._unfinished()
+        goes_on = state is not None and bool(left) and left[0].name == state.stage
+        self._products.retract(step, [stage.name for stage in left] if goes_on else [])
         directory.discard_trajectories_after(step)
         self._metrics_position = state.metrics_position if state else 0
 
@@ -87,7 +99,8 @@ class _Driver:
             except* Exception as errors:  # noqa: BLE001 - whatever ends the run is shown as its cause
                 error = _causes(errors)
                 state = "failed"
-            summary = recorder.finish(state, ledger.totals, error)
+            left = left_by(self._products)
+            summary = recorder.finish(state, ledger.totals, error, left)
         ledger.close()
         recorder.print_summary(summary)
         return 1 if error else 0
@@ -127,11 +140,15 @@ class _Driver:
     async def _stages(self, run: RunContext) -> State:
         """Goes through what is left of the stages."""
         left, feed = self._resume(run)
+        for stage in self._run_file.before(left[0]) if left else self._run_file.stages:
+            await leave(run, stage)
         for stage in left:
-            if feed is None:
+            if stage.name != run.progress.stage or run.progress.stage_step == 0:
                 run.progress.enter(stage.name)
-            await run_stage(run, stage, feed)
+            is_done = await run_stage(run, stage, feed)
             feed = None
+            if is_done:
+                await leave(run, stage)
             if run.should_stop.is_set():
                 return "stopped"
         if run.crew.learner is not None:
@@ -146,13 +163,12 @@ class _Driver:
         if state is not None and learner is None:
             learner = self._checkpoints.newest_learner(state.step)
         stages = self._run_file.stages
-        trained = [stage.name for stage in stages if stage.kind == "train"]
-        stage = trained[0] if trained else ""
+        stage = next((stage.name for stage in stages if stage.needs_learner), "")
         if state is not None:
             # The one that wrote the learner's files: what stands beside the policy is the stage's
             names = [stage.name for stage in stages]
-            before = names[: names.index(state.stage) + 1]
-            stage = ([name for name in trained if name in before] or [stage])[-1]
+            before = stages[: names.index(state.stage) + 1]
+            stage = ([each.name for each in before if each.makes_policy] or [stage])[-1]
         return StartOrder(
             step=state.step if state else 0,
             incarnation=self._incarnation,
@@ -179,6 +195,8 @@ class _Driver:
             progress=Progress(self._run_file.stages[0].name),
             waits=self._waits,
             incarnation=self._incarnation,
+            products=self._products,
+            named=NamedWeights(self._run_file, self._checkpoints, self._products),
             deadline=time.monotonic() + max_hours * 3600 if max_hours else float("inf"),
         )
 
@@ -200,18 +218,14 @@ class _Driver:
 
     def _resume(self, run: RunContext) -> tuple[list[StageConfig], FeedState | None]:
         """The stages that are left, and the feed's state inside the first of them, if it began."""
-        stages = list(self._run_file.stages)
+        left = self._unfinished()
         if self._checkpoint is None:
-            return stages, None
+            return left, None
         state = self._checkpoint.state
         run.progress = Progress(state.stage, state.step, state.stage_step)
         run.saved_step = state.step
         run.recorder.event("resumed", {"step": state.step, "stage": state.stage})
-        names = [stage.name for stage in stages]
-        index = names.index(state.stage)
-        # A stage whose steps were raised since it ended goes on where it stood.
-        has_ended = state.ends_stage and state.stage_step >= stages[index].steps
-        left = stages[index + has_ended :]
+        has_ended = not left or left[0].name != state.stage
         if state.feed is not None and not has_ended:
             reason = "the run stopped before it was trained"
             run.ledger.record(
@@ -221,6 +235,17 @@ class _Driver:
                 ]
             )
         return left, None if has_ended else state.feed
+
+    def _unfinished(self) -> list[StageConfig]:
+        """The stages that the checkpoint has not seen the end of."""
+        stages = list(self._run_file.stages)
+        if self._checkpoint is None:
+            return stages
+        state = self._checkpoint.state
+        index = [stage.name for stage in stages].index(state.stage)
+        # A stage whose steps were raised since it ended goes on where it stood.
+        has_ended = state.ends_stage and state.stage_step >= stages[index].steps
+        return stages[index + has_ended :]
 
     def _watch_signals(self, should_stop: asyncio.Event, recorder: Recorder) -> None:
         """The first Ctrl-C (or SIGTERM) asks for a stop at the next step border; a second ends the
@@ -240,16 +265,30 @@ class _Driver:
             loop.add_signal_handler(number, on_signal)
 
 
-async def run_stage(run: RunContext, stage: StageConfig, feed: FeedState | None) -> None:
-    """One stage, from wherever the run stands in it."""
+async def run_stage(run: RunContext, stage: StageConfig, feed: FeedState | None) -> bool:
+    """One stage, from wherever the run stands in it; whether it came to its end."""
     if stage.kind == "train":
-        await TrainStage(run, stage).run(feed)
-    elif stage.kind == "generate":
-        await GenerateStage(run, stage).run(feed)
-    else:
+        return await TrainStage(run, stage).run(feed)
+    if stage.kind in ("generate", "annotate"):
+        return await GenerateStage(run, stage).run(feed)
+    if stage.kind == "evaluate":
+        await evaluate_stage(run, stage)
+    elif run.products.of(stage.name) is None:
+        await merge(run, stage)
+    return True
+
+
+async def evaluate_stage(run: RunContext, stage: StageConfig) -> None:
+    """What an earlier life has found is not looked for again: only its metrics were left behind."""
+    if run.products.of(stage.name) is not None:
+        run.recorder.evaluation(run.progress, read_report(run.products, stage.name))
+        return
+    async with serving(run, stage):
         examiner = Examiner(run, stage)
         await examiner.open()
-        await examiner.examine()
+        evaluation = await examiner.examine()
+    assert evaluation is not None
+    await leave_report(run, stage, evaluation)
 
 
 def _causes(errors: BaseExceptionGroup[BaseException]) -> str:

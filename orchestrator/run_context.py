@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
 
+from manta.actors.stored_folder import WrittenFile
 from manta.orchestrator.build import Crew
 from manta.orchestrator.checkpoint import Checkpoints
 from manta.orchestrator.commits import Commits
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.ledger import Ledger
+from manta.orchestrator.named_weights import NamedWeights
+from manta.orchestrator.products import Products
 from manta.orchestrator.progress import Progress
+from manta.orchestrator.publish import Published
 from manta.orchestrator.recorder import Recorder
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.run_state import RunState
@@ -22,7 +28,8 @@ from manta.orchestrator.wait import Waits
 @dataclass(slots=True)
 class RunContext:
     """`deadline` is when `run.max_hours` are over, by `time.monotonic()`; `saved_step` has the
-    newest checkpoint that is there, or being made."""
+    newest checkpoint that is there, or being made. `adoptions` numbers the orders to take other
+    weights."""
 
     run_file: RunFile
     directory: RunDirectory
@@ -34,6 +41,9 @@ class RunContext:
     progress: Progress
     waits: Waits
     incarnation: int
+    products: Products
+    named: NamedWeights
+    adoptions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     should_stop: asyncio.Event = field(default_factory=asyncio.Event)
     saved_step: int = -1
     deadline: float = float("inf")
@@ -48,9 +58,23 @@ class RunContext:
             self.recorder.event("max_hours reached", {})
             self.should_stop.set()
 
-    def checkpoint(self, feed: FeedState | None, ends_stage: bool, has_learner: bool) -> None:
+    def published(self, published: Published) -> None:
+        """Says what went wrong in a publish that went on."""
+        for name, problem in published.problems:
+            self.recorder.event("weights not proven", {"engine": name, "why": problem})
+        for name in published.retired:
+            self.recorder.event("engine retired", {"engine": name})
+
+    def checkpoint(
+        self,
+        feed: FeedState | None,
+        ends_stage: bool,
+        has_learner: bool,
+        others: Awaitable[tuple[WrittenFile, ...]] | None = None,
+    ) -> None:
         """Has the checkpoint of the current step, which was begun, committed as soon as the learner
-        ranks, if they take part, have written theirs; where the run stands is taken down now."""
+        ranks, if they take part, have written theirs, and `others` bring the same folder what they
+        have; where the run stands is taken down now."""
         best_by = self.run_file.checkpoint.best_by
         state = RunState(
             step=self.progress.step,
@@ -64,4 +88,4 @@ class RunContext:
             score=self.recorder.value(best_by, self.progress.step),
         )
         self.saved_step = self.progress.step
-        self.commits.start(state, has_learner)
+        self.commits.start(state, has_learner, others)

@@ -109,8 +109,12 @@ class RunDirectory:
         return self.root / "products"
 
     def product(self, stage: str) -> Path:
-        """The folder of the trajectories that the generate stage `stage` writes."""
+        """The folder of what `stage` left when it ended."""
         return self.products / stage
+
+    def product_in_progress(self, stage: str) -> Path:
+        """Where that is made, under a name that no stage can have."""
+        return self.products / f".{stage}"
 
     def create(self) -> None:
         """Makes the directory and its folders; what is there stays.

@@ -1,7 +1,8 @@
 """How YAML plus overrides becomes a `RunFile`, and how two run files are told apart.
 
 Owns the short forms of a run file (`algorithm: grpo`, `env: {name: X, ...options}`, reward
-components, blocks at the top that stages inherit), overrides, the resolved copy, and what may
+components, blocks at the top that stages inherit; repeats are `manta.orchestrator.repeats`'s),
+overrides, the resolved copy, and what may
 change on resume. Whether the parts fit together is `manta.orchestrator.cross_check`.
 """
 
@@ -11,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -25,6 +26,7 @@ from manta.orchestrator.config import (
     RewardConfig,
     RunFile,
 )
+from manta.orchestrator.repeats import is_group, way_into_group, written_out
 from manta.orchestrator.strict import RunFileError
 from manta.orchestrator.yaml_tree import Entries, Items, Node, Place, Scalar
 
@@ -36,6 +38,9 @@ INHERITED: Mapping[str, type] = {
     "evaluate": EvaluateConfig,
 }
 """Blocks that may stand at the top of a run file; a stage without its own takes the whole block."""
+
+_INHERITED_BY: Mapping[str, Collection[str]] = {"annotate": ("env", "reward"), "merge": ()}
+"""By kind of stage, where it is not all of them."""
 
 _MAY_CHANGE = re.compile(
     r"run\.(max_hours|deadline_minutes|dir)|(track|publish|mismatch_guard)\..*"
@@ -71,7 +76,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunFile:
     root = _inherit(root)
     for text in for_stages:
         root = _override(root, text, problems)
-    root = _inherit(root)
+    root = _written_out(_inherit(root), problems)
     run_file = strict.read(_expand(root, problems), RunFile, problems)
     if problems or run_file is None:
         raise RunFileError(problems)
@@ -144,6 +149,8 @@ def _override(root: Entries, text: str, problems: list[str]) -> Entries:
         problems.append(f"{name}: write it as key.sub=value")
         return root
 
+    parts = way_into_group(root.entries.get("stages"), parts)
+
     def build(path: str) -> Node:
         node = yaml_tree.parse(value, name, problems, path=path, with_lines=False)
         return dataclasses.replace(node, place=Place(name, path))
@@ -198,11 +205,32 @@ def _inherit(root: Entries) -> Entries:
     if not isinstance(stages, Items):
         return root
     blocks = {key: root.entries[key] for key in INHERITED if key in root.entries}
-    items = tuple(
-        Entries(stage.place, {**blocks, **stage.entries}) if isinstance(stage, Entries) else stage
-        for stage in stages.items
-    )
-    return Entries(root.place, {**root.entries, "stages": dataclasses.replace(stages, items=items)})
+    heirs = dataclasses.replace(stages, items=tuple(_heir(item, blocks) for item in stages.items))
+    return Entries(root.place, {**root.entries, "stages": heirs})
+
+
+def _heir(stage: Node, blocks: Mapping[str, Node]) -> Node:
+    if not isinstance(stage, Entries):
+        return stage
+    if is_group(stage):
+        members = stage.entries["stages"]
+        if isinstance(members, Items):
+            heirs = tuple(_heir(member, blocks) for member in members.items)
+            members = dataclasses.replace(members, items=heirs)
+        return Entries(stage.place, {**stage.entries, "stages": members})
+    kind = stage.entries.get("kind")
+    name = kind.value if isinstance(kind, Scalar) else None
+    keys = _INHERITED_BY.get(name, INHERITED) if isinstance(name, str) else INHERITED
+    taken = {key: block for key, block in blocks.items() if key in keys}
+    return Entries(stage.place, {**taken, **stage.entries})
+
+
+def _written_out(root: Entries, problems: list[str]) -> Entries:
+    """Every repeat a stage of its own."""
+    stages = root.entries.get("stages")
+    if not isinstance(stages, Items):
+        return root
+    return Entries(root.place, {**root.entries, "stages": written_out(stages, problems)})
 
 
 def _expand(root: Entries, problems: list[str]) -> Entries:

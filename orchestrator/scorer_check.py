@@ -10,6 +10,7 @@ from pathlib import Path
 from manta.envs.records import Json
 from manta.envs.rewards.formula import Formula
 from manta.orchestrator.config import RewardConfig, RunFile, ScorerConfig, StageConfig
+from manta.orchestrator.model_names import leaves, named_stage, parse_stage
 from manta.orchestrator.scorers import called_by, called_in
 from manta.orchestrator.strict import nearest
 
@@ -28,24 +29,13 @@ def scorer_problems(run_file: RunFile, vocab_size: int | None) -> Iterator[str]:
                 f"scorers.{name}: no reward calls it: name it in a component, such as "
                 f"{{reward: reward_model, scorer: {name}}}, or remove it"
             )
-        if scorer.made_by is not None:
-            yield from (f"scorers.{name}.model: {told}" for told in _maker(run_file, scorer))
-        else:
+        if not scorer.is_product:
             told_of = _folder(run_file, scorer, vocab_size)
             yield from (f"scorers.{name}.model: {told}" for told in told_of)
     for index, stage in enumerate(run_file.stages):
         if stage.reward is not None:
-            for told in (*_calls(run_file, index, stage.reward), *_gold(stage.reward)):
+            for told in (*_calls(run_file, stage, stage.reward), *_gold(stage.reward)):
                 yield f"stages[{index}].reward{told}"
-
-
-def makes_reward_model(stage: StageConfig) -> bool:
-    """Whether the stage leaves a reward model."""
-    return (
-        stage.kind == "train"
-        and stage.algorithm is not None
-        and stage.algorithm.reward_model is not None
-    )
 
 
 def _numbers(run_file: RunFile, scorer: ScorerConfig) -> Iterator[str]:
@@ -66,40 +56,30 @@ def _numbers(run_file: RunFile, scorer: ScorerConfig) -> Iterator[str]:
         )
 
 
-def _maker(run_file: RunFile, scorer: ScorerConfig) -> Iterator[str]:
-    """The stage that a model is named after."""
-    stages = {stage.name: stage for stage in run_file.stages}
-    makers = [name for name, stage in stages.items() if makes_reward_model(stage)]
-    assert scorer.made_by is not None
-    if scorer.made_by not in stages:
-        yield f"there is no stage '{scorer.made_by}'{nearest(scorer.made_by, makers or stages)}"
-    elif scorer.made_by not in makers:
-        hint = f"; those that do: {', '.join(makers)}" if makers else ""
-        yield (
-            f"stage '{scorer.made_by}' leaves no reward model, which a train stage of algorithm "
-            f"reward_model does{hint}"
-        )
-
-
-def _calls(run_file: RunFile, index: int, reward: RewardConfig) -> Iterator[str]:
+def _calls(run_file: RunFile, stage: StageConfig, reward: RewardConfig) -> Iterator[str]:
     """The components of a stage that call scorers, as the rest of the key and what is wrong."""
-    names = [stage.name for stage in run_file.stages]
     for component, called in called_by(reward).items():
         for name in called:
             if name not in run_file.scorers:
-                hint = nearest(name, run_file.scorers)
-                yield (
-                    f".components.{component}.scorer: there is no scorer '{name}'"
-                    f"{hint or '; add it under scorers'}"
-                )
-                continue
-            made_by = run_file.scorers[name].made_by
-            if made_by in names and names.index(made_by) >= index:
-                when = "is this stage" if names.index(made_by) == index else "comes later"
-                yield (
-                    f".components.{component}: scorer '{name}' has the model of stage '{made_by}', "
-                    f"which {when}: give this stage a reward of its own, or move it behind"
-                )
+                hint = nearest(name, run_file.scorers) or "; add it under scorers"
+                yield f".components.{component}.scorer: there is no scorer '{name}'{hint}"
+            elif run_file.scorers[name].is_product:
+                for told in _maker(run_file, stage, run_file.scorers[name]):
+                    yield f".components.{component}: scorer '{name}': {told}"
+
+
+def _maker(run_file: RunFile, reader: StageConfig, scorer: ScorerConfig) -> Iterator[str]:
+    """The stage that a model is named after, for the stage that is scored with it."""
+    try:
+        maker = named_stage(run_file, parse_stage(scorer.model), reader)
+    except ValueError as error:
+        yield str(error)
+        return
+    if leaves(maker) != "reward_model":
+        yield (
+            f"stage '{maker.name}' leaves {leaves(maker)}, no reward model: name a train stage of "
+            "algorithm reward_model"
+        )
 
 
 def _gold(reward: RewardConfig) -> Iterator[str]:

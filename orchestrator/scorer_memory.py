@@ -31,6 +31,6 @@ def scorer_parts(run_file: RunFile, vocab_size: int) -> Iterator[Part]:
 
 
 def _spec(run_file: RunFile, scorer: ScorerConfig) -> ModelSpec:
-    if scorer.made_by is not None:
+    if scorer.is_product:
         return run_file.model
     return ModelSpec(path=scorer.model)

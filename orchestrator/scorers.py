@@ -12,6 +12,7 @@ from pathlib import Path
 from manta.envs.registry import build
 from manta.envs.rewards.scope import scorers_of
 from manta.orchestrator.config import RewardConfig, RunFile, ScorerConfig
+from manta.orchestrator.products import Products
 
 
 def called_by(reward: RewardConfig) -> Mapping[str, tuple[str, ...]]:
@@ -37,13 +38,13 @@ def role(scorer: str) -> str:
     return f"scorer {scorer}"
 
 
-def model_folder(config: ScorerConfig, products: Path) -> str:
+def model_folder(config: ScorerConfig, products: Products) -> str:
     """Where the scorer's model is, now that the stage that makes it, if one does, has ended.
 
-    Raises ValueError where it is not there.
+    Raises ValueError where it is not there, or damaged.
     """
-    if config.made_by is not None:
-        return str(products / config.made_by)
+    if config.is_product:
+        return str(products.folder(config.model, "reward_model"))
     if Path(config.model).is_dir():
         return str(Path(config.model).absolute())
     from huggingface_hub import snapshot_download

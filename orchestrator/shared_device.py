@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Literal, Protocol
 
 from manta.actors.device_turns import DeviceTurns
-from manta.actors.mailbox import StepReport, StepWork
+from manta.actors.mailbox import Adopt, StepReport, StepWork
 from manta.envs.side_by_side import side_by_side
 from manta.orchestrator.wait import Waits
 
@@ -31,11 +31,14 @@ class Sleepers(Protocol):
 
 
 class StepMailbox(Protocol):
-    """Where the step loop hands a step over, and gets what became of it."""
+    """Where the step loop hands a step over, and gets what became of it; and where other weights
+    go between two stages."""
 
     async def put(self, work: StepWork) -> None: ...
 
     async def result(self, step: int) -> Mapping[int, StepReport]: ...
+
+    async def adopt(self, order: Adopt) -> Mapping[int, StepReport]: ...
 
 
 class SharedDevice:
@@ -50,6 +53,18 @@ class SharedDevice:
 
     async def put(self, work: StepWork) -> None:
         """Hands the device to the learner, and the step with it."""
+        await self._put_to_sleep()
+        await self._mailbox.put(work)
+
+    async def result(self, step: int) -> Mapping[int, StepReport]:
+        return await self._mailbox.result(step)
+
+    async def adopt(self, order: Adopt) -> Mapping[int, StepReport]:
+        """Hands the device to the learner to take other weights, which are to be published."""
+        await self._put_to_sleep()
+        return await self._mailbox.adopt(order)
+
+    async def _put_to_sleep(self) -> None:
         if self.turns.state != "training":
             with self._turn("sleep", "train"):
                 await self._waits.wait(
@@ -57,10 +72,6 @@ class SharedDevice:
                     side_by_side([self._engines.sleep(name) for name in self._engines.names]),
                     self._deadline,
                 )
-        await self._mailbox.put(work)
-
-    async def result(self, step: int) -> Mapping[int, StepReport]:
-        return await self._mailbox.result(step)
 
     @contextmanager
     def publishing(self) -> Iterator[None]:

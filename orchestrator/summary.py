@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeAlias
 
 from rich.console import Group, RenderableType
@@ -61,7 +61,7 @@ class Summary:
     `idle_share` is the part of the engines' row-seconds in steps that trained on samples in which
     no sample was decoded.
     `max_logprob_gap` is the largest |engine - learner| over tokens for which both had the same
-    weights; None where there were none.
+    weights; None where there were none. `products` are what its stages left: kinds by name.
     """
 
     state: State
@@ -81,11 +81,12 @@ class Summary:
     driver_cpu_ms_per_step: float | None
     ledger: Mapping[str, int]
     idle_share: float | None = None
+    products: Mapping[str, str] = field(default_factory=dict)
 
     def figures(self) -> dict[str, float | str]:
         """The scalars by flat name, as a tracker wants them; what is absent is left out."""
         plain = asdict(self)
-        for nested in ("stages", "seconds_by_phase", "ledger"):
+        for nested in ("stages", "seconds_by_phase", "ledger", "products"):
             del plain[nested]
         plain |= {f"phase_seconds/{name}": value for name, value in self.seconds_by_phase.items()}
         plain |= {f"ledger/{name}": value for name, value in self.ledger.items()}
@@ -215,6 +216,9 @@ def _notes(summary: Summary) -> list[tuple[str, str]]:
         notes.append(("driver", f"{summary.driver_cpu_ms_per_step:.1f} ms of processor per step"))
     if summary.ledger:
         notes.append(("groups", ", ".join(f"{n} {what}" for what, n in summary.ledger.items())))
+    if summary.products:
+        left = ", ".join(f"{name} ({kind})" for name, kind in summary.products.items())
+        notes.append(("products", left))
     if summary.error is not None:
         notes.append(("error", summary.error))
     return [*notes, ("run directory", summary.run_directory)]

@@ -37,6 +37,10 @@ class NothingIsMade(RuntimeError):
     """Every group breaks: the world is gone, and going on would use up the data."""
 
 
+class Exhausted(RuntimeError):
+    """A feed that ends has nothing more to take."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """A finished group: entry `place` of the block behind `block`."""
@@ -92,10 +96,15 @@ class Supply:
 
     async def take(self, step: int) -> tuple[GroupId, Finished]:
         """The next group in the feed's order, consumed for `step`; waits until it is finished.
-        What is finished and too old for `step` is made anew meanwhile."""
+        What is finished and too old for `step` is made anew meanwhile.
+
+        Raises Exhausted where a feed that ends has come to its end.
+        """
         async with self._changed:
             self._renew(step)
             while (taken := self.feed.take(step)) is None:
+                if self.feed.is_exhausted:
+                    raise Exhausted
                 await self._changed.wait()
                 self._renew(step)
         if self.cap is not None:

@@ -1,20 +1,21 @@
 """A training stage: opens its lanes, brings weights where they belong, and runs the step loop.
 
-Owns what happens around the loop: the reference's weights, evaluation, checkpoints. The loop itself
-is `manta.orchestrator.loop`.
+Owns what happens around the loop: what the stage starts from, evaluation, checkpoints. The loop
+itself is `manta.orchestrator.loop`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-
-import ray
+from collections.abc import Awaitable
 
 from manta.actors.mailbox import StepReport
 from manta.actors.step_scores import FinalScores
+from manta.actors.stored_folder import WrittenFile
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.sources.order import EpochOrder
+from manta.orchestrator.adoption import start_from
 from manta.orchestrator.age_policy import AgePolicy
 from manta.orchestrator.carrying_feed import CarryingFeed
 from manta.orchestrator.config import StageConfig
@@ -22,14 +23,15 @@ from manta.orchestrator.examiner import Examiner
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.lanes import train_lane
-from manta.orchestrator.learner_weights import learner_weights
 from manta.orchestrator.length_cap import LengthCap
 from manta.orchestrator.loop import LoopHooks, LoopSettings, ScoreStep, StageLoop
 from manta.orchestrator.mismatch import MismatchWatch
+from manta.orchestrator.model_names import parse_mixed, steps_named
 from manta.orchestrator.publish import Published
 from manta.orchestrator.racing_feed import RacingFeed
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.stage_rates import StageRates
+from manta.orchestrator.stage_reference import StageReference
 from manta.orchestrator.step_groups import StepGroups
 from manta.orchestrator.supply import Finished, Supply
 
@@ -43,19 +45,25 @@ class TrainStage:
         self._run, self._stage = run, stage
         self._algorithm: AlgorithmSettings = stage.algorithm
         self._examiner = Examiner(run, stage)
+        self._reference = StageReference(run, stage) if stage.needs_reference else None
         self._first = run.progress.step - run.progress.stage_step
+        self._save_at = steps_named(run.run_file)
+        self._saving_to: str | None = None
 
-    async def run(self, feed_state: FeedState | None) -> None:
-        """From wherever the run stands in this stage to its end, or to a stop."""
+    async def run(self, feed_state: FeedState | None) -> bool:
+        """From wherever the run stands in this stage to its end, or to a stop; whether it came to
+        its end."""
         run, stage = self._run, self._stage
-        lane = train_lane(run.run_file, stage, run.directory)
+        if stage.start_from is not None and run.progress.stage_step == 0:
+            await start_from(run, stage, parse_mixed(stage.start_from))
+        lane = train_lane(run.run_file, stage, run.products)
         versions = await run.crew.rewards.open(lane) if lane.reward else {}
         num_tasks = await run.crew.environment.open(lane, versions)
         has_batch_scope = lane.reward and await run.crew.rewards.scores_steps(lane.name)
         score_step = self._score_step if has_batch_scope else None
         await self._examiner.open()
-        if self._algorithm.needs_reference:
-            await self._load_reference()
+        if self._reference is not None:
+            await self._reference.open()
         if run.progress.stage_step == 0:
             await self._examiner.examine()
         order = EpochOrder(num_tasks, run.run_file.run.seed)
@@ -93,8 +101,10 @@ class TrainStage:
             await run.commits.settled()
             for task in beside:
                 task.cancel()
-        if run.progress.stage_step < stage.steps:
+        is_done = run.progress.stage_step >= stage.steps
+        if not is_done:
             await self._save_and_stop()
+        return is_done
 
     def _feed(self, order: EpochOrder) -> Feed[Finished]:
         run_file, stage = self._run.run_file, self._stage
@@ -172,7 +182,8 @@ class TrainStage:
 
     def _is_saved(self, step: int) -> bool:
         every = self._run.run_file.checkpoint.every_steps
-        return self._is_last(step) or (step - self._first) % every == 0
+        is_due = (step - self._first) % every == 0 or step in self._save_at
+        return self._is_last(step) or is_due
 
     def _is_examined(self, step: int) -> bool:
         return self._is_last(step) or self._examiner.is_due(step - self._first)
@@ -182,10 +193,9 @@ class TrainStage:
 
     async def _publish(self, report: StepReport) -> Published:
         published = await self._run.crew.publisher.publish(report)
-        for name, problem in published.problems:
-            self._run.recorder.event("weights not proven", {"engine": name, "why": problem})
-        for name in published.retired:
-            self._run.recorder.event("engine retired", {"engine": name})
+        self._run.published(published)
+        if self._reference is not None:
+            await self._reference.published(report, report.update.version.step - self._first)
         return published
 
     async def _score_step(self, groups: StepGroups) -> list[FinalScores]:
@@ -197,43 +207,31 @@ class TrainStage:
         if self._is_examined(step):
             await self._examiner.examine()
         if self._is_saved(step):
-            is_last = self._is_last(step)
             state = self._loop.feed_state(step)
-            self._run.checkpoint(state, ends_stage=is_last, has_learner=True)
+            # Also at the end: the stage goes on from there where its steps are raised
+            others = self._reference_saving()
+            self._run.checkpoint(state, self._is_last(step), has_learner=True, others=others)
         self._run.stop_when_late()
 
+    def _reference_saving(self) -> Awaitable[tuple[WrittenFile, ...]] | None:
+        return None if self._reference is None else self._reference.saving(self._saving_to)
+
     async def _save_to(self, step: int) -> str | None:
-        return await self._run.commits.begin(step) if self._is_saved(step) else None
+        self._saving_to = await self._run.commits.begin(step) if self._is_saved(step) else None
+        return self._saving_to
 
     async def _save_and_stop(self) -> None:
         """Ranks save as they leave their loop, unless the step has a checkpoint already."""
         run = self._run
         assert run.crew.learner is not None
         is_saved = run.saved_step == run.progress.step
-        await run.crew.client.stop(None if is_saved else await run.commits.begin(run.progress.step))
+        self._saving_to = None if is_saved else await run.commits.begin(run.progress.step)
+        await run.crew.client.stop(self._saving_to)
         await run.waits.wait(
             "the learner group to save and leave", run.crew.learner.ended(), run.deadline_seconds
         )
         if not is_saved:
             state = self._loop.feed_state(run.progress.step)
-            run.checkpoint(state, ends_stage=False, has_learner=True)
+            others = self._reference_saving()
+            run.checkpoint(state, ends_stage=False, has_learner=True, others=others)
             await run.commits.settled()
-
-    async def _load_reference(self) -> None:
-        """The reference policy is the model as the last training stage before this one left it,
-        or, without one, the initial model that the reference workers built themselves. Where an
-        adapter is trained it is the model without."""
-        run = self._run
-        if run.run_file.model.lora is not None:
-            return
-        before = [s.name for s in run.run_file.stages if s.kind == "train"]
-        before = before[: before.index(self._stage.name)]
-        end = run.checkpoints.stage_end(before[-1]) if before else None
-        if end is None or run.crew.references is None:
-            return
-        weights = await asyncio.to_thread(learner_weights, end)
-        for receipt in await run.crew.references.load(ray.put(weights)):
-            if receipt.sha256 != weights.sha256:
-                raise RuntimeError(
-                    f"a reference worker received weights {receipt.sha256}, not {weights.sha256}"
-                )

@@ -26,18 +26,19 @@ MAY_USE_RAY = {
     "actors/router.py",
     "actors/router_client.py",
     "actors/scorer_client.py",
+    "orchestrator/adoption.py",
     "orchestrator/delivery.py",
     "orchestrator/direct_delivery.py",
     "orchestrator/learner_group.py",
     "orchestrator/placement.py",
     "orchestrator/pools.py",
     "orchestrator/publish.py",
+    "orchestrator/reference_pool.py",
     "orchestrator/reward_pool.py",
     "orchestrator/run.py",
     "orchestrator/run_evaluation.py",
     "orchestrator/scorer_pool.py",
     "orchestrator/supply.py",
-    "orchestrator/train_stage.py",
 }
 
 

@@ -191,6 +191,13 @@ class PlainBackend:
         for name, state in states.items():
             self._modules[name].load(*state)
 
+    def take(self, parameters: Mapping[str, Tensor]) -> None:
+        """See `manta.actors.backends.protocol.TakesParameters`."""
+        problem = first_mismatch(self._modules[POLICY].parameters(), parameters)
+        if problem is not None:
+            raise ValueError(f"these are another model's weights: {problem}")
+        self._modules[POLICY].take(parameters)
+
     def _scalars(self) -> Scalars:
         return Scalars(self._settings.optimizer, self._modules[POLICY].updates, self._base)
 

@@ -92,6 +92,19 @@ class Snapshots(Protocol):
 
 
 @runtime_checkable
+class TakesParameters(Protocol):
+    """A backend that can be given other parameters."""
+
+    def take(self, parameters: Mapping[str, Tensor]) -> None:
+        """The policy's become `parameters`, whole tensors in host memory; the optimizer's state is
+        without meaning afterwards. Every rank must call it.
+
+        Raises ValueError naming the first tensor of another model; nothing is changed then.
+        """
+        ...
+
+
+@runtime_checkable
 class HoldsResidents(Protocol):
     """A backend that trains named modules beside the policy (`manta.actors.models.resident`), each
     with an optimizer of its own.

@@ -203,6 +203,15 @@ class ShardedBackend:
         shards.settle(scalars.updates)
         self._updates = scalars.updates
 
+    def take(self, parameters: Mapping[str, Tensor]) -> None:
+        """See `manta.actors.backends.protocol.TakesParameters`."""
+        problem = first_mismatch(_shaped(self._shards.shapes), parameters)
+        if problem is not None:
+            raise ValueError(f"these are another model's weights: {problem}")
+        for name in self._shards.shapes:
+            self._shards.put(name, None, parameters[name])
+        self._shards.settle(self._updates)
+
     def _states(self) -> Iterator[tuple[str, str | None, Tensor]]:
         """Everything that a checkpoint holds, whole, one tensor after the other."""
         for name in self._shards.shapes:

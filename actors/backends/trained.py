@@ -92,6 +92,10 @@ class TrainedModule:
         Raises ValueError naming the first tensor of the optimizer that does not belong.
         """
         self._optimizer.load(optimizer, updates)
+        self.take(parameters)
+
+    def take(self, parameters: Mapping[str, Tensor]) -> None:
+        """Takes what `parameters` gave, and leaves the optimizer as it is."""
         for name, tensor in self.parameters().items():
             tensor.copy_(parameters[name])
         self._flat.publish()

@@ -8,26 +8,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from manta.actors.models.causal import load_state
 from manta.actors.models.policy import evaluate_in_batches
 from manta.actors.rows import Row
-from manta.actors.weight_tensors import unpack
-from manta.actors.weights import Receipt, Weights, content_hash
 from manta.envs.records import Float32, ReferenceStatistics, Trajectory
 
 
 class LogprobScorer:
     """`temperature` must be the rollout's: KL compares two distributions of the same temperature.
 
-    `version` names the weights in every result; `tokens_per_batch` bounds the tokens scored
-    at once.
+    `version` names the weights in every result, all of which come from one version; whoever changes
+    the model's weights changes it. `tokens_per_batch` bounds the tokens scored at once: rows lie
+    one behind the other, without padding, where the model's attention can keep them apart.
     """
 
     def __init__(
         self, model: nn.Module, version: str, tokens_per_batch: int, temperature: float = 1.0
     ) -> None:
         self._model = model.requires_grad_(False)
-        self._version = version
+        self.version = version
         self._tokens_per_batch = tokens_per_batch
         self._temperature = temperature
 
@@ -48,13 +46,4 @@ class LogprobScorer:
             values = np.zeros(len(row.token_ids), np.float32)
             values[row.loss_mask] = part.numpy()
             logprobs.append(values)
-        return ReferenceStatistics(self._version, tuple(logprobs))
-
-    def load(self, weights: Weights) -> Receipt:
-        """Takes other weights; results name their version from now on.
-
-        Raises ValueError where they are another model's.
-        """
-        load_state(self._model, unpack(weights))
-        self._version = str(weights.version)
-        return Receipt(weights.version, content_hash(weights.specs, weights.data))
+        return ReferenceStatistics(self.version, tuple(logprobs))

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from manta.actors.backends.protocol import Backend, Offloads, Snapshots
+from manta.actors.backends.protocol import Backend, Offloads, Snapshots, TakesParameters
 from manta.actors.backends.registry import build_backend
 from manta.actors.backends.settings import OFFLOADING
 from manta.actors.micro_batches import micro_batches
@@ -91,6 +91,24 @@ def test_one_sgd_update_moves_by_the_gradient(name: str) -> None:
         assert relative((before - flat(backend)) / 1024.0, wanted) < 1e-5
         assert metrics["grad_norm"] == pytest.approx(float(wanted.norm()), rel=1e-5)
         assert metrics["skipped_updates"] == 0
+
+
+def test_other_parameters_are_taken_whatever_was_learnt(name: str) -> None:
+    """The next stage's backend, over the same model, learns as one that never had others."""
+    rows, settings = tiny_rows(SIZES), settings_of(name, optimizer="adamw")
+    loss, model = PolicyGradient(rows), tiny_model()
+    backend = build_backend(settings, model)
+    train(backend, rows, loss, 10_000, 2)
+    assert isinstance(backend, TakesParameters)
+    with pytest.raises(ValueError, match=r"another model's weights: lm_head\.weight is unknown"):
+        backend.take(model_state(tiny_model(5, tied=False)))
+    backend.take({name: tensor.clone() for name, tensor in model_state(tiny_model(5)).items()})
+    fresh = build_backend(settings, tiny_model(5))
+    assert torch.equal(flat(backend), flat(fresh))
+    following = build_backend(settings, model)
+    for each in (following, fresh):
+        train(each, rows, loss, 10_000, 2)
+    assert relative(flat(following), flat(fresh)) < 1e-6
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pytest
 
 from manta.actors.hand_over import HandedOver, HandOver
-from manta.actors.mailbox import Saved, StartOrder, StepLog, StepReport, StepWork, Stop
+from manta.actors.mailbox import Adopt, Saved, StartOrder, StepLog, StepReport, StepWork, Stop
 from manta.actors.stored_folder import WrittenFile
 from manta.envs.records import Update, WeightVersion
 from tests.tiny import groups_of, plan_of
@@ -183,3 +183,31 @@ async def test_an_order_about_another_life_s_weights_is_none() -> None:
     waits = await waiting(log.take(5, 2))
     await log.put(work(6))
     assert step_of(await waits) == 6
+
+
+def adoption(number: int) -> Adopt:
+    return Adopt(number, "both", None, WeightVersion(5, 2))  # type: ignore[arg-type]
+
+
+async def test_other_weights_are_taken_by_every_rank_once() -> None:
+    log = StepLog(ORDER)
+    log.enlist(2)
+    waits = await waiting(log.take(5, 2))
+    adopted = await waiting(log.adopt(adoption(1)))
+    assert await waits == adoption(1)
+    assert await log.take(5, 2) == adoption(1), "the other rank has yet to see it"
+    await log.adopted(1, 1, report(5, 1))
+    await waiting(log.take(5, 2, adopted=1))
+    await log.adopted(1, 0, report(5, 0))
+    assert {rank: each.update.metrics["rank"] for rank, each in (await adopted).items()} == {
+        0: 0.0,
+        1: 1.0,
+    }
+    await log.put(work(6))
+    assert step_of(await log.take(5, 2, adopted=1)) == 6
+    again = await waiting(log.adopt(adoption(2)))
+    await log.adopted(1, 0, report(5, 0))
+    assert await log.take(6, 2, adopted=1) == adoption(2)
+    for rank in (0, 1):
+        await log.adopted(2, rank, report(6, rank))
+    assert sorted(await again) == [0, 1]

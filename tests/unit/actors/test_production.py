@@ -19,11 +19,18 @@ from manta.actors.production import (
 )
 from manta.envs.failures import GroupBroken
 from manta.envs.group import Scoring
-from manta.envs.records import GIVEN, GroupId, ReferenceStatistics, Trajectory
+from manta.envs.records import (
+    GIVEN,
+    GroupId,
+    ReferenceStatistics,
+    Score,
+    Task,
+    Trajectory,
+)
 from manta.envs.tokenizer import build_tokenizer
 from manta.envs.trajectory_files import write_groups
 from tests.tiny import groups_of
-from tests.unit.actors.lanes import TOKENIZER, lane
+from tests.unit.actors.lanes import TOKENIZER, lane, rewards
 from tests.unit.envs.scripted import ABORT, ScriptedEngine
 
 TEXT = build_tokenizer(TOKENIZER)
@@ -139,6 +146,35 @@ async def test_written_answers_are_compared_where_the_lane_says_so(tmp_path: Pat
         build_production(
             lane(samples_from="given", compares=True), TOKENIZER, engine().generate, SCORING
         )
+
+
+async def test_annotated_groups_get_new_scores_or_keep_theirs(tmp_path: Path) -> None:
+    groups = groups_of((2, 3))
+    write_groups(str(tmp_path / "step=1" / "written.parquet"), groups, 1)
+
+    async def score(task: Task, trajectories: Sequence[Trajectory]) -> tuple[Score, ...]:
+        return tuple(
+            Score(float("nan") if t.sample == 2 else 7.0, {"new": 7.0}) for t in trajectories
+        )
+
+    async def reference(trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
+        logprobs = tuple(np.full(len(t.token_ids), -1, np.float32) for t in trajectories)
+        return ReferenceStatistics("stage:sft#1a2b3c4d", logprobs)
+
+    scoring = Scoring(score, {"new": "1"}, reference)
+    annotated = lane(trajectories=str(tmp_path), is_annotated=True, reward=rewards("new", new="x"))
+    production = build_production(annotated, TOKENIZER, engine().generate, scoring)
+    group = await production.make(Admission(GroupId(0, 1, 0), index=1))
+    assert [s.value for s in group.scores] == [7.0, 7.0], "without a score a sample leaves"
+    assert group.reward_versions == {"new": "1"}
+    assert group.reference is not None and group.reference.version == "stage:sft#1a2b3c4d"
+    assert len(group.reference.logprobs) == len(group.trajectories) == 2
+    kept = build_production(
+        replace(annotated, reward=None), TOKENIZER, engine().generate, Scoring(unscored)
+    )
+    group = await kept.make(Admission(GroupId(0, 0, 0), index=0))
+    assert group.scores == groups[0].scores
+    assert group.reward_versions == groups[0].reward_versions
 
 
 def test_a_folder_without_trajectories_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ class GatedScorer:
 
     def __init__(self) -> None:
         self.gate = threading.Event()
+        self.version = "v1"
         self.events: list[int | str] = []
 
     def score(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
@@ -30,10 +31,11 @@ class GatedScorer:
         if any(trajectory.artifact == "bug" for trajectory in trajectories):
             raise KeyError("bug")
         logprobs = tuple(np.full(1, len(t.token_ids), np.float32) for t in trajectories)
-        return ReferenceStatistics("v1", logprobs)
+        return ReferenceStatistics(self.version, logprobs)
 
     def load(self, weights: Weights) -> Receipt:
         self.events.append(f"load {weights.version}")
+        self.version = "v2"
         return Receipt(weights.version, weights.sha256)
 
 
@@ -98,17 +100,22 @@ async def test_a_caller_that_left_spoils_nothing_for_the_others() -> None:
 
 
 async def test_weights_come_between_two_batches() -> None:
+    """What was asked for before is scored as a whole by the old ones, what waited by the new."""
     scorer = GatedScorer()
     queue = queue_over(scorer)
-    first = asyncio.create_task(queue.score([said("a")]))
+    first = asyncio.create_task(queue.score([said("a"), said("b")]))
     await busy(scorer)
     loading = asyncio.create_task(queue.between(lambda: scorer.load(weights(3))))
     await asyncio.sleep(0.01)
-    assert scorer.events == [1]
+    later = asyncio.create_task(queue.score([said("c")]))
+    await asyncio.sleep(0)
+    assert scorer.events == [2]
     scorer.gate.set()
     assert (await loading).version == WeightVersion(3, 0)
-    assert numbers(await first) == [1]
-    assert scorer.events == [1, "load 3.0"]
+    old, new = await first, await later
+    assert (old.version, new.version) == ("v1", "v2")
+    assert numbers(old) == [1, 1]
+    assert scorer.events == [2, "load 3.0", 1]
 
 
 async def test_figures_say_what_waits_and_how_long_calls_took() -> None:

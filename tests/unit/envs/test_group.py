@@ -190,7 +190,7 @@ async def test_unscored_samples_are_dropped_with_their_reference() -> None:
     assert [t.sample for t in group.trajectories] == [1]
     assert group.reference is not None
     assert [column[0] for column in group.reference.logprobs] == [1.0]
-    assert set(group.timings) == {"generate", "score", "reference"}
+    assert set(group.timings) == {"generate", "score", "reference", "referenced_at"}
     with pytest.raises(GroupBroken, match="first reason: judge: no answer"):
         await run_group(env, task, RENDERER, speaker(engine), draw(2, 2), LIMITS, scoring)
 

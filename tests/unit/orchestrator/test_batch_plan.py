@@ -30,6 +30,7 @@ def test_the_plan_of_a_stage_that_samples(tmp_path: Path) -> None:
         "100 prompts measured, the longest is task arithmetic/0+2 with 4",
         "evaluation every 5 steps: 10 held-out prompts x 1 sample at temperature 0, accuracy by "
         "'correct'",
+        "leaves stage:rl (weights) in products/rl",
     ]
 
 
@@ -104,6 +105,16 @@ WORDS = [
     ("rollout.placement=colocated stages.rl.algorithm=sft", "weights at every evaluation"),
     ("stages.rl.kind=generate", "generate stage, trains nothing; 5 steps"),
     ("stages.rl.kind=evaluate", "evaluate stage, trains nothing"),
+    ("stages.rl.kind=evaluate", "leaves stage:rl (report) in products/rl"),
+    ("stages.rl={name: rl, kind: annotate, trajectories: ., reference_logprobs: true, "
+     "reference: {model: initial}}", "annotate stage, trains nothing: scores every group once with "
+     "its reward and the log-probs of initial, 1 group a step"),
+    ("stages.rl={name: rl, kind: merge, models: [stage:warm, initial], weights: [3, 1]}",
+     "merge stage: the average of stage:warm x 0.75, initial x 0.25; the policy goes on from it"),
+    ("stages.rl.start_from=stage:warm", "starts from the weights of stage:warm"),
+    ("stages.rl.algorithm.kl.coef=0.1 reference.refresh={every_steps: 4, how: ema}", "KL to the "
+     "weights at the start of the stage, which move towards the policy's every 4 steps (decay "
+     "0.99), 0.1 x k3 in the loss"),
     ("stages.rl.kind=evaluate", "evaluation once: 10 held-out prompts"),
 ]  # fmt: skip
 

@@ -338,6 +338,7 @@ def test_of_equal_scores_the_newer_one_is_better_and_ends_stay_anyway() -> None:
     states = [state(1, score=0.5), state(2, score=0.5), state(3, ends_stage=True), state(4)]
     assert kept(states, keep=1, keep_best=1) == {2, 3, 4}
     assert kept(states, keep=1, keep_best=0) == {3, 4}
+    assert kept(states, 1, 0, named={1, 3}) == {1, 3, 4}, "what is named is beside what is kept"
     ended = [state(1, score=0.5), state(2, ends_stage=True, score=0.9), state(3), state(4)]
     assert kept(ended, keep=1, keep_best=1) == {2, 4}, "the best is one that stays"
 

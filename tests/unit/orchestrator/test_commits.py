@@ -148,3 +148,23 @@ async def test_a_stage_without_learner_waits_for_no_rank(tmp_path: Path) -> None
     run.commits.start(state(4), has_learner=False)
     await run.commits.settled()
     assert run.checkpoints.steps() == [4]
+
+
+async def test_what_the_reference_brings_is_part_of_the_checkpoint(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    learner = StoredFolder.at(await run.commits.begin(4))
+    word: asyncio.Future[tuple[WrittenFile, ...]] = asyncio.get_running_loop().create_future()
+    run.commits.start(state(4), True, word)
+    run.ranks.write(4)
+    await turns()
+    assert run.checkpoints.steps() == []
+
+    def write(folder: Path) -> None:
+        (folder / "reference.safetensors").write_text("average")
+
+    word.set_result(learner.fill(write))
+    await run.commits.settled()
+    assert "learner/reference.safetensors" in run.checkpoints.at_step(4).files
+    (tmp_path / "step=000004/learner/reference.safetensors").write_text("torn")
+    with pytest.raises(ValueError, match=r"reference\.safetensors is missing or damaged"):
+        run.checkpoints.at_step(4)

@@ -230,3 +230,25 @@ def test_finishing_twice_is_a_bug() -> None:
         feed.finish(admission.id, "ready")
     with pytest.raises(AssertionError, match="failed after it finished"):
         feed.retry(admission.id)
+
+
+def test_a_feed_that_ends_hands_every_place_out_once_also_over_a_resume() -> None:
+    order = EpochOrder(5, seed=1, shuffle=False)
+    feed: Feed[str] = Feed(order, 2, False, num_epochs=1)
+    indices: list[int] = []
+    for step in (1, 2, 3, 4):
+        for admission in feed.admit():
+            indices.append(admission.index)
+            feed.finish(admission.id, "ready")
+        taken = feed.take(step)
+        assert taken is not None and not feed.is_exhausted
+        feed.free([taken[0]])
+        feed.settle(step)
+    state = feed.state(4)
+    resumed: Feed[str] = Feed(order, 2, False, num_epochs=1)
+    resumed.restore(state)
+    assert not resumed.is_exhausted
+    [last] = resumed.admit()
+    resumed.finish(last.id, "ready")
+    assert resumed.take(5) is not None and resumed.is_exhausted
+    assert (indices, last.index) == ([0, 1, 2, 3, 4], 4)

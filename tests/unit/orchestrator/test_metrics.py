@@ -93,6 +93,23 @@ def test_staleness_by_group_and_by_token() -> None:
     assert step_metrics(7, [masked], {}, {}, 1.0)["staleness/too_old_share"] == 12 / 20
 
 
+def test_how_much_reference_scoring_hid_behind_generation() -> None:
+    def timed(samples_at: float, reference: float, score: float) -> GroupSummary:
+        timings = {"reference": reference, "score": score, "referenced_at": samples_at + reference}
+        return replace(summary([1], [4], {}, 7), timings=timings)
+
+    # The last samples are there at 110; then 2 s of rewards, then 1 s more for the reference alone
+    groups = [timed(100, 4, 1), timed(108, 3, 1), timed(110, 3, 2)]
+    metrics = step_metrics(7, groups, {}, {}, 1.0)
+    assert metrics["reference/wait_seconds"] == pytest.approx(1.0)
+    assert metrics["reference/overlap_share"] == pytest.approx((4 + 2 + 0) / 10)
+    assert metrics["time/group/reference"] == pytest.approx(10 / 3)
+    assert "time/group/referenced_at" not in metrics
+    slow_reward = step_metrics(7, [timed(100, 4, 9)], {}, {}, 1.0)
+    assert slow_reward["reference/wait_seconds"] == 0.0
+    assert "reference/wait_seconds" not in step_metrics(7, [summary([1], [4], {}, 7)], {}, {}, 1.0)
+
+
 def test_what_nothing_could_score_is_no_reward() -> None:
     broken = [
         summary([1, NAN, 1], [1, 1, 1], {"judge": [1, NAN, 1]}, 0),

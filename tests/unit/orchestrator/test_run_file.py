@@ -162,7 +162,8 @@ BAD_FILES = [
     ("run: {name: tiny}", "runn: {name: tiny}",
      "run.yaml:1: key 'runn': unknown key; did you mean 'run'?"),
     ("name: rl", "kind: trian\n    name: rl", "run.yaml:13: key 'stages[1].kind': expected one of "
-     "'train', 'generate', 'evaluate', found 'trian' (str); did you mean 'train'?"),
+     "'train', 'generate', 'evaluate', 'annotate', 'merge', found 'trian' (str); did you mean "
+     "'train'?"),
 ]  # fmt: skip
 
 

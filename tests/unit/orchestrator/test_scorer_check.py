@@ -11,7 +11,7 @@ from manta.orchestrator.batch_plan import placement_needs
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.lanes import eval_lane, train_lane
-from manta.orchestrator.run_directory import RunDirectory
+from manta.orchestrator.products import Products
 from manta.orchestrator.run_file import fingerprint
 from manta.orchestrator.scorer_memory import scorer_parts
 from manta.orchestrator.scorers import called_in, model_folder
@@ -48,8 +48,8 @@ def test_a_run_that_learns_from_a_scorer(tmp_path: Path) -> None:
     assert cross_check(good) == []
     assert called_in(good) == ("judge",)
     assert ("scorer judge", 2, 0.5) in placement_needs(good)
-    assert model_folder(good.scorers["judge"], tmp_path) == str(tmp_path / "rm")
-    lane = train_lane(good, good.stages[1], RunDirectory(tmp_path))
+    assert model_folder(good.scorers["judge"], Products(tmp_path)) == str(tmp_path / "rm")
+    lane = train_lane(good, good.stages[1], Products(tmp_path))
     assert lane.reward is not None and lane.reward.scorers == ("judge",)
     evaluate = good.stages[0].evaluate
     assert evaluate is not None
@@ -79,10 +79,12 @@ REFUSED = [
     ("scorers.judge.model=./absent", "scorers.judge.model: there is no folder './absent'"),
     ("scorers.judge.model=warm", "scorers.judge.model: 'warm' is no folder; the product of a stage "
      "is named stage:NAME; did you mean 'warm'?"),
-    ("scorers.judge.model=stage:worm", "scorers.judge.model: there is no stage 'worm'; did you "
-     "mean 'warm'?"),
-    ("scorers.judge.model=stage:warm", "scorers.judge.model: stage 'warm' leaves no reward model, "
-     "which a train stage of algorithm reward_model does"),
+    ("scorers.judge.model=stage:worm", "stages[1].reward.components.preference: scorer 'judge': "
+     "there is no stage 'worm' before this one; did you mean 'warm'?"),
+    ("scorers.judge.model=stage:rl", "stages[1].reward.components.preference: scorer 'judge': "
+     "'stage:rl' is this very stage: name one that stands before it"),
+    ("scorers.judge.model=stage:warm", "stages[1].reward.components.preference: scorer 'judge': "
+     "stage 'warm' leaves weights, no reward model: name a train stage of algorithm reward_model"),
     ("stages.rl.reward.components.preference.scorer=jugde", "stages[1].reward.components."
      "preference.scorer: there is no scorer 'jugde'; did you mean 'judge'?"),
     ("stages.rl.reward={formula: correct, components: {correct: exact}}", "scorers.judge: no "

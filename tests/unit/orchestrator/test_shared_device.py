@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from manta.actors.device_turns import NotYourTurn
-from manta.actors.mailbox import StepReport, StepWork
+from manta.actors.mailbox import Adopt, StepReport, StepWork
+from manta.envs.records import WeightVersion
 from manta.orchestrator.shared_device import SharedDevice
 from manta.orchestrator.wait import DeadlineMissed, Waits
 from tiny import groups_of, plan_of
@@ -46,6 +47,10 @@ class Slot:
     async def result(self, step: int) -> Mapping[int, StepReport]:
         return {}
 
+    async def adopt(self, order: Adopt) -> Mapping[int, StepReport]:
+        self.taken.append((-order.number, len(self._engines.asleep)))
+        return {}
+
 
 def device_of(how: str = "", deadline: float = 5.0) -> tuple[SharedDevice, Drowsy, Slot]:
     engines = Drowsy(how)
@@ -61,6 +66,17 @@ async def test_a_step_is_handed_over_once_every_engine_sleeps() -> None:
     await device.put(replace(WORK, plan=replace(WORK.plan, step=1)))
     assert engines.asleep == ["a", "b"]
     assert slot.taken == [(0, 2), (1, 2)]
+
+
+async def test_other_weights_are_taken_in_the_learner_s_turn_and_then_published() -> None:
+    device, engines, slot = device_of()
+    with device.publishing():
+        assert device.turns.state == "waking"
+    order = Adopt(1, "rl", None, WeightVersion(0, 0))  # type: ignore[arg-type]
+    await device.adopt(order)
+    assert (engines.asleep, slot.taken) == (["a", "b"], [(-1, 2)])
+    with device.publishing():
+        assert device.turns.owner == "engines"
 
 
 @pytest.mark.parametrize(("how", "error"), [("fail", RuntimeError), ("hang", DeadlineMissed)])

@@ -1,0 +1,318 @@
+"""What stages say of other stages' products, of weights by name, and of references.
+
+Owns whether a name may stand where it stands: that what it means is there by then, of the right
+kind, and fits the run's model. How names are written is `manta.orchestrator.model_names`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from manta.actors.models.spec import BuildSpec
+from manta.actors.transports.settings import DIRECT
+from manta.envs.records import Json
+from manta.envs.tokenizer import FileTokenizer, build_tokenizer
+from manta.orchestrator.config import RefreshConfig, RunFile, StageConfig
+from manta.orchestrator.model_names import (
+    EmaName,
+    ModelName,
+    PathName,
+    Single,
+    SoupName,
+    StageName,
+    StepName,
+    leaves,
+    named_stage,
+    names_in,
+    parse,
+    parse_mixed,
+    parse_stage,
+    parts_of,
+)
+
+_KEYS = {
+    "start_from": ("train",),
+    "model": ("generate", "evaluate"),
+    "models": ("merge",),
+    "weights": ("merge",),
+    "trajectories": ("train", "annotate"),
+    "reference_logprobs": ("annotate",),
+    "reference": ("train", "annotate"),
+}
+_SHAPE = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
+"""Of a model's config.json: two that agree in these have parameters of the same shapes."""
+
+
+def name_problems(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
+    """One line each, starting with the key below the stage."""
+    yield from _misplaced(stage)
+    yield from _trajectories(run_file, stage)
+    if stage.kind == "merge":
+        yield from _merge(stage)
+    if stage.kind == "annotate" and stage.reward is None and not stage.reference_logprobs:
+        yield (
+            ".reward: an annotate stage scores with its reward, or with reference_logprobs: true; "
+            "this one has neither"
+        )
+    reference = run_file.reference_of(stage)
+    for key, text in names_in(stage, reference.model):
+        yield from (f"{key}: {told}" for told in _name(run_file, stage, key, text))
+    if stage.needs_reference:
+        yield from _refresh(run_file, stage)
+
+
+def reference_problems(run_file: RunFile) -> Iterator[str]:
+    """What is said of a reference that nothing is compared with."""
+    top = run_file.reference
+    for key, value in (("model", top.model), ("refresh", top.refresh)):
+        users = (s for s in run_file.stages if s.needs_reference and s.reference is None)
+        if value is not None and not any(users):
+            yield (
+                f"reference.{key}: no stage without a reference block of its own compares with a "
+                "reference (algorithm.kl.coef above 0, or reference_logprobs): remove it"
+            )
+
+
+def _misplaced(stage: StageConfig) -> Iterator[str]:
+    given = {
+        "start_from": stage.start_from is not None,
+        "model": stage.model is not None,
+        "models": bool(stage.models),
+        "weights": bool(stage.weights),
+        "trajectories": stage.trajectories is not None,
+        "reference_logprobs": stage.reference_logprobs,
+        "reference": stage.reference is not None,
+    }
+    for key, kinds in _KEYS.items():
+        if given[key] and stage.kind not in kinds:
+            yield f".{key}: is for stages of kind {' and '.join(kinds)}, this one is {stage.kind}"
+    if stage.kind in ("annotate", "merge"):
+        unused = {"algorithm": stage.algorithm, "evaluate": stage.evaluate}
+        for key, block in unused.items():
+            if block is not None:
+                yield f".{key}: has no effect in a stage of kind {stage.kind}: remove it"
+    if stage.kind in ("train", "annotate") and stage.reference and not stage.needs_reference:
+        what = "algorithm.kl.coef is 0" if stage.kind == "train" else "reference_logprobs is false"
+        if stage.kind == "train" and stage.algorithm and stage.algorithm.needs_reference:
+            what = "what it reads was written with its reference log-probs"
+        yield f".reference: nothing in this stage asks for a reference ({what}): remove it"
+
+
+def _trajectories(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
+    if stage.kind == "annotate" and stage.trajectories is None:
+        yield ".trajectories: an annotate stage needs some: a folder, or stage:NAME"
+    if stage.trajectories is None:
+        return
+    if stage.written_by is None:
+        if not Path(stage.trajectories).is_dir():
+            yield f".trajectories: there is no folder '{stage.trajectories}'"
+        return
+    try:
+        writer = named_stage(run_file, parse_stage(stage.trajectories), stage)
+    except ValueError as error:
+        yield f".trajectories: {error}"
+        return
+    if leaves(writer) != "data":
+        yield (
+            f".trajectories: stage '{writer.name}' is of kind {writer.kind} and leaves "
+            f"{leaves(writer)}: name a generate or annotate stage"
+        )
+
+
+def has_reference_logprobs(run_file: RunFile, stage: StageConfig) -> bool:
+    """Were the trajectories that `stage` reads annotated with reference log-probs?"""
+    if stage.written_by is None:
+        return False
+    try:
+        writer = named_stage(run_file, parse_stage(f"stage:{stage.written_by}"), stage)
+    except ValueError:
+        return False
+    return writer.reference_logprobs or has_reference_logprobs(run_file, writer)
+
+
+def _merge(stage: StageConfig) -> Iterator[str]:
+    if not stage.models:
+        yield ".models: a merge stage needs some: names of weights, such as stage:NAME"
+    if stage.weights and len(stage.weights) != len(stage.models):
+        yield (
+            f".weights: there are {len(stage.weights)} for {len(stage.models)} models: give one "
+            "each, or none for equal ones"
+        )
+    elif stage.weights and not (math.fsum(stage.weights) > 0):
+        yield f".weights: their sum is {math.fsum(stage.weights):g}, must be above 0"
+    soups = [text for text in stage.models if text.lstrip().startswith("soup")]
+    if soups and len(stage.models) > 1:
+        yield f".models: '{soups[0]}' is a soup: write out what it is made of"
+
+
+def _name(run_file: RunFile, stage: StageConfig, key: str, text: str) -> Iterator[str]:
+    try:
+        name: ModelName = parse(text) if key == ".reference.model" else parse_mixed(text)
+    except ValueError as error:
+        yield str(error)
+        return
+    if run_file.model.lora is not None:
+        yield (
+            f"'{text}': with model.lora the policy is an adapter, and its reference the model "
+            "without: names of weights need model.lora: null"
+        )
+        return
+    if isinstance(name, EmaName) and stage.kind != "train":
+        yield f"'{text}': follows a policy that trains, and a {stage.kind} stage trains none"
+    for part in parts_of(name):
+        yield from _part(run_file, stage, part)
+    if isinstance(name, SoupName) and len(set(map(str, name.parts))) == 1:
+        yield f"'{text}': averages one and the same: name that alone"
+
+
+def _part(run_file: RunFile, stage: StageConfig, part: Single) -> Iterator[str]:
+    if isinstance(part, StageName):
+        try:
+            named = named_stage(run_file, part, stage)
+        except ValueError as error:
+            yield str(error)
+            return
+        if leaves(named) != "weights":
+            yield (
+                f"'{part}': stage '{named.name}' is of kind {named.kind} and leaves "
+                f"{leaves(named)}, no weights: name a train or merge stage"
+            )
+    elif isinstance(part, StepName):
+        most = steps_before(run_file, stage)
+        if most is not None and part.step > most:
+            yield (
+                f"'{part}': the run has made {most:,} steps when this stage starts: name an "
+                "earlier one"
+            )
+    elif isinstance(part, PathName):
+        yield from (f"'{part}': {told}" for told in _folder(run_file, part.path))
+
+
+def steps_before(run_file: RunFile, stage: StageConfig) -> int | None:
+    """How many steps the run has made when `stage` starts; None where data decides."""
+    before = run_file.before(stage)
+    if any(each.kind == "annotate" for each in before):
+        return None
+    return sum(1 if each.kind == "merge" and each.makes_policy else each.steps for each in before)
+
+
+def _folder(run_file: RunFile, path: str) -> Iterator[str]:
+    """Does the model in a folder have the shapes and the tokens of the run's?"""
+    if not Path(path).is_dir():
+        if path.startswith((".", "/", "~")) or path.count("/") != 1:
+            yield "there is no such folder"
+        return
+    try:
+        found = _config(path)
+        expected = _expected(run_file)
+    except (OSError, ValueError) as error:
+        yield f"its config.json cannot be read: {error}"
+        return
+    for key, value in expected.items():
+        if key in found and found[key] != value:
+            yield (
+                f"has {key} {found[key]}, the run's model {value}: weights can only be taken from "
+                "a model of the same shape"
+            )
+    yield from _tokens(run_file, path)
+
+
+def _tokens(run_file: RunFile, path: str) -> Iterator[str]:
+    own = run_file.model.tokenizer or run_file.model.path
+    file = Path(path) / "tokenizer.json"
+    if own is None or not file.is_file():
+        return
+    try:
+        ours = build_tokenizer(own)
+        is_same = isinstance(ours, FileTokenizer) and _words(file) == _words(Path(ours.path))
+    except (OSError, ValueError) as error:
+        yield f"its tokenizer.json cannot be compared with the run's: {error}"
+        return
+    if not is_same:
+        yield (
+            f"its tokenizer.json is another tokenizer than the run's '{own}': its weights belong "
+            "to other tokens"
+        )
+
+
+def _words(file: Path) -> tuple[Json, Json]:
+    """What decides which id a text becomes."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds no JSON object")
+    return found.get("model"), found.get("added_tokens")
+
+
+def _expected(run_file: RunFile) -> dict[str, Json]:
+    model = run_file.model
+    if model.path is not None:
+        return {k: v for k, v in _config(model.path).items() if k in _SHAPE}
+    build = model.build
+    assert build is not None
+    shape = _built(build)
+    if model.tokenizer is not None:
+        shape["vocab_size"] = build_tokenizer(model.tokenizer).vocab_size
+    return shape
+
+
+def _built(build: BuildSpec) -> dict[str, Json]:
+    return {
+        "model_type": build.architecture,
+        "hidden_size": build.width,
+        "intermediate_size": build.mlp_width,
+        "num_hidden_layers": build.layers,
+        "num_attention_heads": build.heads,
+        "num_key_value_heads": build.kv_heads or build.heads,
+    }
+
+
+def _config(path: str) -> dict[str, Json]:
+    """Empty for a model on a hub, which is looked at when it is loaded."""
+    if not Path(path).is_dir():
+        return {}
+    found = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("it holds no JSON object")
+    return found
+
+
+def _refresh(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
+    settings = run_file.reference_of(stage)
+    refresh = settings.refresh
+    is_average = settings.model is not None and settings.model.strip().startswith("ema(")
+    if refresh is None and not is_average:
+        return
+    if refresh is not None and is_average:
+        yield ".reference.refresh: a moving average follows at every step anyway: remove it"
+    if refresh is not None:
+        yield from _bounds(refresh)
+    if stage.kind != "train":
+        yield ".reference.refresh: nothing trains in this stage, so there is nothing to follow"
+    if run_file.model.lora is not None:
+        yield (
+            ".reference.refresh: with model.lora the reference is the model without its adapter: "
+            "remove it"
+        )
+    if run_file.publish.transport in DIRECT:
+        yield (
+            f".reference.refresh: with publish.transport {run_file.publish.transport} the weights "
+            "do not pass where reference workers get them: choose object_store or disk"
+        )
+
+
+def _bounds(refresh: RefreshConfig) -> Iterator[str]:
+    if refresh.every_steps < 1:
+        yield f".reference.refresh.every_steps: is {refresh.every_steps}, must be at least 1"
+    if refresh.how == "ema" and not 0 < refresh.decay < 1:
+        yield f".reference.refresh.decay: is {refresh.decay:g}, must lie between 0 and 1"
