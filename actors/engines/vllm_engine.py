@@ -118,7 +118,8 @@ class VllmEngine:
         self._salt = _new_name()
         self._gate = asyncio.Event()
         self._gate.set()
-        self._under_way: set[str] = set()
+        # In order: what a pause ends first goes on first
+        self._under_way: dict[str, None] = {}
 
     async def generate(
         self, requests: Sequence[GenerateRequest], progress: Progress | None = None
@@ -263,13 +264,13 @@ class VllmEngine:
             if salt is None or not self._keeps_kv:
                 salt = self._salt
             version, name = self.version, _new_name()
-            self._under_way.add(name)
+            self._under_way[name] = None
             self._note_rows()
             try:
                 async for output in self._put(name, sample.prompt(salt), sample.parameters()):
                     sample.take(output.outputs[0], version)
             finally:
-                self._under_way.discard(name)
+                del self._under_way[name]
                 self._note_rows()
 
     def _note_rows(self) -> None:

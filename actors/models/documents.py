@@ -1,7 +1,8 @@
 """Documents that lie one behind the other in one sequence, some of which continue others.
 
-Owns indices: who lies where, and whose tokens a document sees. Attention is
-`manta.actors.models.packed_attention`'s, what becomes a document `manta.actors.models.layout`'s.
+Owns indices: who lies where, and whose tokens a document sees, also as tensors on a device, which
+every layer of a model needs. Attention is `manta.actors.models.packed_attention`'s, what becomes a
+document `manta.actors.models.layout`'s.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Documents:
 
     def __init__(self, documents: Sequence[Document]) -> None:
         self._documents = tuple(documents)
+        self._indices: dict[torch.device, Indices] = {}
         self.starts = tuple(accumulate((each.length for each in documents), initial=0))[:-1]
 
     @cached_property
@@ -78,6 +80,12 @@ class Documents:
             places.append(torch.arange(start, start + each.length))
         return torch.cat(places)
 
+    def on(self, device: torch.device) -> Indices:
+        """What attention on `device` needs to know of them; made once."""
+        if device not in self._indices:
+            self._indices[device] = Indices(self, device)
+        return self._indices[device]
+
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each."""
         return tuple(each.length for each in self._documents)
@@ -93,3 +101,44 @@ class Documents:
         after = [each.after or 0 for each in documents]
         first = min(after)
         return Run(length, before, self.starts[first], tuple(place - first for place in after))
+
+
+class Indices:
+    """Tensors on `device`, each made when it is first asked for."""
+
+    def __init__(self, documents: Documents, device: torch.device) -> None:
+        self._documents, self._device = documents, device
+
+    @cached_property
+    def masks(self) -> list[Tensor | None]:
+        """For each run that continues documents bool[length, tokens seen]: all that is continued,
+        and itself up to each token."""
+        return [self._mask(run) if run.before else None for run in self._documents.runs]
+
+    @cached_property
+    def after(self) -> list[Tensor]:
+        """`Run.after` of each run, int64[count]."""
+        return [torch.tensor(run.after, device=self._device) for run in self._documents.runs]
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """`Documents.seen`."""
+        return self._documents.seen().to(self._device)
+
+    @cached_property
+    def borders(self) -> Tensor:
+        """int32[documents + 1]: where they begin and end."""
+        return self._borders(self._documents.lengths())
+
+    @cached_property
+    def borders_seen(self) -> Tensor:
+        """The same in `seen`."""
+        return self._borders(self._documents.lengths_seen())
+
+    def _mask(self, run: Run) -> Tensor:
+        seen = run.before + run.length
+        everything = torch.ones(run.length, seen, dtype=torch.bool, device=self._device)
+        return everything.tril(run.before)
+
+    def _borders(self, lengths: Sequence[int]) -> Tensor:
+        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=self._device)

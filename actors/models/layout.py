@@ -51,13 +51,14 @@ def in_one_sequence(rows: Sequence[Row]) -> Layout:
     then what is left of every row; equally long pieces are neighbours. If all rows are equally long
     and share nothing, or there is only one, nothing is to be gained: side by side."""
     needed = [_needed(row) for row in rows]
-    shared = _shared(rows)
+    beginnings = [row.beginning if row.num_tokens else None for row in rows]
+    shared = _shared(beginnings, sum(needed))
     if not shared and len({length for length in needed if length}) < 2:
         return side_by_side(rows)
     pieces = [np.frombuffer(beginning, np.int32) for beginning in shared]
     documents = [Document(len(piece)) for piece in pieces]
     place = {beginning: i for i, beginning in enumerate(shared)}
-    after = [place.get(row.beginning) if row.num_tokens else None for row in rows]
+    after = [None if beginning is None else place.get(beginning) for beginning in beginnings]
     skipped = [0 if i is None else len(pieces[i]) for i in after]
     starts, end = np.zeros(len(rows), np.int64), sum(map(len, pieces))
     for i in sorted(range(len(rows)), key=lambda i: (skipped[i] - needed[i], skipped[i])):
@@ -75,12 +76,13 @@ def in_one_sequence(rows: Sequence[Row]) -> Layout:
     return _layout(rows, np.concatenate(pieces)[None], predictors, lying)
 
 
-def _shared(rows: Sequence[Row]) -> list[bytes]:
-    """The beginnings of several of `rows`, the shortest first; none where that saves too little."""
-    times = Counter(row.beginning for row in rows if row.num_tokens)
+def _shared(beginnings: Sequence[bytes | None], num_tokens: int) -> list[bytes]:
+    """Those that stand several times in `beginnings`, the shortest first; none where that saves too
+    little of `num_tokens`. None is nothing to share."""
+    times = Counter(beginning for beginning in beginnings if beginning is not None)
     found = sorted((one for one, count in times.items() if count > 1), key=lambda b: (len(b), b))
     saved = sum((times[beginning] - 1) * len(beginning) // 4 for beginning in found)
-    return found if saved > _WORTH_SHARING * sum(_needed(row) for row in rows) else []
+    return found if saved > _WORTH_SHARING * num_tokens else []
 
 
 def _needed(row: Row) -> int:

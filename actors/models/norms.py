@@ -12,18 +12,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from manta.actors.models.mixed_in import mix_in
+
 _KNOWN = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 """Those that compute weight * x / sqrt(mean(x^2) + epsilon) (arXiv 1910.07467), nothing else."""
 
 
 def merge_norms(model: nn.Module) -> None:
     """Makes the norms of `model` compute by `rms_norm` where they are known and on a CPU."""
-    merged: dict[type[nn.Module], type[nn.Module]] = {}
-    for module in model.modules():
-        kind = type(module)
-        if kind.__name__ in _KNOWN:
-            merged.setdefault(kind, type(kind.__name__, (_MergedNorm, kind), {}))
-            module.__class__ = merged[kind]
+    mix_in(model, _MergedNorm, _KNOWN)
 
 
 def rms_norm(x_XD: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:

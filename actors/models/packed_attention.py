@@ -6,9 +6,6 @@ Registered with transformers under `PACKED`. Owns the kernel by device; how rows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -55,16 +52,17 @@ def _by_length(
 ) -> Tensor:
     """One call for each run of equally long documents, as a batch: views into what is packed, but
     for the keys and values of what they continue, which every one of them gets a copy of."""
-    sizes = [run.count * run.length for run in documents.runs]
+    runs, indices = documents.runs, documents.on(query_NHD.device)
+    sizes = [run.count * run.length for run in runs]
     split = [torch.split(tensor, sizes) for tensor in (query_NHD, key_NHD, value_NHD)]
     is_grouped = query_NHD.shape[1] != key_NHD.shape[1]
     parts = []
-    for run, query, key, value in zip(documents.runs, *split, strict=True):
+    for i, (run, query, key, value) in enumerate(zip(runs, *split, strict=True)):
         mixed = scaled_dot_product_attention(
             _batch(query, run.count).transpose(1, 2),
-            _seen_by(run, key, key_NHD).transpose(1, 2),
-            _seen_by(run, value, value_NHD).transpose(1, 2),
-            attn_mask=_mask(run, query.device) if run.before else None,
+            _seen_by(run, indices.after[i], key, key_NHD).transpose(1, 2),
+            _seen_by(run, indices.after[i], value, value_NHD).transpose(1, 2),
+            attn_mask=indices.masks[i],
             is_causal=not run.before,
             scale=scaling,
             enable_gqa=is_grouped,
@@ -73,26 +71,20 @@ def _by_length(
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _seen_by(run: Run, own: Tensor, states_NHD: Tensor) -> Tensor:
-    """[documents, tokens that each sees, H, D] of keys or values; `own` are those of the run."""
+def _seen_by(run: Run, after: Tensor, own: Tensor, states_NHD: Tensor) -> Tensor:
+    """[documents, tokens that each sees, H, D] of keys or values; `own` are those of the run, which
+    continue `after`."""
     own = _batch(own, run.count)
     if not run.before:
         return own
     end = run.start + run.continued * run.before
     continued = _batch(states_NHD[run.start : end], run.continued)
-    after = torch.tensor(run.after, device=own.device)
     return torch.cat([continued.index_select(0, after), own], dim=1)
 
 
 def _batch(states_NHD: Tensor, count: int) -> Tensor:
     """[count, N / count, H, D]"""
     return states_NHD.view(count, -1, *states_NHD.shape[1:])
-
-
-def _mask(run: Run, device: torch.device) -> Tensor:
-    """bool[length, tokens seen]: all that is continued, and itself up to each token."""
-    seen = run.before + run.length
-    return torch.ones(run.length, seen, dtype=torch.bool, device=device).tril(run.before)
 
 
 def _by_one_kernel(
@@ -108,30 +100,24 @@ def _by_one_kernel(
 
     # Autocast leaves rotated queries and keys wide
     query_NHD, key_NHD = query_NHD.to(value_NHD.dtype), key_NHD.to(value_NHD.dtype)
+    indices = documents.on(query_NHD.device)
     if not documents.is_plain:
-        seen_K = documents.seen().to(key_NHD.device)
-        key_NHD, value_NHD = key_NHD[seen_K], value_NHD[seen_K]
-    lengths, lengths_seen = documents.lengths(), documents.lengths_seen()
+        key_NHD, value_NHD = key_NHD[indices.seen], value_NHD[indices.seen]
     # With more keys than queries the last query sees all: causality counts from the ends
     mixed = varlen_attn(
         query_NHD,
         key_NHD,
         value_NHD,
-        _borders(lengths, query_NHD.device),
-        _borders(lengths_seen, query_NHD.device),
-        max(lengths),
-        max(lengths_seen),
+        indices.borders,
+        indices.borders_seen,
+        max(documents.lengths()),
+        max(documents.lengths_seen()),
         scale=scaling,
         window_size=(-1, 0),
         enable_gqa=query_NHD.shape[1] != key_NHD.shape[1],
     )
     assert isinstance(mixed, Tensor)
     return mixed
-
-
-def _borders(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """int32[documents + 1]: where they begin and end."""
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
 def is_packable(model: nn.Module) -> bool:

@@ -95,7 +95,7 @@ def evaluate_in_batches(
     with torch.no_grad():
         batches = micro_batches(rows, tokens_per_micro_batch) or [[]]
         found = [evaluate(model, batch, wants, temperature, residents) for batch in batches]
-        order_T = _row_order([row for batch in batches for row in batch], rows)
+        order_T = row_order([row for batch in batches for row in batch], rows)
         return {
             name: torch.cat([part[name] for part in found])[order_T.to(found[0][name].device)]
             for name in found[0]
@@ -107,10 +107,25 @@ def token_logprobs(
 ) -> list[Float32]:
     """float32[L] per row: log-prob (temperature 1) of each token after those before it; the first
     token, which has no predecessor, gets 0."""
-    whole = [Row(i, ids, np.arange(len(ids)) > 0, None, None, {}) for i, ids in enumerate(rows)]
-    found = evaluate_in_batches(model, whole, ("logprob",), 1.0, tokens_per_micro_batch)["logprob"]
-    parts = torch.split(found.cpu(), [row.num_tokens for row in whole])
-    return [np.concatenate([np.zeros(1, np.float32), part.numpy()]) for part in parts]
+    whole = whole_rows(rows)
+    found = evaluate_in_batches(model, whole, ("logprob",), 1.0, tokens_per_micro_batch)
+    return by_row(whole, found["logprob"])
+
+
+def whole_rows(rows: Sequence[Int32]) -> list[Row]:
+    """Rows of token ids of which all but the first are trained."""
+    return [Row(i, ids, np.arange(len(ids)) > 0, None, None, {}) for i, ids in enumerate(rows)]
+
+
+def by_row(rows: Sequence[Row], values_T: Tensor) -> list[Float32]:
+    """float32[L] for each of `rows`: `values_T` of their trained tokens at these, 0 elsewhere."""
+    parts = torch.split(values_T.cpu(), [row.num_tokens for row in rows])
+    found = []
+    for row, part in zip(rows, parts, strict=True):
+        values = np.zeros(len(row.token_ids), np.float32)
+        values[row.loss_mask] = part.numpy()
+        found.append(values)
+    return found
 
 
 def _head(model: nn.Module) -> nn.Linear:
@@ -159,13 +174,13 @@ def _padded(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """The states of all rows' trained tokens and their ids, in row order, from padded batches."""
     batches = padded_batches(rows) or [[]]
     layouts = [side_by_side(batch) for batch in batches]
-    order_T = _row_order([row for batch in batches for row in batch], rows)
+    order_T = row_order([row for batch in batches for row in batch], rows)
     hidden_TD = torch.cat([_hidden(model, layout) for layout in layouts])
     targets_T = torch.cat([layout.targets_T for layout in layouts])
     return hidden_TD[order_T.to(hidden_TD.device)], targets_T[order_T]
 
 
-def _row_order(evaluated: Sequence[Row], wanted: Sequence[Row]) -> Tensor:
+def row_order(evaluated: Sequence[Row], wanted: Sequence[Row]) -> Tensor:
     """int64[T]: where each trained token of `wanted` is among those of `evaluated`, the same rows
     in another order."""
     ends = np.cumsum([0, *(row.num_tokens for row in evaluated)])

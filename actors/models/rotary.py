@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from manta.actors.models.mixed_in import mix_in
 from manta.actors.models.packed_attention import PACKED, packed_attention
 
 _KNOWN = ("LlamaAttention", "Qwen2Attention")
@@ -19,12 +20,7 @@ _KNOWN = ("LlamaAttention", "Qwen2Attention")
 
 def merge_rotary(model: nn.Module) -> None:
     """Makes the attention layers of `model` rotate by `rotate`, where they are known."""
-    merged: dict[type[nn.Module], type[nn.Module]] = {}
-    for module in model.modules():
-        kind = type(module)
-        if kind.__name__ in _KNOWN and kind.__module__.startswith("transformers."):
-            merged.setdefault(kind, type(kind.__name__, (_MergedAttention, kind), {}))
-            module.__class__ = merged[kind]
+    mix_in(model, _MergedAttention, _KNOWN)
 
 
 def rotate(x_BLHD: Tensor, cos_BLD: Tensor, sin_BLD: Tensor) -> Tensor:

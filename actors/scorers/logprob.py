@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
-from manta.actors.models.policy import evaluate_in_batches
+from manta.actors.models.policy import by_row, evaluate_in_batches
 from manta.actors.rows import Row
-from manta.envs.records import Float32, ReferenceStatistics, Trajectory
+from manta.envs.records import ReferenceStatistics, Trajectory
 
 
 class LogprobScorer:
@@ -40,10 +39,4 @@ class LogprobScorer:
             found = evaluate_in_batches(
                 self._model, rows, ("logprob",), self._temperature, self._tokens_per_batch
             )["logprob"]
-        parts = torch.split(found.cpu(), [row.num_tokens for row in rows])
-        logprobs: list[Float32] = []
-        for row, part in zip(rows, parts, strict=True):
-            values = np.zeros(len(row.token_ids), np.float32)
-            values[row.loss_mask] = part.numpy()
-            logprobs.append(values)
-        return ReferenceStatistics(self.version, tuple(logprobs))
+        return ReferenceStatistics(self.version, tuple(by_row(rows, found)))

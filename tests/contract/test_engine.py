@@ -293,7 +293,8 @@ async def test_what_is_sampled_so_far_can_be_read_and_is_what_will_be(make: Make
     assert await progress.read() == []
     wanted = [request([1, 2], [1, 2], 400), request([3], [3, 4], 400)]
     call = asyncio.ensure_future(engine.generate(wanted, progress))
-    await engine.generate([request([1], [0], 1)])  # so that one of the four has to wait its turn
+    while len(_started(await progress.read())) < 3:  # of the four one has to wait its turn
+        await asyncio.sleep(0.001)
     await engine.pause()
     first = await progress.read()
     assert [len(c.token_ids) for group in await progress.read() for c in group] == [
@@ -301,12 +302,10 @@ async def test_what_is_sampled_so_far_can_be_read_and_is_what_will_be(make: Make
     ]
     await engine.load(weights(1, SECOND))
     await engine.resume()
-    while True:
-        second = await progress.read()
-        grown = [len(c.token_ids) - len(first[i][j].token_ids) for i, j, c in _started(second)]
-        if len(grown) == 3 and min(grown) > 5:
-            break
+    second = first
+    while min(_growth(first, second)) <= 5 and not call.done():
         await asyncio.sleep(0.01)
+        second = await progress.read()
     last = await call
     for seen in (first, second):
         assert [len(group) for group in seen] == [2, 2]
@@ -320,6 +319,11 @@ async def test_what_is_sampled_so_far_can_be_read_and_is_what_will_be(make: Make
                 span for span in final.weight_versions if span.start < count
             )
     assert [len(c.token_ids) for c in first[1]][1] == 0
+
+
+def _growth(first: list[list[Completion]], second: list[list[Completion]]) -> list[int]:
+    """Tokens that each sample begun in `first` has more in `second`."""
+    return [len(second[i][j].token_ids) - len(c.token_ids) for i, j, c in _started(first)]
 
 
 def _started(seen: list[list[Completion]]) -> list[tuple[int, int, Completion]]:

@@ -34,6 +34,7 @@ stages:
     algorithm: {name: reward_model, reward_model: {learning_rate: 1e-2}}
     steps: 24
     prompts_per_step: 16
+rollout: {max_new_tokens: 4}
 checkpoint: {every_steps: 12, keep: 9}
 """
 STEPS = 28

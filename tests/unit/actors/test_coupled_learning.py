@@ -49,6 +49,7 @@ ALGORITHMS = {
     "reward model": PRESETS["reward_model"],
     "reward model, pairs": replace(PRESETS["reward_model"], unit="pair"),
 }
+ON_RANKS = ("dpo", "dpo, all pairs by prompt", "reward model")
 FROZEN = ResidentRates({"reward": RATE}, is_policy_frozen=True)
 
 
@@ -139,9 +140,9 @@ def row_sum(row: Row) -> float:
 def rank_main(rank: int, world_size: int, folder: Path) -> None:
     group = join_group(rank, world_size, folder)
     results = {}
-    for name, algorithm in ALGORITHMS.items():
+    for name in ON_RANKS:
         for budget in (8192, 60, 1):
-            coupled = Coupled(algorithm, budget, (rank, world_size), group)
+            coupled = Coupled(ALGORITHMS[name], budget, (rank, world_size), group)
             results[name, budget] = (coupled.step(), coupled.moved())
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -159,6 +160,8 @@ def test_gradients_are_those_of_direct_autograd(tmp_path: Path) -> None:
             own = Coupled(algorithm, budget)
             reports.append(own.step())
             assert relative(own.moved(), gradient) < 1e-6, (name, budget)
+            if name not in ON_RANKS:
+                continue
             for of_rank in ranks:
                 report, moved = of_rank[name, budget]
                 assert relative(moved, gradient) < 1e-6, (name, budget)

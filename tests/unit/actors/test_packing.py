@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from manta.actors.backends.protocol import Want
 from manta.actors.micro_batches import micro_batches, padded_batches
@@ -16,7 +15,7 @@ from manta.actors.models.layout import in_one_sequence, side_by_side
 from manta.actors.models.packed_attention import PACKED, is_packable
 from manta.actors.models.policy import evaluate
 from manta.actors.rows import Row
-from tiny import VOCABULARY, tiny_model, tiny_rows
+from tiny import VOCABULARY, library_model, tiny_model, tiny_rows
 
 WANTS: tuple[Want, ...] = ("logprob", "entropy")
 
@@ -165,18 +164,7 @@ def test_a_row_does_not_see_its_neighbours() -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 def test_other_architectures_pack_too(architecture: str) -> None:
-    config = AutoConfig.for_model(
-        architecture,
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=4,
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = library_model(architecture, head_dim=4)
     rows = rows_of_lengths((7, 3, 12, 3))
     assert is_packable(model)
     found, expected = evaluate(model, rows, WANTS, 0.9), alone(model, rows)
@@ -197,18 +185,7 @@ def test_a_model_that_packs_still_works_by_itself() -> None:
 
 
 def sliding_model() -> nn.Module:
-    config = AutoConfig.for_model(
-        "mistral",
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        sliding_window=4,
-    )
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).eval()
+    return library_model("mistral", sliding_window=4)
 
 
 def test_a_sliding_window_keeps_padded_rows() -> None:

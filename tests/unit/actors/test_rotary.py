@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from manta.actors.models.packed_attention import use_packed_attention
 from manta.actors.models.rotary import merge_rotary, rotate
-from tiny import VOCABULARY
+from tiny import VOCABULARY, library_model
 
 
 def test_values_and_gradients_equal_transformers() -> None:
@@ -28,28 +27,12 @@ def test_values_and_gradients_equal_transformers() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
 
 
-def own_model() -> PreTrainedModel:
-    """transformers' own, before anything is merged."""
-    config = AutoConfig.for_model(
-        "qwen2",
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    use_packed_attention(model)
-    return model
-
-
 def test_a_model_computes_the_same_with_and_without() -> None:
     tokens = torch.randint(0, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
     results = []
     for is_merged in (False, True):
-        model = own_model()
+        model = library_model("qwen2")
+        use_packed_attention(model)
         if is_merged:
             merge_rotary(model)
         logits = model(tokens).logits
