@@ -12,8 +12,15 @@ from dataclasses import dataclass
 from manta.actors.transports.settings import DIRECT
 from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
 from manta.orchestrator.config import RunFile, StageConfig
-from manta.orchestrator.model_names import leaves
 from manta.orchestrator.scorers import called_in, role
+from manta.orchestrator.stage_words import (
+    annotation_told,
+    left_told,
+    merge_told,
+    reference_told,
+    weights_told,
+)
+from manta.orchestrator.stage_words import times as _times
 from manta.orchestrator.survey import Prompts, Survey
 
 SHARED_CPUS = 0.5
@@ -73,9 +80,10 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
     """The plan of one stage, one line per thing that a reader may want to check."""
     prompts = survey.prompts.get(stage.name)
     if stage.kind == "merge":
-        return [_merge(stage), _left(stage)]
+        return [merge_told(stage), left_told(stage)]
     if stage.kind == "annotate":
-        return [_annotation(run_file, stage), *_data(run_file, stage, prompts), _left(stage)]
+        data = _data(run_file, stage, prompts)
+        return [annotation_told(run_file, stage), *data, left_told(stage)]
     if stage.kind == "evaluate" or stage.algorithm is None:
         lines = [f"{stage.kind} stage, trains nothing"]
     elif stage.kind == "generate":
@@ -96,60 +104,12 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
         ]
         if run_file.rollout.placement == "colocated":
             lines.append(_turns(stage))
-    lines += [*_weights(stage), *_data(run_file, stage, prompts)]
-    return [*lines, *_evaluation(run_file, stage, prompts), _left(stage)]
-
-
-def _weights(stage: StageConfig) -> list[str]:
-    """Which weights, where they are not those that the stage before left."""
-    if stage.start_from is not None:
-        return [f"starts from the weights of {stage.start_from}"]
-    if stage.model is not None:
-        return [f"the weights of {stage.model} sample"]
-    return []
-
-
-def _merge(stage: StageConfig) -> str:
-    total = math.fsum(stage.weights)
-    shares = [f" x {weight / total:.3g}" for weight in stage.weights] or [""] * len(stage.models)
-    mixed = ", ".join(f"{m}{share}" for m, share in zip(stage.models, shares, strict=True))
-    then = "the policy goes on from it" if stage.becomes_policy else "the policy stays as it is"
-    return f"merge stage: the average of {mixed}; {then}"
-
-
-def _annotation(run_file: RunFile, stage: StageConfig) -> str:
-    what = ["its reward"] if stage.reward is not None else []
-    if stage.reference_logprobs:
-        what.append(f"the log-probs of {_reference(run_file, stage)}")
-    return (
-        f"annotate stage, trains nothing: scores every group once with {' and '.join(what)}, "
-        f"{_times(stage.prompts_per_step, 'group')} a step"
-    )
-
-
-def _reference(run_file: RunFile, stage: StageConfig) -> str:
-    """What the reference policy is, in words."""
-    settings = run_file.reference_of(stage)
-    told = settings.model or "the weights at the start of the stage"
-    refresh = settings.refresh
-    if refresh is None:
-        return told
-    when = f"every {_times(refresh.every_steps, 'step')}"
-    if refresh.how == "hard":
-        return f"{told}, which become the policy's {when}"
-    return f"{told}, which move towards the policy's {when} (decay {refresh.decay:g})"
-
-
-def _left(stage: StageConfig) -> str:
-    return f"leaves stage:{stage.name} ({leaves(stage)}) in products/{stage.name}"
+    lines += [*weights_told(stage), *_data(run_file, stage, prompts)]
+    return [*lines, *_evaluation(run_file, stage, prompts), left_told(stage)]
 
 
 def _computing(threads: int) -> float:
     return float(threads) if threads > 0 else SHARED_CPUS
-
-
-def _times(count: int, noun: str, plural: str | None = None) -> str:
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def _tokens_per_completion(
@@ -318,7 +278,7 @@ def _pairs(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
     # How many samples a written group has is not known here
     bound = "" if stage.trajectories is not None else f", at most {_times(most, 'pair')} a step"
     loss = {
-        "dpo": f"DPO with beta {algorithm.beta:g} against {_reference(run_file, stage)}",
+        "dpo": f"DPO with beta {algorithm.beta:g} against {reference_told(run_file, stage)}",
         "bradley_terry": "Bradley-Terry on the scores of a reward model",
     }[algorithm.loss]
     return (
@@ -350,7 +310,7 @@ def _ratio(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
     if algorithm.needs_reference:
         kl = algorithm.kl
         told += (
-            f"; KL to {_reference(run_file, stage)}, {kl.coef:g} x {kl.estimator} in the "
+            f"; KL to {reference_told(run_file, stage)}, {kl.coef:g} x {kl.estimator} in the "
             f"{kl.placement}"
         )
     return told

@@ -89,6 +89,12 @@ class StageReferenceConfig:
     model: str | None = None
     refresh: RefreshConfig | None = None
 
+    @property
+    def is_average(self) -> bool:
+        """Is it a moving average of the policy?"""
+        by_name = self.model is not None and self.model.strip().startswith("ema(")
+        return by_name or (self.refresh is not None and self.refresh.how == "ema")
+
 
 @dataclass(frozen=True, slots=True)
 class StageConfig:
@@ -359,6 +365,12 @@ class RunFile:
     @property
     def needs_reference(self) -> bool:
         return any(stage.needs_reference for stage in self.stages)
+
+    @property
+    def has_moving_reference(self) -> bool:
+        """Do reference workers hold a moving average beside the weights?"""
+        users = (stage for stage in self.stages if stage.needs_reference)
+        return any(self.reference_of(stage).is_average for stage in users)
 
     @property
     def needs_reward(self) -> bool:

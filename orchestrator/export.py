@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import cast
 
 from rich.console import Console
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from manta.actors.backends.state_files import read_parameters, read_scalars
-from manta.actors.models.causal import build_model, load_state
-from manta.actors.models.lora import merge_adapter, weights_hash
+from manta.actors.models.hf_folder import write_built
 from manta.actors.stored_folder import StoredFolder
 from manta.envs.protocols import Tokenizer
 from manta.envs.tokenizer import TOKENIZER_FILES, FileTokenizer, build_tokenizer
@@ -59,17 +57,25 @@ def write_checkpoint(run_file: RunFile, learner: StoredFolder, folder: Path) -> 
 
     Raises ValueError where the files cannot be read, or belong to another model.
     """
+    if run_file.model.build is not None and run_file.model.lora is None:
+        with learner.here() as files:
+            return write_tensors(run_file, read_parameters(files), folder)
     tokenizer = build_tokenizer(tokenizer_name(run_file))
-    _model(run_file, learner, tokenizer.vocab_size).save_pretrained(folder)
+    _write(_model(run_file, learner, tokenizer.vocab_size), folder)
     return bring_tokenizer(tokenizer, folder)
 
 
 def write_tensors(run_file: RunFile, tensors: Mapping[str, Tensor], folder: Path) -> bool:
-    """As `write_checkpoint`, of named parameters of the run's model."""
-    tokenizer = build_tokenizer(tokenizer_name(run_file))
-    model = build_model(run_file.model, tokenizer.vocab_size, run_file.run.seed)
-    load_state(model, tensors)
-    cast(PreTrainedModel, model).save_pretrained(folder)
+    """As `write_checkpoint`, of named parameters of the run's model, which has no adapter."""
+    tokenizer, spec = build_tokenizer(tokenizer_name(run_file)), run_file.model
+    if spec.build is not None:
+        write_built(spec, tokenizer.vocab_size, tensors, folder)
+    else:
+        from manta.actors.models.causal import build_model, load_state
+
+        model = build_model(spec, tokenizer.vocab_size, run_file.run.seed)
+        load_state(model, tensors)
+        _write(model, folder)
     return bring_tokenizer(tokenizer, folder)
 
 
@@ -110,8 +116,12 @@ def _learner(directory: RunDirectory, step: int | None) -> tuple[StoredFolder, i
     return learner, chosen
 
 
-def _model(run_file: RunFile, learner: StoredFolder, vocab_size: int) -> PreTrainedModel:
+def _model(run_file: RunFile, learner: StoredFolder, vocab_size: int) -> nn.Module:
     """Raises ValueError where an adapter was trained over other weights than are there now."""
+    # These load transformers, which the driver of a run should not have to
+    from manta.actors.models.causal import build_model, load_state
+    from manta.actors.models.lora import merge_adapter, weights_hash
+
     model, lora = build_model(run_file.model, vocab_size, run_file.run.seed), run_file.model.lora
     with learner.here() as folder:
         parameters, base = read_parameters(folder), read_scalars(folder).base
@@ -124,7 +134,16 @@ def _model(run_file: RunFile, learner: StoredFolder, vocab_size: int) -> PreTrai
         )
     else:
         merge_adapter(model, lora, parameters)
-    return cast(PreTrainedModel, model)
+    return model
+
+
+def _write(model: nn.Module, folder: Path) -> None:
+    from transformers import PreTrainedModel
+    from transformers.utils.logging import disable_progress_bar
+
+    # A bar of its own would run through the display of a run
+    disable_progress_bar()
+    cast(PreTrainedModel, model).save_pretrained(folder)
 
 
 def bring_tokenizer(tokenizer: Tokenizer, folder: Path) -> bool:

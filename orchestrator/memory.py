@@ -179,23 +179,12 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
         parts += [
             Part("reference", "process", PROCESS_BYTES),
             Part("reference", "weights", weights),
-            *_moving_average(run_file, sizes),
             Part("reference", "one layer's activations", _one_layer(sizes, tokens, element)),
             Part("reference", "logits of a chunk", _logits(sizes, tokens)),
         ]
+        if run_file.has_moving_reference:
+            parts.append(Part("reference", "moving average", 4 * num_parameters(sizes)))
     return tuple(parts)
-
-
-def _moving_average(run_file: RunFile, sizes: ModelSizes) -> list[Part]:
-    """In float32, where the reference of any stage is one."""
-    settings = [run_file.reference_of(s) for s in run_file.stages if s.needs_reference]
-    if not any(
-        (each.refresh is not None and each.refresh.how == "ema")
-        or (each.model or "").startswith("ema(")
-        for each in settings
-    ):
-        return []
-    return [Part("reference", "moving average", 4 * num_parameters(sizes))]
 
 
 def group_bytes(samples: int, tokens: int, *, has_reference: bool) -> int:

@@ -66,10 +66,13 @@ def name_problems(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
             "this one has neither"
         )
     reference = run_file.reference_of(stage)
+    top = "" if stage.reference else " (from the top)"
     for key, text in names_in(stage, reference.model):
-        yield from (f"{key}: {told}" for told in _name(run_file, stage, key, text))
+        where = f"{key}{top}" if key == ".reference.model" else key
+        yield from (f"{where}: {told}" for told in _name(run_file, stage, key, text))
     if stage.needs_reference:
-        yield from _refresh(run_file, stage)
+        for key, told in _refresh(run_file, stage):
+            yield f".reference.refresh{key}{top}: {told}"
 
 
 def reference_problems(run_file: RunFile) -> Iterator[str]:
@@ -287,32 +290,32 @@ def _config(path: str) -> dict[str, Json]:
     return found
 
 
-def _refresh(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
+def _refresh(run_file: RunFile, stage: StageConfig) -> Iterator[tuple[str, str]]:
+    """(key below `reference.refresh`, what is wrong)"""
     settings = run_file.reference_of(stage)
     refresh = settings.refresh
-    is_average = settings.model is not None and settings.model.strip().startswith("ema(")
-    if refresh is None and not is_average:
+    is_named = settings.model is not None and settings.model.strip().startswith("ema(")
+    if refresh is None and not is_named:
         return
-    if refresh is not None and is_average:
-        yield ".reference.refresh: a moving average follows at every step anyway: remove it"
+    if refresh is not None and is_named:
+        yield "", "a moving average follows at every step anyway: remove it"
     if refresh is not None:
         yield from _bounds(refresh)
     if stage.kind != "train":
-        yield ".reference.refresh: nothing trains in this stage, so there is nothing to follow"
+        yield "", "nothing trains in this stage, so there is nothing to follow"
     if run_file.model.lora is not None:
-        yield (
-            ".reference.refresh: with model.lora the reference is the model without its adapter: "
-            "remove it"
-        )
+        yield "", "with model.lora the reference is the model without its adapter: remove it"
     if run_file.publish.transport in DIRECT:
+        transport = run_file.publish.transport
         yield (
-            f".reference.refresh: with publish.transport {run_file.publish.transport} the weights "
-            "do not pass where reference workers get them: choose object_store or disk"
+            "",
+            f"with publish.transport {transport} the weights do not pass where reference workers "
+            "get them: choose object_store or disk",
         )
 
 
-def _bounds(refresh: RefreshConfig) -> Iterator[str]:
+def _bounds(refresh: RefreshConfig) -> Iterator[tuple[str, str]]:
     if refresh.every_steps < 1:
-        yield f".reference.refresh.every_steps: is {refresh.every_steps}, must be at least 1"
+        yield ".every_steps", f"is {refresh.every_steps}, must be at least 1"
     if refresh.how == "ema" and not 0 < refresh.decay < 1:
-        yield f".reference.refresh.decay: is {refresh.decay:g}, must lie between 0 and 1"
+        yield ".decay", f"is {refresh.decay:g}, must lie between 0 and 1"

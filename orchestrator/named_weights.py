@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from manta.actors.backends.state_files import read_parameters
-from manta.actors.models.causal import build_model, model_state
 from manta.actors.stored_folder import StoredFolder
 from manta.actors.weight_tensors import first_mismatch, pack
 from manta.actors.weights import Weights
@@ -114,6 +113,9 @@ class NamedWeights:
 
     def _of_folder(self, path: str | None) -> dict[str, Tensor]:
         """Of a Hugging Face folder or name; None is what the run began with."""
+        # Loads transformers, which a driver that builds no model can do without
+        from manta.actors.models.causal import build_model, model_state
+
         spec = replace(self._run_file.model, lora=None)
         if path is not None:
             spec = replace(spec, path=path, build=None)

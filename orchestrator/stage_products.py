@@ -21,7 +21,6 @@ from manta.orchestrator.evaluate import Evaluation
 from manta.orchestrator.export import write_checkpoint, write_tensors
 from manta.orchestrator.model_names import leaves
 from manta.orchestrator.products import REPORT, Product, Products
-from manta.orchestrator.reward_model_export import export_reward_model
 from manta.orchestrator.run_context import RunContext
 
 
@@ -80,6 +79,9 @@ def _fill_from_checkpoint(
     """The policy's weights, or the reward model's where the stage trained one beside it."""
     settings = None if stage.algorithm is None else stage.algorithm.reward_model
     if settings is not None:
+        # Imported here: it loads transformers, which the driver of other runs need not
+        from manta.orchestrator.reward_model_export import export_reward_model
+
         export_reward_model(run_file, settings, learner, folder)
     else:
         write_checkpoint(run_file, learner, folder)

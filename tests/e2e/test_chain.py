@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,17 @@ import torch
 from safetensors.torch import load_file
 
 from manta.envs.trajectory_files import TrajectoryReader
+from manta.orchestrator.ledger import read_ledger
 from manta.orchestrator.products import Products
 from tests.e2e import runs
 
 pytestmark = pytest.mark.e2e
 
 CHAIN = Path(__file__).parent / "chain.yaml"
+STEPS = {"write": 4, "sft": 24, "learn@2": 36, "rl": 39, "both": 40}
+"""The run's step at the end of some stages."""
 KINDS = {
+    "stage:write": "data",
     "stage:sft": "weights",
     "stage:sample@1": "data",
     "stage:scored@1": "data",
@@ -44,7 +49,9 @@ def report(run_dir: Path, stage: str) -> dict[str, float]:
 
 def references(run_dir: Path) -> list[str]:
     reader = TrajectoryReader(run_dir / "trajectories")
-    groups = [reader.group(i) for i in range(len(reader)) if reader.entries[i].step > 16]
+    groups = [
+        reader.group(i) for i in range(len(reader)) if reader.entries[i].step > STEPS["learn@2"]
+    ]
     assert all(group.reference is not None for group in groups)
     return [group.reference.version for group in groups if group.reference is not None]
 
@@ -57,7 +64,7 @@ def test_a_chain_that_is_killed_leaves_what_one_that_is_left_alone_does(
     assert result.returncode == 0, result.stdout + result.stderr
     # Inside of the stage whose reference is a moving average
     process = runs.start(CHAIN, killed, env=cluster)
-    runs.wait_for_step(killed / "chain", 18)
+    runs.wait_for_step(killed / "chain", STEPS["rl"] - 1)
     process.kill()
     process.communicate()
     result = runs.manta("train", CHAIN, killed, env=cluster)
@@ -70,10 +77,19 @@ def test_a_chain_that_is_killed_leaves_what_one_that_is_left_alone_does(
     assert references(one) == references(other)
     assert len(set(references(one))) == 3, "a version for each step of the moving average"
     assert report(one, "after") == report(other, "after")
-    assert report(one, "before")["model"] == "step:2"
+    assert report(one, "before")["model"] == "step:7"
     mixed, rl, sft = (weights(one, stage) for stage in ("both", "rl", "sft"))
     for name, tensor in mixed.items():
         torch.testing.assert_close(tensor, 0.75 * rl[name] + 0.25 * sft[name])
+    by_stage = Counter((e.stage, e.outcome) for e in read_ledger(other / "ledger.jsonl"))
+    assert by_stage["write", "written"] == 64 and by_stage["sft", "trained"] == 320
+    assert by_stage["scored@2", "written"] == 8 and by_stage["learn@2", "trained"] == 4
+    gold = [
+        line["eval/gold_logprob"]
+        for line in runs.metrics(one)
+        if line["stage"] == "sft" and "eval/gold_logprob" in line
+    ]
+    assert gold[-1] > gold[0] + 0.5, "what was written was learnt from"
     scored = TrajectoryReader(Products(one).folder("stage:scored@2", "data"))
     assert len(scored) == 8
     versions = {scored.group(i).reference.version for i in range(8)}  # type: ignore[union-attr]

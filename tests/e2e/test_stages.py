@@ -1,4 +1,4 @@
-"""Stages other than sampling and training: writing, learning from what was written, real rows."""
+"""Warm start and reinforcement on real rows, in both formats, killed and resumed."""
 
 from __future__ import annotations
 
@@ -11,56 +11,10 @@ import pyarrow.parquet
 import pytest
 
 from manta.envs.trajectory_files import TrajectoryReader
-from manta.orchestrator.ledger import read_ledger
 from tests.data import shared_data
 from tests.e2e import runs
 
 pytestmark = pytest.mark.e2e
-
-DUMP = """
-run: {name: dump, seed: 0}
-model:
-  build: {layers: 2, width: 32, heads: 2, mlp_width: 64}
-  tokenizer: "char:0123456789+="
-  context: 16
-env: {name: arithmetic, digits: 1, eval_size: 20}
-reward: {formula: correct, components: {correct: exact}}
-evaluate: {every_steps: 10, prompts: 20, gold_likelihood: true}
-stages:
-  - {name: sample, kind: generate, algorithm: {name: grpo, samples_per_prompt: 4, kl: {coef: 0}},
-     steps: 3, prompts_per_step: 8, evaluate: null}
-  - {name: write, kind: generate, algorithm: sft, steps: 4, prompts_per_step: 16, evaluate: null}
-  - {name: off-policy, algorithm: {name: grpo, samples_per_prompt: 4, kl: {coef: 0}},
-     trajectories: stage:sample, steps: 2, prompts_per_step: 8}
-  - {name: imitate, algorithm: sft, trajectories: stage:write, steps: 20, prompts_per_step: 16,
-     learning_rate: 3e-3}
-rollout: {max_new_tokens: 4}
-environment: {groups_per_call: 8}
-"""
-
-
-def test_what_is_written_can_be_learnt_from(tmp_path: Path, cluster: runs.Environment) -> None:
-    """Sampled and gold trajectories are written, then trained on without sampling: the held-out
-    likelihood of gold answers rises."""
-    run_file = tmp_path / "dump.yaml"
-    run_file.write_text(DUMP)
-    result = runs.manta("train", run_file, tmp_path, env=cluster)
-    assert result.returncode == 0, result.stdout + result.stderr
-    run_dir = tmp_path / "dump"
-    written = TrajectoryReader(run_dir / "products" / "sample")
-    assert len(written) == 24
-    assert all(len(written.group(i).trajectories) == 4 for i in range(24))
-    by_stage = [(entry.stage, entry.outcome) for entry in read_ledger(run_dir / "ledger.jsonl")]
-    assert by_stage.count(("sample", "written")) == 24
-    assert by_stage.count(("write", "written")) == 64
-    assert by_stage.count(("off-policy", "trained")) == 16
-    assert by_stage.count(("imitate", "trained")) == 320
-    gold = [
-        line["eval/gold_logprob"]
-        for line in runs.metrics(run_dir)
-        if line["stage"] == "imitate" and "eval/gold_logprob" in line
-    ]
-    assert gold[-1] > gold[0] + 0.5
 
 
 @pytest.fixture(scope="module")

@@ -101,6 +101,18 @@ def test_a_reference_that_nothing_is_compared_with_is_told(tmp_path: Path) -> No
     assert [problem.split(":")[0] for problem in problems] == ["reference.refresh"]
 
 
+def test_what_is_said_at_the_top_is_told_from_there(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        "stages.rl.algorithm.kl.coef=0.1",
+        "reference={model: stage:wram, refresh: {every_steps: 0}}",
+    )
+    assert [problem.split(": ")[0] for problem in cross_check(loaded)] == [
+        "stages[1].reference.model (from the top)",
+        "stages[1].reference.refresh.every_steps (from the top)",
+    ]
+
+
 def folder_of(path: Path, **changes: object) -> Path:
     path.mkdir()
     shape = {

@@ -1,0 +1,57 @@
+"""What stages take from others and leave, in words; see `manta.orchestrator.batch_plan`."""
+
+from __future__ import annotations
+
+import math
+
+from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.model_names import leaves
+
+
+def weights_told(stage: StageConfig) -> list[str]:
+    """Which weights, where they are not those that the stage before left."""
+    if stage.start_from is not None:
+        return [f"starts from the weights of {stage.start_from}"]
+    if stage.model is not None:
+        return [f"the weights of {stage.model} sample"]
+    return []
+
+
+def merge_told(stage: StageConfig) -> str:
+    total = math.fsum(stage.weights)
+    shares = [f" x {weight / total:.3g}" for weight in stage.weights] or [""] * len(stage.models)
+    mixed = ", ".join(f"{m}{share}" for m, share in zip(stage.models, shares, strict=True))
+    then = "the policy goes on from it" if stage.becomes_policy else "the policy stays as it is"
+    return f"merge stage: the average of {mixed}; {then}"
+
+
+def annotation_told(run_file: RunFile, stage: StageConfig) -> str:
+    what = ["its reward"] if stage.reward is not None else []
+    if stage.reference_logprobs:
+        what.append(f"the log-probs of {reference_told(run_file, stage)}")
+    return (
+        f"annotate stage, trains nothing: scores every group once with {' and '.join(what)}, "
+        f"{times(stage.prompts_per_step, 'group')} a step"
+    )
+
+
+def reference_told(run_file: RunFile, stage: StageConfig) -> str:
+    """What the reference policy is, in words."""
+    settings = run_file.reference_of(stage)
+    told = settings.model or "the weights at the start of the stage"
+    refresh = settings.refresh
+    if refresh is None:
+        return told
+    when = f"every {times(refresh.every_steps, 'step')}"
+    if refresh.how == "hard":
+        return f"{told}, which become the policy's {when}"
+    return f"{told}, which move towards the policy's {when} (decay {refresh.decay:g})"
+
+
+def left_told(stage: StageConfig) -> str:
+    return f"leaves stage:{stage.name} ({leaves(stage)}) in products/{stage.name}"
+
+
+def times(count: int, noun: str, plural: str | None = None) -> str:
+    """`1 step`, `2,000 steps`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
