@@ -20,10 +20,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_layers import GenericForSequenceClassification
 
 from manta.actors.micro_batches import micro_batches, padded_batches
-from manta.actors.models.norms import merge_norms
+from manta.actors.models.causal import merge_layers
 from manta.actors.models.packed_attention import is_packable
 from manta.actors.models.policy import hidden_states
-from manta.actors.models.products import widen_linears
 from manta.actors.rows import Row
 from manta.actors.scorers.wording import named, wording_for
 from manta.envs.protocols import Tokenizer
@@ -178,8 +177,7 @@ def _load(folder: Path, settings: ScorerSettings) -> PreTrainedModel:
             "reward model but what one is trained from; train it with a stage of algorithm "
             "reward_model"
         )
-    widen_linears(model)
-    merge_norms(model)
+    merge_layers(model)
     return cast(PreTrainedModel, model.requires_grad_(False).eval())
 
 
