@@ -15,11 +15,15 @@ from manta.envs.records import GroupId, GroupSummary
 
 @dataclass(frozen=True, slots=True)
 class RewardSpec:
-    """A formula over named components; each is (registry name or `module:attribute`, options)."""
+    """A formula over named components; each is (registry name or `module:attribute`, options).
+    `scorers` are those that components call; `gold` is the component that the formula's value is
+    held against."""
 
     formula: str
     components: Mapping[str, tuple[str, Options]]
     deadline_seconds: float
+    scorers: tuple[str, ...] = ()
+    gold: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +32,9 @@ class Lane:
 
     `redundant_samples` more than `samples_per_prompt` are begun, and the first to end are taken.
     `purpose` seeds sampling apart from other lanes; `context` bounds prompt plus answer in tokens.
-    With `ignore_eos` samples end at their budget only. `is_annotated`: what was written is scored
-    again, by the lane's rewards and the reference, where it has them.
+    With `ignore_eos` samples end at their budget only. `compares`: all given answers of a task make
+    its group, and not the gold one alone. `is_annotated`: what was written is scored again, by the
+    lane's rewards and the reference, where it has them.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Lane:
     uses_reference: bool = False
     trajectories: str | None = None
     redundant_samples: int = 0
+    compares: bool = False
     is_annotated: bool = False
 
     @property

@@ -16,6 +16,7 @@ from torch import Tensor
 from manta.actors.backends.protocol import POLICY, Backend, HoldsResidents, Want
 from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
 from manta.actors.collectives import alone
+from manta.actors.coupled_update import CoupledUpdate
 from manta.actors.micro_batches import micro_batches
 from manta.actors.rows import Row
 from manta.actors.sharding import IntArray, kept_rows, mini_batches, shard
@@ -84,7 +85,8 @@ class Learner:
         their log-probs, else over those of the first update. With a critic also
         `critic/value_mean`, `critic/return_mean` and `critic/explained_variance` of its values
         before the first update. Where `residents` says so the policy is frozen: it stays as it is
-        to the bit, and what is not the critic's is not reported.
+        to the bit, and what is not the residents' is not reported. A loss that couples rows reports
+        `pairs/NAME`, means over its units before each update.
 
         Raises ValueError where `rows` lacks one of this rank's rows, or a row lacks log-probs that
         the algorithm needs.
@@ -101,13 +103,18 @@ class Learner:
         for share, whole in list(zip(shares, mini_batches(plan, updates), strict=True)) * epochs:
             if plan.num_tokens_N[whole].any():
                 first = None if is_whole or reports else tally
+                if self._algorithm.is_coupled:
+                    reports.append(self._coupled(plan, whole, tokens, share, rates, first))
+                    continue
                 update = _denominators(plan, whole)
                 reports.append(self._update(tokens, share, update, rates, first))
         kept = kept_rows(plan)
+        pairs = {"pairs/count": float(len(plan.pair_P2))} if self._algorithm.is_coupled else {}
         return {
             **_over_updates(reports),
             "tokens": float(plan.num_tokens_N[kept].sum()),
             "rows": float(len(kept)),
+            **pairs,
             **tally.figures(self._all_reduce, self._rank, self._world_size),
             **tokens.value_figures(self._all_reduce),
         }
@@ -186,6 +193,36 @@ class Learner:
         if POLICY not in rates:
             wants, what = ("value",), critic_loss
         return self._backend.update_each(batches, wants, self._temperature, what, rates)
+
+    def _coupled(
+        self,
+        plan: StepPlan,
+        whole: IntArray,
+        tokens: StepTokens,
+        rows: Sequence[Row],
+        rates: Mapping[str, float],
+        tally: MismatchTally | None,
+    ) -> dict[str, float]:
+        """As `_update`, by a loss that couples the rows `whole`."""
+        update = _denominators(plan, whole)
+        coupled = CoupledUpdate(self._algorithm, plan, whole, rows, self._tokens_per_micro_batch)
+        wants = (coupled.scalar,)
+        if coupled.is_split(self._all_reduce):
+            found = self._backend.evaluate(rows, wants, self._temperature)
+            coupled.exchange(tokens.batch(rows, update), found[coupled.scalar], self._all_reduce)
+
+        def loss(batch: Sequence[Row], stats: Mapping[str, Tensor]) -> LossTerms:
+            on_cpu = {name: values.cpu() for name, values in stats.items()}
+            of_tokens = tokens.batch(batch, update)
+            if tally is not None and "logprob" in on_cpu:
+                tally.add(of_tokens, on_cpu["logprob"].detach())
+            return coupled.loss(batch, of_tokens, on_cpu)
+
+        batches = coupled.micro_batches
+        if self._algorithm.reward_model is None:
+            return self._backend.update(batches, wants, self._temperature, loss, rates[POLICY])
+        assert isinstance(self._backend, HoldsResidents)
+        return self._backend.update_each(batches, wants, self._temperature, loss, rates)
 
 
 def _denominators(plan: StepPlan, rows: IntArray) -> Denominators:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
 
 import numpy as np
@@ -32,6 +32,32 @@ def micro_batches(rows: Sequence[Row], tokens_per_micro_batch: int) -> list[list
             batches.append([])
             room = tokens_per_micro_batch
         batches[-1].append(row)
+        room -= length
+    return batches
+
+
+def unit_batches(
+    rows: Sequence[Row], unit_of: Mapping[int, int], tokens_per_micro_batch: int
+) -> list[list[Row]]:
+    """As `micro_batches`, with the rows of a unit (by row index) in one batch as far as they fit.
+
+    A unit of more than `tokens_per_micro_batch` tokens is cut as if its rows were all there is.
+    """
+    units: dict[int, list[Row]] = {}
+    for row in _longest_first(rows):
+        units.setdefault(unit_of[row.index], []).append(row)
+    batches: list[list[Row]] = []
+    room = 0
+    for members in units.values():
+        length = sum(len(row.token_ids) for row in members)
+        if length > tokens_per_micro_batch:
+            batches += micro_batches(members, tokens_per_micro_batch)
+            room = 0
+            continue
+        if length > room:
+            batches.append([])
+            room = tokens_per_micro_batch
+        batches[-1] += members
         room -= length
     return batches
 

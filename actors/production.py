@@ -16,10 +16,11 @@ from manta.envs.group import (
     Draw,
     Scoring,
     annotated_group,
+    compared_group,
     given_group,
     run_group,
 )
-from manta.envs.protocols import Env, Generate, ScoreGroup, TaskSource
+from manta.envs.protocols import Compares, Env, Generate, ScoreGroup, ScoreReference, TaskSource
 from manta.envs.records import Bool, Int32, Sampling, Score, ScoredGroup, Task, Trajectory
 from manta.envs.registry import build
 from manta.envs.render import Renderer
@@ -93,10 +94,33 @@ class GivenGroups:
 
 
 @dataclass(frozen=True, slots=True)
+class ComparedGroups:
+    """All written answers of a task, better and worse ones, as a group."""
+
+    env: Compares
+    source: TaskSource
+    renderer: Renderer
+    limits: Limits
+    scoring: Scoring
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.source)
+
+    async def make(self, admission: Admission) -> ScoredGroup:
+        task = self.source.task(admission.index)
+        return await compared_group(
+            self.env, task, self.renderer, admission.id, self.limits, self.scoring
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class WrittenGroups:
-    """Groups read back from a folder of trajectories, scores and all."""
+    """Groups read back from a folder of trajectories, scores and all; where this run's reference is
+    asked for, under its log-probs, and not under those that were written."""
 
     reader: TrajectoryReader
+    reference: ScoreReference | None = None
 
     @property
     def num_tasks(self) -> int:
@@ -106,7 +130,10 @@ class WrittenGroups:
         group = self.reader.group(admission.index)
         # When its reference was ready is nothing of this step
         timings = {name: at for name, at in group.timings.items() if name != REFERENCED_AT}
-        return replace(group, id=admission.id, timings=timings)
+        group = replace(group, id=admission.id, timings=timings)
+        if self.reference is None:
+            return group
+        return replace(group, reference=await self.reference(group.trajectories))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +167,19 @@ def build_production(
         reader = TrajectoryReader(lane.trajectories)
         if lane.is_annotated:
             return AnnotatedGroups(reader, scoring, lane.reward is not None)
-        return WrittenGroups(reader)
+        return WrittenGroups(reader, scoring.reference)
     text = build_tokenizer(tokenizer)
     renderer = Renderer(text)
     env = build("env", lane.env, lane.env_options)
     source = env.source(lane.split)
     limits = Limits(lane.max_new_tokens, lane.context)
+    if lane.compares:
+        if not isinstance(env, Compares):
+            raise ValueError(
+                f"environment {lane.env!r} has one written answer a task, nothing to compare: use "
+                "one with several, such as preferences, or set samples_from to policy"
+            )
+        return ComparedGroups(env, source, renderer, limits, scoring)
     if lane.samples_from == "given":
         return GivenGroups(env, source, renderer, limits, scoring)
     stops = () if lane.ignore_eos else (text.eos_id,)

@@ -7,79 +7,20 @@ between two passes, so that every request, and with it every group, is scored by
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import numpy as np
 
 from manta.actors.cores import available_cores
 from manta.actors.models.spec import ModelSpec
+from manta.actors.scoring_queue import ScoringQueue
 from manta.actors.stored_folder import StoredFolder, WrittenFile
 from manta.actors.transports.protocol import BadParcel, Parcel
 from manta.actors.transports.registry import build_transport
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weights import Receipt, Weights, content_hash
 from manta.envs.packing import PackedTrajectories
-from manta.envs.records import Float32, ReferenceStatistics, Trajectory
-
-T = TypeVar("T")
-
-
-class Scorer(Protocol):
-    def score(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics: ...
-
-
-class ScoringQueue:
-    """Collects requests and runs the scorer in a thread, everything pending at once."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
-        self._pending: list[tuple[Sequence[Trajectory], asyncio.Future[ReferenceStatistics]]] = []
-        self._running: asyncio.Task[None] | None = None
-        self._in_use = asyncio.Lock()
-
-    async def score(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
-        """Raises what the scorer raised over the batch that this request was part of."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[ReferenceStatistics] = loop.create_future()
-        self._pending.append((trajectories, future))
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
-        return await future
-
-    async def between(self, what: Callable[[], T]) -> T:
-        """Runs `what` in a thread between two batches; in the order of the calls."""
-        async with self._in_use:
-            return await asyncio.to_thread(what)
-
-    async def _run(self) -> None:
-        while self._pending:
-            async with self._in_use:
-                batch, self._pending = self._pending, []
-                rows = [trajectory for trajectories, _ in batch for trajectory in trajectories]
-                scoring = asyncio.ensure_future(asyncio.to_thread(self._scorer.score, rows))
-                await asyncio.wait([scoring])
-            start = 0
-            for trajectories, future in batch:
-                end = start + len(trajectories)
-                _answer(future, scoring, slice(start, end))
-                start = end
-
-
-def _answer(
-    future: asyncio.Future[ReferenceStatistics],
-    scoring: asyncio.Future[ReferenceStatistics],
-    rows: slice,
-) -> None:
-    """Hands `rows` of the result, or the error, to a caller that still waits."""
-    if future.done():
-        return
-    if (error := scoring.exception()) is not None:
-        future.set_exception(error)
-    else:
-        statistics = scoring.result()
-        future.set_result(ReferenceStatistics(statistics.version, statistics.logprobs[rows]))
+from manta.envs.records import Float32, ReferenceStatistics
 
 
 class ReferenceWorker:
@@ -103,7 +44,7 @@ class ReferenceWorker:
         self._scorer = FollowingScorer(
             build_model(model, vocab_size, seed), tokens_per_batch, temperature
         )
-        self._queue = ScoringQueue(self._scorer)
+        self._queue = ScoringQueue(self._scorer.score, statistics_of)
         self._transport = build_transport(transport)
 
     async def score(self, packed: PackedTrajectories) -> tuple[str, Float32]:
@@ -147,3 +88,8 @@ class ReferenceWorker:
     def _restore(self, folder: str) -> str:
         with StoredFolder.at(folder).here() as path:
             return self._scorer.restore(Path(path))
+
+
+def statistics_of(statistics: ReferenceStatistics, rows: slice) -> ReferenceStatistics:
+    """Those of some of the trajectories."""
+    return ReferenceStatistics(statistics.version, statistics.logprobs[rows])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from manta.actors.lanes import Lane
 from manta.actors.mailbox import Place
+from manta.actors.scorer_calls import ScorerCalls
 from manta.actors.step_scores import FinalScores, score_step
 from manta.envs.packing import Block, PackedTrajectories
 from manta.envs.protocols import Services
@@ -14,16 +17,27 @@ from manta.envs.records import Score, Task
 from manta.envs.registry import build
 from manta.envs.rewards.compose import Composition
 from manta.envs.rewards.formula import Formula
+from manta.envs.rewards.scope import scorers_of
 from manta.envs.side_by_side import side_by_side
+
+if TYPE_CHECKING:
+    from manta.actors.scorer_client import ScorerPlace
 
 
 class RewardWorker:
-    def __init__(self) -> None:
+    def __init__(self, scorers: Sequence[ScorerPlace] = ()) -> None:
         self._lanes: dict[str, Composition] = {}
+        self._scorers: dict[str, ScorerCalls] = {each.name: each.calls() for each in scorers}
+        self._services = Services(scorers=self._scorers)
 
-    async def open(self, lane: Lane) -> Mapping[str, str]:
-        """Builds the lane's composition; returns the version of each component."""
+    async def open(
+        self, lane: Lane, scorer_versions: Mapping[str, str] = MappingProxyType({})
+    ) -> Mapping[str, str]:
+        """Builds the lane's composition; returns the version of each component, with those of the
+        scorers that it calls, which are the `scorer_versions` by name."""
         assert lane.reward is not None
+        for name, version in scorer_versions.items():
+            self._scorers[name].version = version
         components = {
             name: build("reward", kind, options)
             for name, (kind, options) in lane.reward.components.items()
@@ -31,7 +45,12 @@ class RewardWorker:
         self._lanes[lane.name] = Composition(
             Formula(lane.reward.formula), components, lane.reward.deadline_seconds
         )
-        return self._lanes[lane.name].versions
+        return {
+            name: " ".join(
+                [reward.version, *(scorer_versions[each] for each in scorers_of(name, reward))]
+            )
+            for name, reward in components.items()
+        }
 
     async def score_groups(
         self, lane: str, tasks: Sequence[Task], counts: Sequence[int], packed: PackedTrajectories
@@ -41,7 +60,7 @@ class RewardWorker:
         composition = self._lanes[lane]
         return await side_by_side(
             [
-                composition.score_group(task, list(islice(flat, count)), Services())
+                composition.score_group(task, list(islice(flat, count)), self._services)
                 for task, count in zip(tasks, counts, strict=True)
             ]
         )
@@ -53,4 +72,4 @@ class RewardWorker:
         self, lane: str, places: Sequence[Place], *blocks: Block
     ) -> list[FinalScores]:
         groups = [blocks[block].groups[entry] for block, entry in places]
-        return await score_step(self._lanes[lane], groups, Services())
+        return await score_step(self._lanes[lane], groups, self._services)

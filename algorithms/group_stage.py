@@ -14,10 +14,14 @@ import torch
 from torch import Tensor
 
 from manta.algorithms.advantages import group_relative
+from manta.algorithms.pairs import Pairs, pairs_of
 from manta.algorithms.settings import AlgorithmSettings
 
 ZERO_VARIANCE = "zero_variance"
 """Why a group is filtered: all its rewards are equal, so its advantages are 0."""
+
+NO_PAIR = "no_pair"
+"""Why a group is filtered: no two of its samples that can train have different rewards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +29,29 @@ class GroupStage:
     """`coefficients`: float32[N] columns `advantage`, `weight` and `keep` (0 or 1).
 
     `filtered` maps the index of a group that shall not train to the reason; its rows have `keep` 0.
+    `pairs` are those of a loss that compares rows, None for others.
     """
 
     coefficients: Mapping[str, Tensor]
     filtered: Mapping[int, str]
+    pairs: Pairs | None = None
 
 
-def group_stage(settings: AlgorithmSettings, rewards_N: Tensor, group_N: Tensor) -> GroupStage:
+def group_stage(
+    settings: AlgorithmSettings,
+    rewards_N: Tensor,
+    group_N: Tensor,
+    eligible_N: Tensor | None = None,
+) -> GroupStage:
     """Coefficients of N rows from their rewards [N] and group indices int64[N].
 
     Advantages are group-relative, or the rewards themselves (`advantage: reward`); for
     `cross_entropy`, which has no use for either, they are 1 and the rewards are not read. With
     `drop_zero_variance_groups` groups of equal rewards are filtered (dynamic sampling of DAPO,
     arXiv 2503.14476).
+
+    A loss that couples rows gets pairs of those that are `eligible_N` (bool[N]; None: all), and
+    rows in no pair are not kept (`manta.algorithms.pairs`). Other losses do not read `eligible_N`.
 
     Raises ValueError where a reward that is needed is not finite.
     """
@@ -52,6 +66,8 @@ def group_stage(settings: AlgorithmSettings, rewards_N: Tensor, group_N: Tensor)
             f"rewards of groups {groups[:8]} are not finite ({int(broken_N.sum())} of "
             f"{len(rewards_N)} rows): a reward that could not be computed must drop its sample"
         )
+    if settings.is_coupled:
+        return _paired(settings, rewards_N, group_N, eligible_N)
     if settings.advantage == "group_relative":
         advantage_N = group_relative(
             rewards_N, group_N, settings.divide_by_std, settings.std_epsilon
@@ -67,6 +83,24 @@ def group_stage(settings: AlgorithmSettings, rewards_N: Tensor, group_N: Tensor)
             "keep": keep_N.float(),
         },
         filtered=dict.fromkeys(dropped, ZERO_VARIANCE),
+    )
+
+
+def _paired(
+    settings: AlgorithmSettings, rewards_N: Tensor, group_N: Tensor, eligible_N: Tensor | None
+) -> GroupStage:
+    if eligible_N is None:
+        eligible_N = torch.ones_like(rewards_N, dtype=torch.bool)
+    pairs = pairs_of(settings.pairs, rewards_N, group_N, eligible_N)
+    keep_N = torch.zeros(len(rewards_N), device=rewards_N.device)
+    keep_N[torch.cat(pairs)] = 1.0
+    names = torch.unique(group_N)
+    without = names[~torch.isin(names, group_N[pairs.chosen_P])]
+    ones_N = torch.ones_like(keep_N)
+    return GroupStage(
+        coefficients={"advantage": ones_N, "weight": ones_N.clone(), "keep": keep_N},
+        filtered={int(name): NO_PAIR for name in without},
+        pairs=pairs,
     )
 
 

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from manta.algorithms.settings import (
+    COUPLED_LOSSES,
     AlgorithmSettings,
     CriticSettings,
     KlSettings,
     OffPolicySettings,
+    RewardModelSettings,
 )
 
 PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
@@ -116,6 +118,35 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             loss="cross_entropy",
             aggregation="token_mean",
         ),
+        # Rafailov et al., arXiv 2305.18290, appendix B: beta 0.1 (64 pairs a step, learning rate
+        # 1e-6 after a ramp of 150 steps, RMSprop: set them in the stage). Its pairs are two answers
+        # of a prompt.
+        "dpo": AlgorithmSettings(
+            name="dpo",
+            samples_from="given",
+            samples_per_prompt=2,
+            advantage="reward",
+            divide_by_std=False,
+            loss="dpo",
+            unit="pair",
+            pairs="best_worst",
+            beta=0.1,
+        ),
+        # InstructGPT's, Ouyang et al., arXiv 2203.02155, eq. 1 and section 3.5: all pairs of a
+        # prompt's answers, and every prompt counts the same. With two answers a prompt it is that
+        # of Stiennon et al., arXiv 2009.01325. The paper starts from the supervised model; learning
+        # rate 9e-6 for 6B parameters, one epoch (appendix C.2).
+        "reward_model": AlgorithmSettings(
+            name="reward_model",
+            samples_from="given",
+            samples_per_prompt=2,
+            advantage="reward",
+            divide_by_std=False,
+            loss="bradley_terry",
+            unit="group",
+            pairs="all",
+            reward_model=RewardModelSettings(),
+        ),
     }
 )
 
@@ -129,6 +160,8 @@ def check(settings: AlgorithmSettings) -> None:
         *_off_policy(settings),
         *_values(settings),
         *_cross_entropy(settings),
+        *_units(settings),
+        *_reward_model(settings),
     ]
     if problems:
         raise ValueError(f"algorithm {settings.name!r}: " + "; ".join(problems))
@@ -265,13 +298,19 @@ def _critic(critic: CriticSettings) -> list[str]:
         problems.append(f"critic.loss_coef is {critic.loss_coef:g}, it must be above 0")
     if critic.warmup_steps < 0:
         problems.append(f"critic.warmup_steps is {critic.warmup_steps}, it must be 0 or more")
-    if critic.learning_rate is not None and not 0 < critic.learning_rate < math.inf:
-        problems.append(f"critic.learning_rate is {critic.learning_rate:g}, it must be above 0")
-    for name, value in (("weight_decay", critic.weight_decay), ("clip_norm", critic.clip_norm)):
+    return [*problems, *_optimizer("critic", critic)]
+
+
+def _optimizer(name: str, told: CriticSettings | RewardModelSettings) -> list[str]:
+    """Of what stands beside the policy."""
+    problems = []
+    if told.learning_rate is not None and not 0 < told.learning_rate < math.inf:
+        problems.append(f"{name}.learning_rate is {told.learning_rate:g}, it must be above 0")
+    for key, value in (("weight_decay", told.weight_decay), ("clip_norm", told.clip_norm)):
         if value is not None and not 0 <= value < math.inf:
-            problems.append(f"critic.{name} is {value:g}, it must be 0 or more")
-    if critic.betas is not None and not all(0 <= beta < 1 for beta in critic.betas):
-        problems.append("critic.betas must each be at least 0 and below 1")
+            problems.append(f"{name}.{key} is {value:g}, it must be 0 or more")
+    if told.betas is not None and not all(0 <= beta < 1 for beta in told.betas):
+        problems.append(f"{name}.betas must each be at least 0 and below 1")
     return problems
 
 
@@ -296,5 +335,56 @@ def _cross_entropy(settings: AlgorithmSettings) -> list[str]:
         problems.append(
             "the KL estimators need tokens that the policy sampled, given answers are not: set "
             "kl.coef to 0"
+        )
+    return problems
+
+
+def _units(settings: AlgorithmSettings) -> list[str]:
+    """A loss that couples rows, what it couples, and what it has no use for."""
+    if not settings.is_coupled:
+        if settings.unit == "row":
+            return []
+        return [
+            f"unit is {settings.unit} but the loss {settings.loss} looks at each row by itself: "
+            f"set unit to row, or loss to {' or '.join(COUPLED_LOSSES)}"
+        ]
+    problems = []
+    if settings.unit == "row":
+        problems.append(
+            f"the loss {settings.loss} compares samples of a prompt: set unit to pair (every pair "
+            "counts the same) or group (every prompt does)"
+        )
+    if settings.samples_per_prompt == 1:
+        problems.append(
+            "samples_per_prompt is 1, and a pair takes two samples of a prompt: set it to 2 or more"
+        )
+    if not 0 < settings.beta < math.inf:
+        problems.append(f"beta is {settings.beta:g}, it must be above 0 (0.1 is usual)")
+    unused = {
+        f"advantage: {settings.advantage}": settings.advantage != "reward",
+        "whiten_advantages": settings.whiten_advantages,
+        "drop_zero_variance_groups": settings.drop_zero_variance_groups,
+        "proximal: learner": settings.proximal == "learner",
+        "off_policy": settings.off_policy.correction != "none",
+        "kl.coef": settings.kl.coef != 0,
+        "entropy_coef": settings.entropy_coef != 0,
+    }
+    return problems + [
+        f"the loss {settings.loss} has no use for `{name}`: remove it"
+        for name, is_set in unused.items()
+        if is_set
+    ]
+
+
+def _reward_model(settings: AlgorithmSettings) -> list[str]:
+    told, trains = settings.reward_model, settings.loss == "bradley_terry"
+    if told is None:
+        missing = "the loss bradley_terry trains a reward model: add one (`reward_model: {}`)"
+        return [missing] if trains else []
+    problems = _optimizer("reward_model", told)
+    if not trains:
+        problems.append(
+            f"there is a reward model but the loss {settings.loss} does not train it: set loss to "
+            "bradley_terry, or reward_model to null"
         )
     return problems

@@ -9,6 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+COUPLED_LOSSES = ("dpo", "bradley_terry")
+"""Those of `manta.algorithms.coupled`."""
+
+REFERENCE_LOSSES = ("dpo",)
+"""Those that compare the policy with a reference, whatever the KL penalty is."""
+
 
 @dataclass(frozen=True, slots=True)
 class KlSettings:
@@ -57,15 +63,35 @@ class CriticSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RewardModelSettings:
+    """The reward model that a stage trains, a model of its own beside the policy, which stays as it
+    is.
+
+    It starts from the policy's weights at the stage's start, or from those at `path`. The other
+    fields are its optimizer's; None is the policy's value.
+    """
+
+    path: str | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    betas: tuple[float, float] | None = None
+    clip_norm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AlgorithmSettings:
     """A resolved algorithm. `name` is the preset that it started from.
 
     `samples_from`: `policy` (engines sample) or `given` (gold answers or written trajectories).
     `proximal`: the log-probs in the ratio's denominator are the engine's (`behaviour`), or the
     learner's own at the start of the step (`learner`); `off_policy` corrects for how the two
-    differ, and needs the latter.
-    `advantage: gae` is made from the values of `critic`; `gamma` and `gae_lambda` are its own.
-    `constant_length` is the divisor of the `sequence_sum_constant` aggregation.
+    differ, and needs the latter. `advantage: gae` is made from the values of `critic`; `gamma` and
+    `gae_lambda` are its own. `constant_length` is the divisor of the `sequence_sum_constant`
+    aggregation. `unit` is what a loss is computed over: rows, each by itself, or (`dpo`,
+    `bradley_terry`) pairs of samples of a prompt, of which one has the higher reward. With `pair`
+    every pair counts the same, with `group` every prompt does, whatever its number of pairs.
+    `pairs` says which a group has: its best sample with its worst, or `all` of different reward.
+    `beta` is DPO's; `reward_model` is what `bradley_terry` trains, in the place of the policy.
     """
 
     name: str
@@ -77,7 +103,13 @@ class AlgorithmSettings:
     gamma: float = 1.0
     gae_lambda: float = 1.0
     critic: CriticSettings | None = None
-    loss: Literal["clipped_surrogate", "cross_entropy"] = "clipped_surrogate"
+    loss: Literal["clipped_surrogate", "cross_entropy", "dpo", "bradley_terry"] = (
+        "clipped_surrogate"
+    )
+    unit: Literal["row", "pair", "group"] = "row"
+    pairs: Literal["best_worst", "all"] = "best_worst"
+    beta: float = 0.1
+    reward_model: RewardModelSettings | None = None
     clip_low: float = 0.2
     clip_high: float = 0.2
     aggregation: Literal["token_mean", "sequence_mean", "sequence_sum_constant"] = "token_mean"
@@ -90,5 +122,15 @@ class AlgorithmSettings:
     drop_zero_variance_groups: bool = False
 
     @property
+    def is_coupled(self) -> bool:
+        """Does the loss look at several rows at once?"""
+        return self.loss in COUPLED_LOSSES
+
+    @property
+    def compares_given(self) -> bool:
+        """Are the rows of a prompt all of its written answers?"""
+        return self.is_coupled and self.samples_from == "given"
+
+    @property
     def needs_reference(self) -> bool:
-        return self.kl.coef != 0.0
+        return self.kl.coef != 0.0 or self.loss in REFERENCE_LOSSES

@@ -39,15 +39,15 @@ class ChatTemplate:
             raise ValueError(f"chat template, line {error.lineno}: {error.message}") from error
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The text of `messages` and the opening of the policy's turn.
+    def render(self, messages: Sequence[Message], opens_turn: bool = True) -> str:
+        """The text of `messages` and, if wanted, the opening of the policy's turn.
 
         Raises ValueError where the template refuses the messages.
         """
         try:
             return self._template.render(
                 messages=[{"role": m.role, "content": m.content} for m in messages],
-                add_generation_prompt=True,
+                add_generation_prompt=opens_turn,
                 **self._special_tokens,
             )
         except jinja2.TemplateError as error:

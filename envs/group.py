@@ -16,12 +16,13 @@ from typing import NamedTuple, TypeVar
 
 from manta.envs.episode import Limits, Speaker, finished, prompt_ids, run_episode
 from manta.envs.failures import GroupBroken, WorldBroke
-from manta.envs.protocols import Env, ScoreGroup, ScoreReference
+from manta.envs.protocols import Compares, Env, ScoreGroup, ScoreReference
 from manta.envs.records import (
     GenerateRequest,
     GroupId,
     Int32,
     ReferenceStatistics,
+    Score,
     ScoredGroup,
     Task,
     Trajectory,
@@ -139,22 +140,47 @@ async def given_group(
     Raises ValueError where the environment has no gold answer or it does not fit the context,
     GroupBroken where the world broke and left it without a score.
     """
-    answer = env.gold(task)
-    prompt = prompt_ids(task, renderer, limits)
-    try:
-        ids = renderer.answer_ids(answer)
-    except ValueError as error:
-        raise ValueError(f"task {task.id}, gold answer: {error}") from error
-    if len(prompt) + len(ids) > limits.context:
-        raise ValueError(
-            f"task {task.id}: prompt and gold answer have {len(prompt)} + {len(ids)} tokens, more "
-            f"than the context of {limits.context}: raise model.context or filter the tasks"
-        )
-    trajectory = given_trajectory(task.id, prompt, ids, answer)
+    trajectory = _given(task, renderer, limits, env.gold(task), 0, "gold answer")
     scored = await _scored(group, task, [trajectory], scoring, 0.0)
     if math.isnan(scored.scores[0].value):
         raise GroupBroken(f"task {task.id}: the gold answer has no score: {scored.scores[0].note}")
     return scored
+
+
+async def compared_group(
+    env: Compares, task: Task, renderer: Renderer, group: GroupId, limits: Limits, scoring: Scoring
+) -> ScoredGroup:
+    """All written answers of `task`, the best one first, as a group whose model is GIVEN.
+
+    Their rewards are those of the environment; of `scoring` only the reference looks at them.
+    Raises ValueError where one does not fit the context.
+    """
+    answers = env.answers(task)
+    trajectories = [
+        _given(task, renderer, limits, answer.text, sample, f"answer {sample}")
+        for sample, answer in enumerate(answers)
+    ]
+
+    async def score(task: Task, trajectories: Sequence[Trajectory]) -> tuple[Score, ...]:
+        return tuple(Score(answer.reward, {}) for answer in answers)
+
+    return await _scored(group, task, trajectories, replace(scoring, score=score), 0.0)
+
+
+def _given(
+    task: Task, renderer: Renderer, limits: Limits, answer: str, sample: int, what: str
+) -> Trajectory:
+    prompt = prompt_ids(task, renderer, limits)
+    try:
+        ids = renderer.answer_ids(answer)
+    except ValueError as error:
+        raise ValueError(f"task {task.id}, {what}: {error}") from error
+    if len(prompt) + len(ids) > limits.context:
+        raise ValueError(
+            f"task {task.id}: prompt and {what} have {len(prompt)} + {len(ids)} tokens, more "
+            f"than the context of {limits.context}: raise model.context or filter the tasks"
+        )
+    return given_trajectory(task.id, prompt, ids, answer, sample)
 
 
 async def annotated_group(group: ScoredGroup, scoring: Scoring) -> ScoredGroup:

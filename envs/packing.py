@@ -24,6 +24,7 @@ from manta.envs.records import (
     ReferenceStatistics,
     Score,
     ScoredGroup,
+    Shown,
     Task,
     Trajectory,
     VersionSpan,
@@ -88,6 +89,30 @@ def pack(trajectories: Sequence[Trajectory]) -> PackedTrajectories:
         has_logprobs=np.array([t.logprobs is not None for t in trajectories], np.bool_),
         logprobs=_joined(known, np.float32),
         rest=tuple(tuple(getattr(t, name) for name in _REST) for t in trajectories),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PackedShown:
+    """What scorers are asked about: entry i is `counts[i]` trajectories of `tasks[i]`."""
+
+    tasks: tuple[Task, ...]
+    counts: tuple[int, ...]
+    trajectories: PackedTrajectories
+
+    def unpack(self) -> list[Shown]:
+        flat = iter(self.trajectories.unpack())
+        return [
+            Shown(task, tuple(islice(flat, count)))
+            for task, count in zip(self.tasks, self.counts, strict=True)
+        ]
+
+
+def pack_shown(shown: Sequence[Shown]) -> PackedShown:
+    return PackedShown(
+        tuple(each.task for each in shown),
+        tuple(len(each.trajectories) for each in shown),
+        pack([trajectory for each in shown for trajectory in each.trajectories]),
     )
 
 

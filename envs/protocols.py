@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from manta.envs.records import (
     Completion,
@@ -17,6 +17,7 @@ from manta.envs.records import (
     Message,
     ReferenceStatistics,
     Score,
+    Shown,
     Task,
     Trajectory,
 )
@@ -77,6 +78,25 @@ class Env(Protocol):
         ...
 
 
+class Answer(NamedTuple):
+    """A written answer to a task, and the reward that it is given."""
+
+    text: str
+    reward: float
+
+
+@runtime_checkable
+class Compares(Protocol):
+    """An environment that has several written answers to a task, some better than others."""
+
+    num_answers: int
+
+    def answers(self, task: Task) -> tuple[Answer, ...]:
+        """`num_answers` answers as the policy would have written them, the best one (`Env.gold`)
+        first."""
+        ...
+
+
 class Tokenizer(Protocol):
     """Text to tokens and back, without torch. Ids are below `vocab_size`."""
 
@@ -91,11 +111,29 @@ class Tokenizer(Protocol):
         ...
 
 
+class Scorer(Protocol):
+    """A model that scores, by its name in the run file; `version` names its weights.
+
+    One `Score` for each of `shown`, in order. What a model says goes where its kind belongs: one
+    number into `value`, several named ones into `components`, one a step or turn into `spans`, one
+    a token (or a vector) into `columns`.
+    """
+
+    @property
+    def version(self) -> str: ...
+
+    async def __call__(self, shown: Sequence[Shown]) -> list[Score]:
+        """Raises WorldBroke where no worker answered in time."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a reward may call beside itself: named engines, each with its own deadline."""
+    """What a reward may call beside itself: named engines and scorers, each with its own deadline.
+    A reward says which scorers it calls by an attribute `scorers`, a tuple of names."""
 
     engines: Mapping[str, Generate] = field(default_factory=dict)
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
 
 
 class TrajectoryReward(Protocol):

@@ -27,6 +27,10 @@ GIVEN = "given"
 """`Trajectory.model` of an answer that no engine sampled (gold answers, demonstrations)."""
 
 
+MARGIN = "margin"
+"""The fact of a task with two given answers by how much the first is to be preferred."""
+
+
 class Message(NamedTuple):
     role: str
     content: str
@@ -183,6 +187,15 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """What a scorer looks at as one thing: trajectories of a task, of which most scorers take one
+    and those that compare take several."""
+
+    task: Task
+    trajectories: tuple[Trajectory, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReferenceStatistics:
     """Log-probs of each trajectory's tokens under the reference model `version`, float32[L]."""
 
@@ -226,7 +239,8 @@ class GroupSummary:
     `lengths` all tokens. `oldest` and `newest` bound the weight versions sampled from (None for
     given answers), `tokens_by_version` int32[n] counts each sample's trained tokens by the version
     they were sampled under. `num_too_old` more left the loss for their age. `is_truncated` bool[n]
-    is True where a bound on its length ended a sample; `cut_off` is as in `ScoredGroup`.
+    is True where a bound on its length ended a sample; `cut_off` is as in `ScoredGroup`. `margin`
+    is by how much the preferred of two given answers is to be preferred (the task's fact `margin`).
     """
 
     id: GroupId
@@ -243,6 +257,7 @@ class GroupSummary:
     tokens_by_version: Mapping[WeightVersion, Int32] = field(default_factory=dict)
     num_too_old: int = 0
     cut_off: tuple[int, ...] = ()
+    margin: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,10 +265,13 @@ class StepPlan:
     """Everything that decides a step but its tensors: rows, units and their coefficients.
 
     Row i is sample `sample_N[i]` of group `group_N[i]` (an index into `groups`); rows that share
-    `unit_N` form a unit that a loss may couple. `coefficients` are named float32[N] columns such as
-    `advantage`, `weight`, `label`, `margin`, `keep`. `lengths_N` counts all tokens, `num_tokens_N`
-    the trained ones. Tokens of weights before step `oldest_version` do not train (None: all do).
-    No tensors of tokens, and no shards: every rank computes its own share.
+    `unit_N` belong together: a loss may couple them, and ranks do not part them. `coefficients` are
+    named float32[N] columns such as `advantage`, `weight`, `keep`. `lengths_N` counts all tokens,
+    `num_tokens_N` the trained ones. Tokens of weights before step `oldest_version` do not train
+    (None: all do). No tensors of tokens, and no shards: every rank computes its own share.
+
+    `pair_P2` int32[P, 2] are pairs of rows, the preferred one first, for a loss that compares them;
+    a row stands in the plan once, in however many pairs it is. `margin_P` float32[P].
     """
 
     step: int
@@ -265,6 +283,8 @@ class StepPlan:
     lengths_N: Int32
     num_tokens_N: Int32
     oldest_version: int | None = None
+    pair_P2: Int32 = field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    margin_P: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +319,14 @@ def summarise(group: ScoredGroup) -> GroupSummary:
         timings=group.timings,
         tokens_by_version=_tokens_by_version(group.trajectories),
         cut_off=group.cut_off,
+        margin=_margin(group),
     )
+
+
+def _margin(group: ScoredGroup) -> float:
+    """Of given answers alone: what a policy samples for the same task is not what was compared."""
+    is_given = all(trajectory.model == GIVEN for trajectory in group.trajectories)
+    return float(group.task.facts.get(MARGIN, 0.0)) if is_given else 0.0
 
 
 def _tokens_by_version(trajectories: Sequence[Trajectory]) -> Mapping[WeightVersion, Int32]:

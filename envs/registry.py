@@ -20,6 +20,7 @@ ENVS: Mapping[str, str] = {
     "arithmetic": "manta.envs.families.arithmetic:Arithmetic",
     "countdown": "manta.envs.families.countdown:Countdown",
     "gsm8k": "manta.envs.families.gsm8k:Gsm8k",
+    "preferences": "manta.envs.families.preferences:Preferences",
 }
 
 REWARDS: Mapping[str, str] = {
@@ -29,6 +30,7 @@ REWARDS: Mapping[str, str] = {
     "format": "manta.envs.rewards.format:Format",
     "length": "manta.envs.rewards.length:Length",
     "rarity": "manta.envs.rewards.rarity:Rarity",
+    "reward_model": "manta.envs.rewards.reward_model:RewardModel",
 }
 
 ENV_MEMBERS = ("source", "gold", "reply", "budgets", "validate", "single_turn")

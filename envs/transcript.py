@@ -93,12 +93,14 @@ class Transcript:
         self.length += len(token_ids)
 
 
-def given_trajectory(task_id: str, prompt: Int32, answer: Int32, artifact: str) -> Trajectory:
+def given_trajectory(
+    task_id: str, prompt: Int32, answer: Int32, artifact: str, sample: int = 0
+) -> Trajectory:
     """A written answer int32[A] (end token and all) after a prompt: nothing sampled it."""
     start, end = len(prompt), len(prompt) + len(answer)
     return Trajectory(
         task_id=task_id,
-        sample=0,
+        sample=sample,
         model=GIVEN,
         token_ids=np.concatenate([prompt, answer]).astype(np.int32),
         loss_mask=np.arange(end) >= start,

@@ -6,20 +6,33 @@ Token tensors never come here: the plan holds rows and coefficients, the ranks p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from manta.algorithms.group_stage import group_stage
+from manta.algorithms.group_stage import NO_PAIR, group_stage
 from manta.algorithms.settings import AlgorithmSettings
-from manta.envs.records import GroupSummary, StepPlan
+from manta.envs.records import Bool, GroupSummary, StepPlan
 
 
-def filter_reason(settings: AlgorithmSettings, summary: GroupSummary) -> str | None:
+def filter_reason(
+    settings: AlgorithmSettings, summary: GroupSummary, masks_truncated: bool = False
+) -> str | None:
     """Why a group is left out of training, or None."""
     if settings.drop_zero_variance_groups and np.ptp(summary.rewards) == 0:
         return "all rewards of the group are equal"
+    if settings.is_coupled:
+        rewards = summary.rewards[_can_train(summary, masks_truncated)]
+        if not len(rewards) or np.ptp(rewards) == 0:
+            return f"{NO_PAIR}: no two samples that can train have different rewards"
     return None
+
+
+def _can_train(summary: GroupSummary, masks_truncated: bool) -> Bool:
+    """bool[n]: samples with a trained token, which carry a loss."""
+    can_train = summary.num_tokens > 0
+    return can_train & ~summary.is_truncated if masks_truncated else can_train
 
 
 def assemble(
@@ -32,18 +45,25 @@ def assemble(
     """The plan of `step` over `summaries`, in admission order. Tokens of weights before step
     `oldest_version` are not counted in them, and do not train. With `masks_truncated` samples that
     a bound ended count in their group's baseline and carry no loss (overlong filtering of DAPO,
-    arXiv 2503.14476)."""
+    arXiv 2503.14476), nor are they compared with others. Where a loss couples rows, those of a
+    group are one unit."""
     sizes = [len(summary.rewards) for summary in summaries]
     group_N = np.repeat(np.arange(len(summaries), dtype=np.int32), sizes)
     rewards_N = np.concatenate([summary.rewards for summary in summaries])
     if settings.loss != "cross_entropy":
         _refuse_broken(summaries)
-    stage = group_stage(settings, torch.from_numpy(rewards_N), torch.from_numpy(group_N))
+    eligible_N = np.concatenate([_can_train(each, masks_truncated) for each in summaries])
+    stage = group_stage(
+        settings,
+        torch.from_numpy(rewards_N),
+        torch.from_numpy(group_N),
+        torch.from_numpy(eligible_N),
+    )
     columns = {name: value.numpy() for name, value in stage.coefficients.items()}
     if masks_truncated:
         is_truncated_N = np.concatenate([summary.is_truncated for summary in summaries])
         columns["keep"] = np.where(is_truncated_N, np.float32(0), columns["keep"])
-    return StepPlan(
+    plan = StepPlan(
         step=step,
         groups=tuple(summary.id for summary in summaries),
         group_N=group_N,
@@ -53,6 +73,15 @@ def assemble(
         lengths_N=np.concatenate([summary.lengths for summary in summaries]),
         num_tokens_N=np.concatenate([summary.num_tokens for summary in summaries]),
         oldest_version=oldest_version,
+    )
+    if stage.pairs is None:
+        return plan
+    margins = np.array([summary.margin for summary in summaries], np.float32)
+    return replace(
+        plan,
+        unit_N=group_N,
+        pair_P2=torch.stack(stage.pairs, dim=1).numpy().astype(np.int32),
+        margin_P=margins[group_N[stage.pairs.chosen_P.numpy()]],
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from manta.actors.transports.settings import DIRECT
 from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
 from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.scorers import called_in, role
 from manta.orchestrator.stage_words import (
     annotation_told,
     left_told,
@@ -50,6 +51,11 @@ def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
         needs.append(RoleNeed("rollout", rollout.workers, cpus, gpus))
     if run_file.needs_reward:
         needs.append(RoleNeed("reward", run_file.reward_workers.workers, WAITING_CPUS, 0))
+    for name in called_in(run_file):
+        scorer = run_file.scorers[name]
+        needs.append(
+            RoleNeed(role(name), scorer.workers, _computing(scorer.threads), scorer.devices)
+        )
     if run_file.needs_reference:
         reference = run_file.reference
         cpus = _computing(reference.threads)
@@ -94,6 +100,7 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
             *_long_tail(run_file, stage),
             _ratio(run_file, stage, stage.algorithm),
             *_critic(run_file, stage, stage.algorithm),
+            *_reward_model(run_file, stage, stage.algorithm),
         ]
         if run_file.rollout.placement == "colocated":
             lines.append(_turns(stage))
@@ -127,6 +134,11 @@ def _batch(
     usual, _ = _tokens_per_completion(run_file, algorithm, prompts)
     if algorithm.samples_from == "given":
         what = f"{_times(stage.prompts_per_step, 'prompt')} with given answers a step"
+        if algorithm.compares_given and stage.trajectories is None:
+            what = (
+                f"{_times(stage.prompts_per_step, 'prompt')} x {_times(samples, 'given answer')} = "
+                f"{_times(count, 'row')} a step"
+            )
         told = "with the longest answer" if prompts is not None else "with a full context"
     else:
         what = (
@@ -254,7 +266,30 @@ def _long_tail(run_file: RunFile, stage: StageConfig) -> list[str]:
     return told
 
 
+def _pairs(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
+    """What is compared with what, and how much of it there is at most."""
+    which = {
+        "best_worst": "each prompt's best sample with its worst",
+        "all": "every two samples of a prompt whose rewards differ",
+    }[algorithm.pairs]
+    samples, prompts = algorithm.samples_per_prompt, stage.prompts_per_step
+    most = prompts * (1 if algorithm.pairs == "best_worst" else math.comb(samples, 2))
+    counts = {"pair": "every pair", "group": "every prompt"}.get(algorithm.unit, "every row")
+    # How many samples a written group has is not known here
+    bound = "" if stage.trajectories is not None else f", at most {_times(most, 'pair')} a step"
+    loss = {
+        "dpo": f"DPO with beta {algorithm.beta:g} against {reference_told(run_file, stage)}",
+        "bradley_terry": "Bradley-Terry on the scores of a reward model",
+    }[algorithm.loss]
+    return (
+        f"pairs: {which}{bound}; {counts} counts the same; prompts without one are filtered; the "
+        f"loss is {loss}"
+    )
+
+
 def _ratio(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
+    if algorithm.is_coupled:
+        return _pairs(run_file, stage, algorithm)
     if algorithm.loss == "cross_entropy":
         return "no importance ratio: cross-entropy needs no log-probs of a behaviour policy"
     charges_kl = algorithm.needs_reference and algorithm.kl.placement == "reward"
@@ -298,6 +333,17 @@ def _critic(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings)
     if alone:
         told += f"; it trains alone for the first {_times(alone, 'step')}"
     return [told]
+
+
+def _reward_model(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> list[str]:
+    told = algorithm.reward_model
+    if told is None:
+        return []
+    peak = told.learning_rate or run_file.schedule(stage).peak
+    return [
+        f"reward model: a model of its own that starts from {told.path or 'the policy'}, learning "
+        f"rate {peak:g}; it alone trains, the policy stays as it is"
+    ]
 
 
 def _correction(settings: OffPolicySettings) -> str:

@@ -22,12 +22,15 @@ from manta.orchestrator.pools import (
     EnvironmentPool,
     MailboxClient,
     ModelSource,
-    RewardPool,
     RolloutPool,
 )
 from manta.orchestrator.probe import Tolerances, probe_rows
+from manta.orchestrator.products import Products
 from manta.orchestrator.publish import Publisher
 from manta.orchestrator.reference_pool import ReferencePool
+from manta.orchestrator.reward_pool import RewardPool
+from manta.orchestrator.scorer_pool import ScorerPool
+from manta.orchestrator.scorers import called_in, model_folder, role
 from manta.orchestrator.shared_device import SharedDevice, StepMailbox
 from manta.orchestrator.wait import Waits
 
@@ -39,6 +42,7 @@ class Crew:
 
     rollout: RolloutPool
     rewards: RewardPool
+    scorers: ScorerPool
     references: ReferencePool | None
     environment: EnvironmentPool
     client: MailboxClient
@@ -75,11 +79,16 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     rollout = RolloutPool(
         model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic, transport
     )
-    rewards = RewardPool(run_file.reward_workers.workers, cpus.get("reward", 0.0))
+    scorers = _scorer_pool(run_file, cpus, name, run_dir)
+    rewards = RewardPool(run_file.reward_workers.workers, cpus.get("reward", 0.0), scorers)
     references = _references(run_file, cpus, model, transport)
-    handles = references.handles if references else []
     environment = EnvironmentPool(
-        run_file.environment.workers, cpus["environment"], name, rollout, rewards, handles
+        run_file.environment.workers,
+        cpus["environment"],
+        name,
+        rollout,
+        rewards.handles,
+        references.handles if references else [],
     )
     device = None
     if run_file.rollout.placement == "colocated":
@@ -97,6 +106,7 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     return Crew(
         rollout,
         rewards,
+        scorers,
         references,
         environment,
         client,
@@ -129,6 +139,21 @@ def transport_settings(run_file: RunFile, run_dir: Path) -> TransportSettings:
     mark = hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:8]
     folder = f"{root.rstrip('/')}/{run_file.run.name}-{mark}"
     return TransportSettings(run_file.publish.transport, folder)
+
+
+def _scorer_pool(
+    run_file: RunFile, cpus: Mapping[str, float], tokenizer: str, run_dir: Path
+) -> ScorerPool:
+    """Those that a stage calls; they load their models when it opens."""
+    called = called_in(run_file)
+    products = Products(run_dir)
+    return ScorerPool(
+        {name: run_file.scorers[name] for name in called},
+        {name: cpus[role(name)] for name in called},
+        tokenizer,
+        run_file.run.deterministic,
+        lambda name: model_folder(run_file.scorers[name], products),
+    )
 
 
 def _learner_job(

@@ -22,6 +22,7 @@ from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.lives import Lives
 from manta.orchestrator.run_directory import RunDirectory
+from manta.orchestrator.scorer_memory import scorer_parts
 from manta.orchestrator.strict import RunFileError
 from manta.orchestrator.survey import Survey
 
@@ -153,7 +154,9 @@ def _placement(loaded: RunFile) -> Table:
 
 def _show_memory(loaded: RunFile, surveyed: Survey, console: Console, gpus: Sequence[int]) -> None:
     try:
-        parts = memory.estimate(loaded, surveyed)
+        parts = list(memory.estimate(loaded, surveyed))
+        assert surveyed.vocab_size is not None
+        parts += scorer_parts(loaded, surveyed.vocab_size)
     except ValueError as error:
         console.print(f"Memory: not estimated: {error}", markup=False, soft_wrap=True)
         return

@@ -49,10 +49,12 @@ class ComponentConfig:
 
 @dataclass(frozen=True, slots=True)
 class RewardConfig:
-    """`formula` combines the components by name: numbers, + - * / ( ), min, max."""
+    """`formula` combines the components by name: numbers, + - * / ( ), min, max. `gold` is a
+    component outside of it, the true reward, which what trains is held against."""
 
     formula: str
     components: Mapping[str, ComponentConfig]
+    gold: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,7 @@ class StageConfig:
             self.kind == "train"
             and self.algorithm is not None
             and self.algorithm.needs_reference
-            and self.trajectories is None
+            and (self.trajectories is None or self.algorithm.is_coupled)
         )
 
     @property
@@ -192,6 +194,30 @@ class WorkersConfig:
 class RewardWorkersConfig:
     workers: int = 1
     deadline_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerConfig:
+    """A model that rewards call by the scorer's name. `model` is a Hugging Face folder or name of a
+    sequence classifier with one output, or `stage:NAME`, what a reward-model stage leaves.
+
+    `threads` are torch threads of each worker (0: all cores that it may use), `devices` GPUs;
+    `tokens_per_batch` bounds the tokens scored at once. A call that is not answered within
+    `deadline_seconds` leaves its samples unscored.
+    """
+
+    model: str
+    workers: int = 1
+    threads: int = 0
+    devices: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    tokens_per_batch: int = 16384
+    deadline_seconds: float = 30.0
+
+    @property
+    def is_product(self) -> bool:
+        """Is the model what a stage leaves?"""
+        return self.model.startswith("stage:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +295,7 @@ class RunFile:
     rollout: EngineSettings = field(default_factory=EngineSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    scorers: Mapping[str, ScorerConfig] = field(default_factory=dict)
     environment: WorkersConfig = field(default_factory=WorkersConfig)
     reward_workers: RewardWorkersConfig = field(default_factory=RewardWorkersConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
@@ -309,7 +336,10 @@ class RunFile:
         if self.environment.groups_per_call:
             return self.environment.groups_per_call
         is_race = self.rollout.oversample > 1 or self.rollout.redundant_samples > 0
-        drops = stage.algorithm is not None and stage.algorithm.drop_zero_variance_groups
+        algorithm = stage.algorithm
+        drops = algorithm is not None and (
+            algorithm.drop_zero_variance_groups or algorithm.is_coupled
+        )
         if stage.samples_to_train and (is_race or drops):
             return 1
         return max(1, stage.prompts_per_step // (CALLS_PER_WORKER * self.environment.workers))

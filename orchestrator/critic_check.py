@@ -40,11 +40,12 @@ def _stage(run_file: RunFile, stage: StageConfig, critic: CriticSettings) -> Ite
             "that the policy would never train: set fewer"
         )
     if critic.path is not None:
-        yield from _folder(run_file, critic.path)
+        yield from folder_problems(run_file, critic.path)
 
 
-def _folder(run_file: RunFile, path: str) -> Iterator[str]:
-    """Hub names are looked at when the model is loaded."""
+def folder_problems(run_file: RunFile, path: str) -> Iterator[str]:
+    """Of the folder that a model beside the policy starts from, as the rest of the key and what is
+    wrong. Hub names are looked at when the model is loaded."""
     is_file_path = path.startswith((".", "/", "~")) or path.count("/") > 1
     if not Path(path).is_dir():
         if is_file_path:

@@ -2,8 +2,9 @@
 
 Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
-`checkpoint_check`, `critic_check`, `adapter_check` (`model.lora`), `name_check` (what stages say of
-one another) and `vllm_check` of `manta.orchestrator`.
+`checkpoint_check`, `critic_check`, `pair_check` (losses that compare rows, reward models),
+`adapter_check` (`model.lora`), `name_check` (what stages say of one another), `scorer_check`
+(`scorers`, and rewards that call them) and `vllm_check` of `manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
 algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -36,6 +37,8 @@ from manta.orchestrator.name_check import (
     name_problems,
     reference_problems,
 )
+from manta.orchestrator.pair_check import pair_problems
+from manta.orchestrator.scorer_check import scorer_problems
 from manta.orchestrator.staleness_check import staleness_problems
 from manta.orchestrator.strict import nearest
 from manta.orchestrator.survey import Survey
@@ -63,17 +66,20 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *backend_problems(run_file, installed_deepspeed()),
         *length_problems(run_file),
         *critic_problems(run_file),
+        *pair_problems(run_file),
         *reference_problems(run_file),
         *_stage_names(run_file),
     ]
     for index, stage in enumerate(run_file.stages):
         problems += [f"stages[{index}]{told}" for told in _stage(run_file, stage)]
+    vocab_size = None
     if not any(told.startswith("model.") for told in problems):
         seen = surveyed or survey.look(run_file)
+        vocab_size = seen.vocab_size
         problems += [*seen.problems, *_model_folder(run_file, seen.vocab_size)]
         installed = installed_vllm() if run_file.rollout.engine == "vllm" else None
         problems += vllm_problems(run_file, seen.vocab_size, installed)
-    return [*problems, *adapter_problems(run_file)]
+    return [*problems, *adapter_problems(run_file), *scorer_problems(run_file, vocab_size)]
 
 
 def _run(run_file: RunFile) -> Iterator[str]:
@@ -328,16 +334,16 @@ def _algorithm(
         presets.check(algorithm)
     except ValueError as error:
         yield f".algorithm: {error}"
-    if stage.kind == "train" and algorithm.samples_from == "policy":
-        if stage.reward is None:
-            yield f".reward: algorithm '{algorithm.name}' learns from rewards, name one"
-        is_written = stage.trajectories is not None and algorithm.needs_reference
-        if is_written and not has_reference_logprobs(run_file, stage):
-            yield (
-                ".algorithm.kl.coef: must be 0 with written trajectories: the reference log-probs "
-                "that they may hold are of another run's reference; an annotate stage with "
-                "reference_logprobs gives them this run's"
-            )
+    learns_from_rewards = stage.kind == "train" and algorithm.samples_from == "policy"
+    if learns_from_rewards and stage.reward is None:
+        yield f".reward: algorithm '{algorithm.name}' learns from rewards, name one"
+    is_written = learns_from_rewards and stage.trajectories is not None
+    if is_written and algorithm.kl.coef and not has_reference_logprobs(run_file, stage):
+        yield (
+            ".algorithm.kl.coef: must be 0 with written trajectories: the reference log-probs "
+            "that they may hold are of another run's reference; an annotate stage with "
+            "reference_logprobs gives them this run's"
+        )
 
 
 def _reward(reward: RewardConfig) -> Iterator[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from manta.actors.lanes import Admission, Broken, Lane
-from manta.envs.records import GroupId, GroupSummary
+from manta.envs.records import Float32, GroupId, GroupSummary
 from manta.orchestrator.config import EvaluateConfig
 from manta.orchestrator.pools import EnvironmentPool
 
@@ -19,13 +19,16 @@ _TASKS_PER_CALL = 64
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """`accuracy`: share of samples whose `metric` component is above 0.5 (absent: it is not).
-    `gold_logprob`: mean log-prob per token of the gold answers, if asked for."""
+    `gold_logprob`: mean log-prob per token of the gold answers, if asked for. `gold_reward`: mean
+    and standard deviation of the reward's gold component, where it names one."""
 
     accuracy: float
     reward: float
     mean_tokens: float
     num_samples: int
     gold_logprob: float | None
+    reward_std: float = 0.0
+    gold_reward: tuple[float, float] | None = None
 
 
 class NothingEvaluated(RuntimeError):
@@ -56,18 +59,25 @@ async def evaluate(
             *(pool.gold_logprob(lane.name, [a.index for a in b]) for b in blocks)
         )
         gold = float(np.mean([v for block in values for v in block]))
+    rewards = np.concatenate([s.rewards for s in summaries])
+    held_against = None if lane.reward is None else lane.reward.gold
     return Evaluation(
         accuracy=float(np.mean(metric > 0.5)),
-        reward=float(np.mean(np.concatenate([s.rewards for s in summaries]))),
+        reward=float(np.mean(rewards)),
         mean_tokens=float(np.mean(np.concatenate([s.num_tokens for s in summaries]))),
         num_samples=len(metric),
         gold_logprob=gold,
+        reward_std=float(np.std(rewards)),
+        gold_reward=None if held_against is None else _moments(_component(summaries, held_against)),
     )
 
 
-def _component(
-    summaries: Sequence[GroupSummary], metric: str
-) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _moments(values: Float32) -> tuple[float, float]:
+    """Mean and standard deviation of what is there."""
+    return float(np.nanmean(values)), float(np.nanstd(values))
+
+
+def _component(summaries: Sequence[GroupSummary], metric: str) -> Float32:
     """The component of every sample; NaN where it is absent, which a whole group may be."""
     names = sorted({name for summary in summaries for name in summary.components})
     if metric not in names:

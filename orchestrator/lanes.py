@@ -12,6 +12,7 @@ from manta.orchestrator.config import (
 )
 from manta.orchestrator.model_names import named_stage, parse_stage
 from manta.orchestrator.products import Products
+from manta.orchestrator.scorers import called_by
 
 _NO_ENV = EnvConfig("")
 """Of lanes that read what was written."""
@@ -39,6 +40,7 @@ def train_lane(run_file: RunFile, stage: StageConfig, products: Products) -> Lan
         uses_reference=stage.needs_reference,
         trajectories=_written(run_file, stage, products),
         redundant_samples=run_file.rollout.redundant_samples if stage.samples_to_train else 0,
+        compares=algorithm.compares_given,
     )
 
 
@@ -83,7 +85,14 @@ def _reward(run_file: RunFile, reward: RewardConfig | None) -> RewardSpec | None
     if reward is None:
         return None
     components = {name: (c.reward, c.options) for name, c in reward.components.items()}
-    return RewardSpec(reward.formula, components, run_file.reward_workers.deadline_seconds)
+    called = {name for names in called_by(reward).values() for name in names}
+    return RewardSpec(
+        reward.formula,
+        components,
+        run_file.reward_workers.deadline_seconds,
+        tuple(sorted(called)),
+        reward.gold,
+    )
 
 
 def _written(run_file: RunFile, stage: StageConfig, products: Products) -> str | None:

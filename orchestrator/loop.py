@@ -17,7 +17,7 @@ When a group that cannot teach is filtered depends on when its rewards are final
 batch-scope components they are when it is finished: it is left out while the step is collected, and
 another one takes its place. With them they depend on which groups make up the step, so that
 replacing one would change the rewards of all the others: every group stays in the step, and the
-plan keeps one whose rewards are all equal out of the loss (`keep` 0). Either way the ledger says
+plan keeps one that cannot teach out of the loss (`keep` 0). Either way the ledger says
 `filtered`.
 """
 
@@ -50,7 +50,8 @@ ScoreStep: TypeAlias = Callable[[StepGroups], Awaitable[Sequence[FinalScores]]]
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
     """What the loop of one stage needs to know. `deadline_seconds` bounds every wait; `ages` says
-    what is too old to train; `masks_truncated`: samples that a bound ended carry no loss."""
+    what is too old to train; `masks_truncated`: samples that a bound ended carry no loss. Where
+    groups are given or written, `fixed_groups` is how many there are: the same ones come again."""
 
     stage: str
     algorithm: AlgorithmSettings
@@ -59,6 +60,7 @@ class LoopSettings:
     deadline_seconds: float
     ages: AgePolicy = NO_LIMIT
     masks_truncated: bool = False
+    fixed_groups: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class StageLoop:
             waits,
         )
         self._filtered: list[Entry] = []
+        self._left_out_in_a_row = 0
 
     async def run(self, should_stop: asyncio.Event) -> None:
         """Steps until the stage's last step, or until `should_stop`."""
@@ -141,12 +144,25 @@ class StageLoop:
                 taken = StepGroup(group, finished)
                 if self._hooks.score_step is None and self._filter_reason(taken):
                     self._filtered.append(self._entry(step, taken))
+                    self._check_that_some_train()
                     await self._supply.free([group])
                 else:
+                    self._left_out_in_a_row = 0
                     groups.append(taken)
         self._supply.close()
         oldest = self._settings.ages.oldest_that_trains(step)
         return StepGroups(tuple(groups)).without_older(oldest)
+
+    def _check_that_some_train(self) -> None:
+        """Sampled groups may turn out otherwise the next time, others never do: in two epochs each
+        one comes by."""
+        self._left_out_in_a_row += 1
+        most = self._settings.fixed_groups
+        if most is not None and self._left_out_in_a_row >= 2 * most:
+            raise RuntimeError(
+                f"none of the {most} groups of stage {self._settings.stage} can train; the last "
+                f"one was left out for: {self._filtered[-1].reason}. Give it other data"
+            )
 
     async def _score(self, step: int, groups: StepGroups) -> StepGroups:
         """`groups` with their final rewards."""
@@ -214,4 +230,5 @@ class StageLoop:
         return Entry(self._settings.stage, group.id, outcome, step, reason, content_hash)
 
     def _filter_reason(self, group: StepGroup) -> str | None:
-        return filter_reason(self._settings.algorithm, group.finished.summary)
+        settings = self._settings
+        return filter_reason(settings.algorithm, group.finished.summary, settings.masks_truncated)

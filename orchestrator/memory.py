@@ -13,7 +13,7 @@ key width K = key heads x head size, feed-forward width M, H heads, S layers, V 
   the plain backend holds all of it; what others hold is `manta.orchestrator.learner_share`'s, and
   what they gather at a time are embeddings, head and two layers, with their gradient.
   With an adapter P are its own parameters, and the weights under it come once on top. The same
-  again for a critic that is a model of its own, without a head.
+  again for a critic that is a model of its own, without a head, or for a reward model.
 - what a checkpoint is written from, beside the steps: a copy of master weights and optimizer
   state, of which each rank has its share (of sharded backends rank 0 has all).
 - saved for the backward pass: N S (e (4W + 2Q + 2K + 4M) + 8W + 4 (H + 2)) bytes (N S e W and one
@@ -277,7 +277,7 @@ def learner_parts(run_file: RunFile, sizes: ModelSizes) -> list[Part]:
         parts.append(Part("learner", "layers gathered at a time", whole))
     if share.bucket:
         parts.append(Part("learner", "buffer of gradients under way", 4 * share.bucket))
-    return parts + _critic(run_file, sizes, element)
+    return parts + _beside_policy(run_file, sizes, element)
 
 
 def _gathered(sizes: ModelSizes) -> int:
@@ -286,20 +286,24 @@ def _gathered(sizes: ModelSizes) -> int:
     return outside + 2 * (num_parameters(replace(sizes, layers=1)) - outside)
 
 
-def _critic(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
-    """A critic of its own is one more model without a head; with a path it counts as large as the
-    policy."""
-    critics = [s.algorithm.critic for s in run_file.stages if s.kind == "train" and s.algorithm]
-    if not any(critic is not None and critic.model == "own" for critic in critics):
+def _beside_policy(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
+    """A critic of its own, or a reward model, is one more model without a head; with a path it
+    counts as large as the policy. Stages have theirs one after the other: the larger one counts."""
+    trained = [s.algorithm for s in run_file.stages if s.kind == "train" and s.algorithm]
+    trains_reward_model = any(a.reward_model is not None for a in trained)
+    has_critic = any(a.critic is not None and a.critic.model == "own" for a in trained)
+    if not (trains_reward_model or has_critic):
         return []
     settings = run_file.learner
-    trunk = num_parameters(replace(sizes, tied=True)) + sizes.width + 1
+    # A critic's head has a bias
+    name, head = ("critic", sizes.width + 1) if has_critic else ("reward model", sizes.width)
+    trunk = num_parameters(replace(sizes, tied=True)) + head
     states = _state_numbers(settings, trunk, num_hidden(sizes))
     held = (8 + (element if element != 4 else 0)) * trunk + 4 * states
     tokens = max(settings.tokens_per_micro_batch, run_file.model.context)
     return [
-        Part("learner", "critic: weights, gradient, optimizer states", held),
-        Part("learner", "critic: activations", saved_for_backward(sizes, tokens, element)),
+        Part("learner", f"{name}: weights, gradient, optimizer states", held),
+        Part("learner", f"{name}: activations", saved_for_backward(sizes, tokens, element)),
     ]
 
 

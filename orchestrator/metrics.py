@@ -43,7 +43,7 @@ processor seconds of the driver's process, all of its threads. `LOGPROB_GAP` is 
 - learner| of a step's tokens that were sampled under the weights that the learner held; what was
 sampled under older ones is below `mismatch/stale`."""
 
-_TOTALS = ("mean", "std")
+_TOTALS = ("mean", "std", "agreement")
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,8 @@ def parse_stage(text: str) -> StageName:
 
 def leaves(stage: StageConfig) -> Kind:
     """What `stage` leaves when it has ended."""
+    if stage.kind == "train" and stage.algorithm is not None and stage.algorithm.reward_model:
+        return "reward_model"
     return _LEAVES[stage.kind]
 
 

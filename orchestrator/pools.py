@@ -23,23 +23,13 @@ from manta.actors.engines.settings import EngineSettings
 from manta.actors.environment import EnvironmentWorker
 from manta.actors.hand_over import HandedOver, HandOver, Receiver
 from manta.actors.lanes import Admission, BlockSummary, Lane
-from manta.actors.mailbox import (
-    Adopt,
-    Mailbox,
-    Place,
-    Saved,
-    StartOrder,
-    StepReport,
-    StepWork,
-    Stop,
-)
+from manta.actors.mailbox import Adopt, Mailbox, Saved, StartOrder, StepReport, StepWork, Stop
 from manta.actors.models.spec import ModelSpec
 from manta.actors.reference import ReferenceWorker
 from manta.actors.reward import RewardWorker
 from manta.actors.rollout import Renewed, RolloutWorker
 from manta.actors.router import Router
 from manta.actors.router_figures import RouterFigures
-from manta.actors.step_scores import FinalScores
 from manta.actors.transports.protocol import Parcel
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_store import WeightStore
@@ -217,31 +207,6 @@ class RolloutPool:
         return await self.router.figures.remote()
 
 
-class RewardPool:
-    def __init__(self, workers: int, cpus: float) -> None:
-        self.handles = [start(RewardWorker, cpus) for _ in range(workers)]
-
-    async def open(self, lane: Lane) -> Mapping[str, str]:
-        """Opens `lane` on every worker; the version of each component."""
-        opened: list[Mapping[str, str]] = await asyncio.gather(
-            *(handle.open.remote(lane) for handle in self.handles)
-        )
-        return opened[0]
-
-    async def scores_steps(self, lane: str) -> bool:
-        """Whether `lane` has components that look at a whole step."""
-        return await self.handles[0].scores_steps.remote(lane)
-
-    async def score_step(
-        self, lane: str, places: Sequence[Place], blocks: Sequence[ray.ObjectRef[Block]]
-    ) -> list[FinalScores]:
-        """Final scores of the step's groups, in order; group g is at `places[g]` in `blocks`.
-
-        Always asks the same worker: a component may remember the steps before.
-        """
-        return await self.handles[0].score_step.remote(lane, places, *blocks)
-
-
 _BLOCKS_STAY = {"RAY_max_direct_call_object_size": "8192"}
 """Ray sends what a call returns to its owner, the driver, if it is smaller than this (100 KiB by
 default), and everybody else fetches it there. So blocks of tokens stay where they were made."""
@@ -260,7 +225,7 @@ class EnvironmentPool:
         cpus: float,
         tokenizer: str,
         rollout: RolloutPool,
-        rewards: RewardPool,
+        rewards: Sequence[ActorHandle[RewardWorker]],
         references: Sequence[ActorHandle[ReferenceWorker]],
     ) -> None:
         self._workers = {
@@ -271,7 +236,7 @@ class EnvironmentPool:
                 tokenizer,
                 rollout.router,
                 rollout.dispatch,
-                rewards.handles,
+                rewards,
                 references,
                 variables=_BLOCKS_STAY,
             )

@@ -19,6 +19,7 @@ from manta.actors.device_turns import DeviceTurns
 from manta.actors.mailbox import StepReport
 from manta.actors.router_figures import RouterFigures
 from manta.envs.records import GroupSummary, Json
+from manta.orchestrator import reward_gap
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.display import Display, DisplayState
 from manta.orchestrator.evaluate import Evaluation
@@ -84,6 +85,8 @@ class Recorder:
         self._latest: dict[str, float] = {}
         self._at_step: tuple[int, dict[str, float]] = (-1, {})
         self._routing: RouterFigures | None = None
+        self._scoring: Mapping[str, float] = {}
+        self._golds = {s.name: s.reward.gold for s in run_file.stages if s.reward is not None}
         self._turns: DeviceTurns | None = None
         self._stage = ("start-up", 0)
         self._feed: Feed[Finished] | None = None
@@ -146,6 +149,9 @@ class Recorder:
         metrics[DRIVER_CPU] = cpu - self._step_cpu
         if self._routing is not None:
             metrics |= self._routing.metrics()
+        metrics |= self._scoring
+        if (gold := self._golds.get(progress.stage)) is not None:
+            metrics |= reward_gap.agreement(summaries, gold)
         if self._turns is not None:
             metrics |= self._turns.take_metrics()
         if self._cap is not None:
@@ -159,15 +165,20 @@ class Recorder:
         """Logs a held-out evaluation at the current step."""
         metrics = {
             ACCURACY: evaluation.accuracy,
-            "eval/reward": evaluation.reward,
+            reward_gap.PROXY: evaluation.reward,
             "eval/length": evaluation.mean_tokens,
             "eval/samples": float(evaluation.num_samples),
         }
         if evaluation.gold_logprob is not None:
             metrics["eval/gold_logprob"] = evaluation.gold_logprob
+        text = f"held-out accuracy {evaluation.accuracy:.1%}"
+        if evaluation.gold_reward is not None:
+            mean, std = evaluation.gold_reward
+            metrics |= {reward_gap.GOLD: mean, reward_gap.GOLD_STD: std}
+            metrics[reward_gap.PROXY_STD] = evaluation.reward_std
+            text += f", proxy reward {evaluation.reward:.3f}, gold reward {mean:.3f}"
         self._log(progress, metrics)
-        text = f"{progress.stage} step {progress.stage_step}: held-out accuracy "
-        self.event_text(f"{text}{evaluation.accuracy:.1%}")
+        self.event_text(f"{progress.stage} step {progress.stage_step}: {text}")
 
     def watch(self, turns: DeviceTurns) -> None:
         """From now on every step says how its time was shared on a device."""
@@ -188,6 +199,10 @@ class Recorder:
     def routing(self, figures: RouterFigures) -> None:
         """What the router said last: part of every step's metrics, and of the display."""
         self._routing = figures
+
+    def scoring(self, metrics: Mapping[str, float]) -> None:
+        """What the scorers said last: part of every step's metrics."""
+        self._scoring = metrics
 
     def value(self, name: str, step: int) -> float | None:
         """What the newest step, if that is `step`, has measured under `name`."""

@@ -35,6 +35,7 @@ from manta.orchestrator.routing_watch import RoutingWatch
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.run_file import resolved
+from manta.orchestrator.scorer_watch import ScorerWatch
 from manta.orchestrator.stage_products import leave, leave_report, left_by, read_report
 from manta.orchestrator.summary import State
 from manta.orchestrator.train_stage import TrainStage
@@ -127,10 +128,12 @@ class _Driver:
         gc.collect()
         gc.freeze()
         watch = RoutingWatch(run.crew.rollout, run.recorder.routing, run.recorder.event)
+        scoring = ScorerWatch(run.crew.scorers, run.recorder.scoring, run.recorder.event)
         async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(watch.run())
+            watching = [tasks.create_task(each.run()) for each in (watch, scoring)]
             state = await self._stages(run)
-            watching.cancel()
+            for each in watching:
+                each.cancel()
         await watch.look()
         return state
 

@@ -31,7 +31,7 @@ async def leave(run: RunContext, stage: StageConfig) -> None:
     if stage.makes_policy:
         end = await asyncio.to_thread(run.checkpoints.stage_end, stage.name)
         assert end is not None and end.learner is not None, "it has ended"
-        fill = partial(_fill_from_checkpoint, run.run_file, end.learner)
+        fill = partial(_fill_from_checkpoint, run.run_file, stage, end.learner)
         await _write(run, stage, end.state.step, fill)
     elif leaves(stage) == "data":
         end = await asyncio.to_thread(run.checkpoints.stage_end, stage.name)
@@ -73,8 +73,18 @@ def left_by(products: Products) -> dict[str, str]:
         return {}
 
 
-def _fill_from_checkpoint(run_file: RunFile, learner: StoredFolder, folder: Path) -> None:
-    write_checkpoint(run_file, learner, folder)
+def _fill_from_checkpoint(
+    run_file: RunFile, stage: StageConfig, learner: StoredFolder, folder: Path
+) -> None:
+    """The policy's weights, or the reward model's where the stage trained one beside it."""
+    settings = None if stage.algorithm is None else stage.algorithm.reward_model
+    if settings is not None:
+        # Imported here: it loads transformers, which the driver of other runs need not
+        from manta.orchestrator.reward_model_export import export_reward_model
+
+        export_reward_model(run_file, settings, learner, folder)
+    else:
+        write_checkpoint(run_file, learner, folder)
 
 
 def _fill_with_tensors(run_file: RunFile, tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -85,7 +95,7 @@ async def _write(
     run: RunContext, stage: StageConfig, step: int, fill: Callable[[Path], None]
 ) -> None:
     with run.recorder.phase("product"):
-        product = await asyncio.to_thread(run.products.write, stage.name, "weights", step, fill)
+        product = await asyncio.to_thread(run.products.write, stage.name, leaves(stage), step, fill)
     _tell(run, product)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
-from manta.actors.backends.settings import CRITIC
+from manta.actors.backends.settings import CRITIC, REWARD
 from manta.orchestrator.config import RunFile, StageConfig
 
 
@@ -18,7 +18,9 @@ class StageRates:
     def __init__(self, run_file: RunFile, stage: StageConfig) -> None:
         self._schedule = run_file.schedule(stage)
         self._steps = stage.steps
-        self._critic = None if stage.algorithm is None else stage.algorithm.critic
+        algorithm = stage.algorithm
+        self._critic = None if algorithm is None else algorithm.critic
+        self._reward_model = None if algorithm is None else algorithm.reward_model
         self._alone = 0 if self._critic is None else self._critic.warmup_steps
 
     def policy(self, step: int) -> float:
@@ -26,10 +28,15 @@ class StageRates:
         return self._schedule.at(max(0, step - self._alone), self._steps - self._alone)
 
     def residents(self, step: int) -> ResidentRates:
-        """The critic follows the policy's schedule over the whole stage, to a peak of its own if it
-        has one."""
+        """A critic, and a reward model, follow the policy's schedule over the whole stage, to a
+        peak of their own if they have one. Where a reward model trains the policy never does."""
+        if self._reward_model is not None:
+            return ResidentRates({REWARD: self._at(self._reward_model.learning_rate, step)}, True)
         if self._critic is None:
             return NO_RESIDENTS
-        own = self._critic.learning_rate
+        rate = self._at(self._critic.learning_rate, step)
+        return ResidentRates({CRITIC: rate}, step < self._alone)
+
+    def _at(self, own: float | None, step: int) -> float:
         schedule = self._schedule if own is None else replace(self._schedule, peak=own)
-        return ResidentRates({CRITIC: schedule.at(step, self._steps)}, step < self._alone)
+        return schedule.at(step, self._steps)

@@ -28,6 +28,7 @@ from manta.orchestrator.metrics import (
     TOKENS,
     MetricsLine,
 )
+from manta.orchestrator.reward_gap import RewardGap, reward_gap
 from manta.orchestrator.run_directory import RunDirectory, atomic_write
 
 State: TypeAlias = Literal["finished", "stopped", "failed"]
@@ -36,7 +37,8 @@ State: TypeAlias = Literal["finished", "stopped", "failed"]
 @dataclass(frozen=True, slots=True)
 class StageSummary:
     """One stage. Accuracies are None where nothing was held out. `seconds` count from the end of
-    the stage before (the first: from the start of the run), rates are over them."""
+    the stage before (the first: from the start of the run), rates are over them. `rewards` are the
+    held-out proxy and gold reward around a stage that was evaluated before and after it."""
 
     name: str
     steps: int
@@ -45,6 +47,7 @@ class StageSummary:
     seconds: float
     samples_per_second: float
     tokens_per_second: float
+    rewards: RewardGap | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +204,7 @@ def duration(seconds: float) -> str:
 def _notes(summary: Summary) -> list[tuple[str, str]]:
     phases = sorted(summary.seconds_by_phase.items(), key=lambda item: -item[1])
     notes = [("time by phase", ", ".join(f"{name} {duration(s)}" for name, s in phases))]
+    notes += [(f"rewards of {s.name}", _rewards(s.rewards)) for s in summary.stages if s.rewards]
     if summary.staleness_mean is not None and summary.staleness_max is not None:
         mean, largest = summary.staleness_mean, summary.staleness_max
         notes.append(("staleness", f"mean {mean:.2f}, max {largest:.0f} steps"))
@@ -234,6 +238,7 @@ def _stages(lines: Sequence[MetricsLine]) -> tuple[StageSummary, ...]:
             before = first.values[ACCURACY]
             later = stage[stage.index(first) + 1 :]
         after = next(iter(reversed(_values(later, ACCURACY))), None)
+        examined = [line.values for line in stage if ACCURACY in line.values]
         seconds = stage[-1].seconds - start
         stages.append(
             StageSummary(
@@ -244,6 +249,7 @@ def _stages(lines: Sequence[MetricsLine]) -> tuple[StageSummary, ...]:
                 seconds=seconds,
                 samples_per_second=_rate(stage, SAMPLES, seconds),
                 tokens_per_second=_rate(stage, TOKENS, seconds),
+                rewards=reward_gap(examined[0], examined[-1]) if examined[1:] else None,
             )
         )
         start, before = stage[-1].seconds, after if after is not None else before
@@ -266,6 +272,14 @@ def _rate(lines: Sequence[MetricsLine], name: str, seconds: float) -> float:
 def _change(before: float | None, after: float | None) -> str:
     shown = ["-" if value is None else f"{value:.1%}" for value in (before, after)]
     return "-" if shown == ["-", "-"] else " to ".join(shown)
+
+
+def _rewards(found: RewardGap) -> str:
+    told = f"proxy {found.proxy_before:.3f} to {found.proxy_after:.3f}, "
+    told += f"gold {found.gold_before:.3f} to {found.gold_after:.3f}"
+    if found.gap is None:
+        return told
+    return f"{told}; the proxy gained {found.gap:+.2f} standard deviations more than gold"
 
 
 def _without_nan(value: object) -> object:

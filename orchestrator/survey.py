@@ -10,10 +10,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 from uuid import uuid4
 
 from manta.actors.transports.disk import open_folder
-from manta.envs.protocols import Env, TaskSource, Tokenizer
+from manta.envs.protocols import Compares, Env, TaskSource, Tokenizer
+from manta.envs.records import Task
 from manta.envs.registry import build
 from manta.envs.render import Renderer
 from manta.envs.tokenizer import build_tokenizer
@@ -113,24 +115,31 @@ def _tokenizer(run_file: RunFile, problems: list[str]) -> Tokenizer | None:
         return None
 
 
+_Answers: TypeAlias = Literal["none", "gold", "all"]
+
+
 @dataclass(frozen=True, slots=True)
 class _Need:
-    """Which splits a stage reads, and of which it needs the given answers too."""
+    """Which splits a stage reads, and of which it needs the given answers too: the gold one of each
+    task, or all."""
 
     train: bool
-    train_answers: bool
+    train_answers: _Answers
     held_out: bool
-    held_out_answers: bool
+    held_out_answers: _Answers
 
     @staticmethod
     def of(stage: StageConfig) -> _Need:
         is_given = stage.algorithm is not None and stage.algorithm.samples_from == "given"
+        compares = stage.algorithm is not None and stage.algorithm.compares_given
         reads_train = stage.kind != "evaluate" and stage.trajectories is None
+        reads_answers = reads_train and (compares or (stage.kind == "train" and is_given))
+        reads_gold = stage.evaluate is not None and stage.evaluate.gold_likelihood
         return _Need(
             train=reads_train,
-            train_answers=reads_train and stage.kind == "train" and is_given,
+            train_answers=("all" if compares else "gold") if reads_answers else "none",
             held_out=stage.kind == "evaluate" or stage.evaluate is not None,
-            held_out_answers=stage.evaluate is not None and stage.evaluate.gold_likelihood,
+            held_out_answers="gold" if reads_gold else "none",
         )
 
 
@@ -180,7 +189,7 @@ class _Walk:
         )
 
     def _lengths(
-        self, env: Env, source: TaskSource | None, count: int, *, answers: bool
+        self, env: Env, source: TaskSource | None, count: int, *, answers: _Answers
     ) -> Iterator[_Length]:
         if source is None:
             return
@@ -188,7 +197,8 @@ class _Walk:
             try:
                 task = source.task(index)
                 prompt = len(self._renderer.prompt_ids(task))
-                answer = len(self._renderer.answer_ids(env.gold(task))) if answers else 0
+                texts = _texts(env, task, answers)
+                answer = max((len(self._renderer.answer_ids(text)) for text in texts), default=0)
             except ValueError as error:
                 self._num_broken += 1
                 if self._num_broken <= SHOWN_ROWS:
@@ -223,6 +233,12 @@ class _Length:
     @property
     def needed(self) -> int:
         return self.prompt + max(1, self.answer)
+
+
+def _texts(env: Env, task: Task, answers: _Answers) -> tuple[str, ...]:
+    if answers == "all" and isinstance(env, Compares):
+        return tuple(answer.text for answer in env.answers(task))
+    return () if answers == "none" else (env.gold(task),)
 
 
 def _indices(count: int) -> Sequence[int]:

@@ -80,7 +80,7 @@ class TrainStage:
             self._cap(feed_state),
         )
         self._loop = StageLoop(
-            self._loop_settings(),
+            self._loop_settings(num_tasks),
             self._hooks(score_step),
             self._supply,
             run.crew.mailbox,
@@ -137,7 +137,7 @@ class TrainStage:
         median = None if feed_state is None else feed_state.median_length
         return LengthCap(rollout.cap, rollout.max_new_tokens, median)
 
-    def _loop_settings(self) -> LoopSettings:
+    def _loop_settings(self, num_tasks: int) -> LoopSettings:
         cap = self._run.run_file.rollout.cap
         return LoopSettings(
             self._stage.name,
@@ -149,6 +149,7 @@ class TrainStage:
             masks_truncated=(
                 self._stage.samples_to_train and cap is not None and cap.then == "mask"
             ),
+            fixed_groups=None if self._stage.samples_to_train else num_tasks,
         )
 
     def _hooks(self, score_step: ScoreStep | None) -> LoopHooks:

@@ -25,6 +25,7 @@ MAY_USE_RAY = {
     "actors/rank.py",
     "actors/router.py",
     "actors/router_client.py",
+    "actors/scorer_client.py",
     "orchestrator/adoption.py",
     "orchestrator/delivery.py",
     "orchestrator/direct_delivery.py",
@@ -33,8 +34,10 @@ MAY_USE_RAY = {
     "orchestrator/pools.py",
     "orchestrator/publish.py",
     "orchestrator/reference_pool.py",
+    "orchestrator/reward_pool.py",
     "orchestrator/run.py",
     "orchestrator/run_evaluation.py",
+    "orchestrator/scorer_pool.py",
     "orchestrator/supply.py",
 }
 

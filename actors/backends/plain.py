@@ -21,6 +21,7 @@ from manta.actors.backends.protocol import POLICY, Loss, Want
 from manta.actors.backends.residents import Resident
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.backends.state_files import (
+    UPDATES,
     Scalars,
     Shard,
     host_copy,
@@ -40,7 +41,6 @@ from manta.actors.weights import Weights
 from manta.envs.records import WeightVersion
 
 _ALONE: Mapping[str, Resident] = MappingProxyType({})
-_UPDATES = "updates"
 
 
 class PlainBackend:
@@ -179,7 +179,7 @@ class PlainBackend:
         states = {POLICY: (parameters, private, scalars.updates)}
         for name in self._residents:
             optimizer = _taken(private, f"optimizer.{name}.")
-            updates = _taken(private, f"{name}.{_UPDATES}").values()
+            updates = _taken(private, f"{name}.{UPDATES}").values()
             states[name] = (_taken(private, f"{name}."), optimizer, sum(map(int, updates)))
         for name, state in states.items():
             problem = first_mismatch(self._modules[name].parameters(), state[0])
@@ -205,7 +205,7 @@ class PlainBackend:
             state |= module.optimizer_state()
             if name != POLICY:
                 state |= module.parameters()
-                state[f"{name}.{_UPDATES}"] = torch.tensor(module.updates)
+                state[f"{name}.{UPDATES}"] = torch.tensor(module.updates)
         return state
 
     def offload(self) -> None:

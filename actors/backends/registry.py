@@ -58,7 +58,7 @@ def build_backend(
         raise ValueError(
             f"learner.backend {settings.backend!r} has no {HoldsResidents.update_each.__name__}(), "
             f"so it cannot train {', '.join(residents)} beside the policy: choose "
-            f"{' or '.join(HOLDING_RESIDENTS)}, or an algorithm without a critic"
+            f"{' or '.join(HOLDING_RESIDENTS)}, or an algorithm that trains the policy alone"
         )
     return builder(model, settings, group, residents)
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from manta.actors.backends.settings import CRITIC, LearnerSettings
+from manta.actors.backends.settings import CRITIC, REWARD, LearnerSettings
 from manta.actors.models.critic import build_critic
 from manta.actors.models.resident import ResidentModule
+from manta.actors.models.reward_model import build_reward_model
 from manta.actors.models.spec import ModelSpec
-from manta.algorithms.settings import AlgorithmSettings, CriticSettings
+from manta.algorithms.settings import AlgorithmSettings, CriticSettings, RewardModelSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +31,24 @@ def build_residents(
     policy: nn.Module,
 ) -> Mapping[str, Resident]:
     """By name, what `algorithm` wants beside `policy`, made from its weights as they are now."""
-    critic = algorithm.critic
-    if critic is None:
-        return {}
-    module = build_critic(critic, spec, vocab_size, policy)
-    return {CRITIC: Resident(module, critic_optimizer(critic, learner))}
+    residents: dict[str, Resident] = {}
+    if algorithm.critic is not None:
+        critic = build_critic(algorithm.critic, spec, vocab_size, policy)
+        residents[CRITIC] = Resident(critic, own_optimizer(algorithm.critic, learner))
+    if algorithm.reward_model is not None:
+        reward = build_reward_model(algorithm.reward_model, spec, vocab_size, policy)
+        residents[REWARD] = Resident(reward, own_optimizer(algorithm.reward_model, learner))
+    return residents
 
 
-def critic_optimizer(critic: CriticSettings, learner: LearnerSettings) -> LearnerSettings:
-    """The learner's settings with the critic's own laid over them."""
+def own_optimizer(
+    told: CriticSettings | RewardModelSettings, learner: LearnerSettings
+) -> LearnerSettings:
+    """The learner's settings with a resident's own laid over them."""
     own = {
-        "learning_rate": critic.learning_rate,
-        "weight_decay": critic.weight_decay,
-        "betas": critic.betas,
-        "clip_norm": critic.clip_norm,
+        "learning_rate": told.learning_rate,
+        "weight_decay": told.weight_decay,
+        "betas": told.betas,
+        "clip_norm": told.clip_norm,
     }
     return replace(learner, **{name: value for name, value in own.items() if value is not None})  # type: ignore[arg-type]

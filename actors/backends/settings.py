@@ -24,6 +24,9 @@ ON_CPU, ON_GPU = "gloo", "cpu:gloo,cuda:nccl"
 CRITIC = "critic"
 """The critic's name among the residents; its tensors are called `critic.head.weight` and so on."""
 
+REWARD = "reward"
+"""The reward model's."""
+
 HOLDING_RESIDENTS = ("plain",)
 """Those that train modules beside the policy: `manta.actors.backends.protocol.HoldsResidents`."""
 

@@ -32,6 +32,9 @@ PARAMETERS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 SCALARS = "learner.json"
 
+UPDATES = "updates"
+"""Beside a resident's parameters: how many updates it has had, `NAME.updates`."""
+
 _PIECES = "pieces"
 """The metadata key of a file that holds pieces: JSON, name -> [first element, shape]."""
 
@@ -128,6 +131,14 @@ def read_parameters(folder: Path) -> dict[str, Tensor]:
     return _read_tensors(folder, PARAMETERS)
 
 
+def read_resident(folder: Path, name: str) -> dict[str, Tensor]:
+    """The parameters of the resident `name`, by their names in it; empty where there is none.
+    Raises ValueError as above."""
+    found = _read_tensors(folder, OPTIMIZER, f"{name}.")
+    found.pop(UPDATES, None)
+    return found
+
+
 def read_weights(folder: Path, version: WeightVersion) -> Weights:
     """The parameters below `folder` as weights called `version`. Raises ValueError as above."""
     return pack(read_parameters(folder), version)
@@ -148,21 +159,23 @@ def _write_tensors(path: Path, tensors: Tensors) -> None:
     os.replace(partial, path)
 
 
-def _read_tensors(folder: Path, whole: str) -> dict[str, Tensor]:
+def _read_tensors(folder: Path, whole: str, prefix: str = "") -> dict[str, Tensor]:
+    """Those whose names begin with `prefix`, without it."""
     found: dict[str, Tensor] = {}
     pieces: dict[str, list[Piece]] = {}
     for path in _shards(folder, whole):
         try:
             with safe_open(path, framework="pt") as file:
                 places = json.loads((file.metadata() or {}).get(_PIECES, "{}"))
-                for name in file.keys():  # noqa: SIM118 - no mapping: it has keys() alone
-                    tensor = file.get_tensor(name)
+                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - no mapping: it has keys() alone
+                for name in names:
+                    tensor, own = file.get_tensor(name), name.removeprefix(prefix)
                     if name in places:
                         start, shape = places[name]
                         piece = Piece(tensor, start, tuple(shape))
-                        pieces.setdefault(name, []).append(piece)
+                        pieces.setdefault(own, []).append(piece)
                     else:
-                        found[name] = tensor
+                        found[own] = tensor
         except (OSError, SafetensorError) as error:
             raise _unreadable(path, error) from error
     return found | {name: _joined(folder, name, parts) for name, parts in pieces.items()}

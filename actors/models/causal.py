@@ -11,7 +11,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from manta.actors.models.adapter import adapter_name
 from manta.actors.models.norms import merge_norms
@@ -35,27 +35,39 @@ def build_model(spec: ModelSpec, vocab_size: int, seed: int) -> nn.Module:
                 f"ids up to {vocab_size - 1}: choose the tokenizer that the model was made with"
             )
     else:
-        assert spec.build is not None
-        sizes = spec.build
-        config = AutoConfig.for_model(
-            sizes.architecture,
-            vocab_size=vocab_size,
-            hidden_size=sizes.width,
-            intermediate_size=sizes.mlp_width,
-            num_hidden_layers=sizes.layers,
-            num_attention_heads=sizes.heads,
-            num_key_value_heads=sizes.kv_heads or sizes.heads,
-            head_dim=sizes.width // sizes.heads,
-            max_position_embeddings=spec.context,
-            tie_word_embeddings=sizes.tie_embeddings,
-        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = AutoModelForCausalLM.from_config(model_config(spec, vocab_size), dtype=dtype)
+    merge_layers(model)
+    return cast(nn.Module, model.eval())
+
+
+def merge_layers(model: nn.Module) -> None:
+    """Makes the layers of `model` compute in Manta's faster ways, where they are known."""
     widen_linears(model)
     merge_norms(model)
     merge_rotary(model)
-    return cast(nn.Module, model.eval())
+
+
+def model_config(spec: ModelSpec, vocab_size: int) -> PreTrainedConfig:
+    """transformers' configuration of the model of `spec`: the one at its path, or of its sizes."""
+    if spec.path is not None:
+        return cast(PreTrainedConfig, AutoConfig.from_pretrained(spec.path))
+    assert spec.build is not None
+    sizes = spec.build
+    config = AutoConfig.for_model(
+        sizes.architecture,
+        vocab_size=vocab_size,
+        hidden_size=sizes.width,
+        intermediate_size=sizes.mlp_width,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.kv_heads or sizes.heads,
+        head_dim=sizes.width // sizes.heads,
+        max_position_embeddings=spec.context,
+        tie_word_embeddings=sizes.tie_embeddings,
+    )
+    return cast(PreTrainedConfig, config)
 
 
 def attention_tokens(model: nn.Module) -> int:

@@ -6,17 +6,15 @@ Owns its construction and its evaluation. What values are good for is `manta.alg
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from manta.actors.backends.protocol import Want
-from manta.actors.models.causal import build_model, load_state, model_state
 from manta.actors.models.policy import hidden_states
 from manta.actors.models.resident import ResidentModule
 from manta.actors.models.spec import ModelSpec
+from manta.actors.models.trunk import own_trunk, width
 from manta.actors.rows import Row
 from manta.algorithms.settings import CriticSettings
 
@@ -57,18 +55,6 @@ def build_critic(
     """
     device = next(policy.parameters()).device
     if settings.model == "shared":
-        return Critic(_width(policy), None).to(device)
-    if settings.path is not None:
-        spec = replace(spec, path=settings.path, build=None)
-    body = _trunk(build_model(replace(spec, lora=None), vocab_size, seed=0))
-    if settings.path is None:
-        load_state(body, model_state(_trunk(policy)))
-    return Critic(_width(body), body).to(device)
-
-
-def _trunk(model: nn.Module) -> nn.Module:
-    return cast(nn.Module, model.base_model)
-
-
-def _width(model: nn.Module) -> int:
-    return cast(int, model.config.hidden_size)  # type: ignore[union-attr]
+        return Critic(width(policy), None).to(device)
+    body = own_trunk(settings.path, spec, vocab_size, policy)
+    return Critic(width(body), body).to(device)

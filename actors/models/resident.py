@@ -1,6 +1,7 @@
 """What stands in the learner's graph beside the policy: a module that answers wants of its own.
 
-The critic (`manta.actors.models.critic`) is one. How a resident is stepped is the backend's.
+The critic (`manta.actors.models.critic`) is one, the reward model another. How a resident is
+stepped is the backend's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a reward component sees: one trajectory, a group, or a whole step."""
+"""What a reward component sees (one trajectory, a group, a whole step), and whom it asks."""
 
 from __future__ import annotations
 
@@ -28,3 +28,17 @@ def scope_of(name: str, component: object) -> Scope:
             "rule and parameters"
         )
     return METHODS[found[0]]
+
+
+def scorers_of(name: str, component: object) -> tuple[str, ...]:
+    """The scorers that the component called `name` calls, by their names in the run file.
+
+    Raises ValueError where its `scorers` are not a tuple of texts.
+    """
+    found = getattr(component, "scorers", ())
+    if not isinstance(found, tuple) or not all(isinstance(each, str) for each in found):
+        raise ValueError(
+            f"reward {name!r} ({type(component).__name__}): `scorers` is {found!r}, it must be a "
+            "tuple of names"
+        )
+    return found

@@ -59,13 +59,14 @@ class Columns:
         name = str(row.index) if self.id is None else str(row.value(self.id))
         return Task(
             id=f"{self.env}/{name}",
-            prompt=_prompt(row, self.prompt),
+            prompt=prompt_of(row, self.prompt),
             reference=row.value(self.reference),
             env=self.env,
         )
 
 
-def _prompt(row: Row, field: str) -> str | tuple[Message, ...]:
+def prompt_of(row: Row, field: str) -> str | tuple[Message, ...]:
+    """A text, or a list of messages with `role` and `content`. Raises ValueError for neither."""
     value = row.value(field)
     if isinstance(value, str):
         return value

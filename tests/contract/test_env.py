@@ -11,7 +11,7 @@ import pytest
 
 from manta.envs.episode import Limits
 from manta.envs.group import Scoring, given_group
-from manta.envs.protocols import Env, Services, Split
+from manta.envs.protocols import Compares, Env, Services, Split
 from manta.envs.records import GroupId, Json
 from manta.envs.registry import ENVS, build
 from manta.envs.render import Renderer
@@ -38,6 +38,7 @@ CASES = {
     "arithmetic": Case("exact", {"operations": ["+", "-", "*"], "eval_size": 100}),
     "countdown": Case("expression", {"train_size": 500, "eval_size": 100}),
     "gsm8k": Case("exact", {"train": "rows.jsonl", "eval_size": 5}, {"after": "####"}),
+    "preferences": Case("exact", {"train": "pairs.jsonl", "eval_size": 5}),
 }
 
 
@@ -56,6 +57,8 @@ def env(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Env:
         for i in range(20)
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    pairs = [{"prompt": f"Say {i}.", "chosen": f"{i}!", "rejected": "No."} for i in range(20)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in pairs))
     monkeypatch.chdir(tmp_path)
     return build("env", name, CASES[name].options)
 
@@ -114,6 +117,17 @@ async def test_gold_scores_one_by_its_reward_and_nonsense_zero(
         assert group.trajectories[0].artifact == env.gold(task)
     verifier = cast(ArtifactReward, reward)
     assert verifier.judge(source.task(0), case.wrong) == 0.0
+
+
+async def test_written_answers_begin_with_the_gold_one(env: Env) -> None:
+    task = env.source("train").task(0)
+    if not isinstance(env, Compares):
+        assert not hasattr(env, "answers")
+        return
+    answers = env.answers(task)
+    assert len(answers) == env.num_answers > 1
+    assert answers[0].text == env.gold(task)
+    assert all(answer.reward < answers[0].reward for answer in answers[1:])
 
 
 async def test_turns_and_budgets(env: Env) -> None:

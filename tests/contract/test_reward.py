@@ -1,5 +1,6 @@
 """What every reward in the registry must hold to. A new one adds a line to CASES."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -13,13 +14,25 @@ from manta.envs.protocols import (
     Services,
     TrajectoryReward,
 )
-from manta.envs.records import Json, Task
+from manta.envs.records import Json, Score, Shown, Task
 from manta.envs.registry import REWARDS, build
 from manta.envs.rewards.scope import scope_of
 from tests.unit.envs.scripted import said
 
 TEXTS = ["12", "", " ", ":", "12 12", "x" * 10_000, "9" * 10_000, "(" * 5000, "\x00", "1/0", "7+5"]
-SERVICES = Services()
+
+
+class Letters:
+    """A scorer by the number of different characters."""
+
+    version = "letters"
+
+    async def __call__(self, shown: Sequence[Shown]) -> list[Score]:
+        texts = [each.trajectories[0].artifact for each in shown]
+        return [Score(1 / (1 + len(set(text))), {}) for text in texts]
+
+
+SERVICES = Services(scorers={"letters": Letters()})
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,7 @@ CASES = {
     "expression": Case("trajectory", {}, {"after": "="}, {"numbers": [7, 5], "target": 12}),
     "format": Case("trajectory", {"pattern": "[0-9]+"}, {"pattern": "[0-9]*"}),
     "length": Case("trajectory", {"target": 1, "limit": 9}, {"target": 2, "limit": 9}),
+    "reward_model": Case("group", {"scorer": "letters"}, {"scorer": "others"}),
     "rarity": Case("batch", {}, {"extract": "last_number"}),
 }
 

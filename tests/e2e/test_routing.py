@@ -18,12 +18,13 @@ from ray.util.state import list_actors
 from manta.actors.engines.settings import EngineSettings, SimulatedSettings
 from manta.actors.lanes import Admission, Lane
 from manta.actors.models.spec import ModelSpec
+from manta.actors.reward import RewardWorker
 from manta.actors.router_figures import RouterFigures
 from manta.actors.transports.object_store import ObjectStoreTransport
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weights import Weights, content_hash
 from manta.envs.records import GroupId, VersionSpan, WeightVersion
-from manta.orchestrator.pools import EnvironmentPool, ModelSource, RewardPool, RolloutPool
+from manta.orchestrator.pools import EnvironmentPool, ModelSource, RolloutPool, start
 from tests.e2e import runs
 
 pytestmark = pytest.mark.e2e
@@ -57,7 +58,7 @@ class Pools:
             model, settings, 0.1, deterministic=False, transport=TransportSettings()
         )
         self.environment = EnvironmentPool(
-            2, 0.1, TOKENIZER, self.rollout, RewardPool(1, 0.1), None
+            2, 0.1, TOKENIZER, self.rollout, [start(RewardWorker, 0.1)], None
         )
 
     async def open(self) -> None:

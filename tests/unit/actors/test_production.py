@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,42 @@ async def test_written_groups_are_read_back_under_the_feed_s_id(tmp_path: Path) 
     assert group.id == GroupId(3, 0, 2)
     assert group.content_hash() == groups[1].content_hash()
     assert [s.value for s in group.scores] == [s.value for s in groups[1].scores]
+
+
+async def test_written_groups_get_the_log_probs_of_this_run_s_reference(tmp_path: Path) -> None:
+    write_groups(str(tmp_path / "step=1" / "rank=0.parquet"), groups_of((2,)), 1)
+
+    async def reference(trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
+        logprobs = tuple(np.ones(len(t.token_ids), np.float32) for t in trajectories)
+        return ReferenceStatistics("mine", logprobs)
+
+    production = build_production(
+        lane(samples_from="given", trajectories=str(tmp_path)),
+        TOKENIZER,
+        engine().generate,
+        replace(SCORING, reference=reference),
+    )
+    group = await production.make(replace(FIRST, index=0))
+    assert group.reference is not None
+    assert group.reference.version == "mine"
+    assert all(column.all() for column in group.reference.logprobs)
+
+
+async def test_written_answers_are_compared_where_the_lane_says_so(tmp_path: Path) -> None:
+    row = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
+    (tmp_path / "pairs.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
+    options = {"train": str(tmp_path / "pairs.jsonl"), "eval_size": 1}
+    of_pairs = lane(samples_from="given", env="preferences", env_options=options)
+    makes = [
+        build_production(each, TOKENIZER, engine().generate, SCORING)
+        for each in (of_pairs, replace(of_pairs, compares=True))
+    ]
+    found = [await production.make(replace(FIRST, index=0)) for production in makes]
+    assert [[t.artifact for t in group.trajectories] for group in found] == [["2"], ["2", "3"]]
+    with pytest.raises(ValueError, match="'arithmetic' has one written answer a task"):
+        build_production(
+            lane(samples_from="given", compares=True), TOKENIZER, engine().generate, SCORING
+        )
 
 
 async def test_annotated_groups_get_new_scores_or_keep_theirs(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from manta.algorithms.settings import (
     CriticSettings,
     KlSettings,
     OffPolicySettings,
+    RewardModelSettings,
 )
 
 
@@ -45,6 +46,23 @@ def test_ppo_is_the_published_setting() -> None:
     assert ppo.kl == KlSettings(coef=0.02, estimator="k1", placement="reward")
     assert ppo.needs_reference and ppo.proximal == "learner"
     assert {name for name, each in PRESETS.items() if each.critic} == {"ppo"}
+
+
+def test_dpo_is_the_published_setting() -> None:
+    dpo = PRESETS["dpo"]
+    assert (dpo.loss, dpo.unit, dpo.pairs, dpo.beta) == ("dpo", "pair", "best_worst", 0.1)
+    assert (dpo.samples_from, dpo.samples_per_prompt) == ("given", 2)
+    assert dpo.is_coupled and dpo.compares_given and dpo.needs_reference
+    assert dpo.kl.coef == 0.0
+
+
+def test_reward_model_is_the_published_setting() -> None:
+    found = PRESETS["reward_model"]
+    assert (found.loss, found.unit, found.pairs) == ("bradley_terry", "group", "all")
+    assert found.reward_model == RewardModelSettings()
+    assert found.is_coupled and not found.needs_reference
+    coupled = {name for name, each in PRESETS.items() if each.is_coupled}
+    assert coupled == {"dpo", "reward_model"}
 
 
 def test_the_other_presets_correct_for_nothing() -> None:
@@ -127,6 +145,20 @@ def off_policy(correction: str, **told: object) -> AlgorithmSettings:
         ),
         (changed("sft", off_policy=OffPolicySettings("weight")), "`off_policy` has no effect"),
         (changed("sft", proximal="learner"), "`proximal: learner` has no effect"),
+        (changed("grpo", unit="pair"), "unit is pair but the loss clipped_surrogate looks at each"),
+        (changed("dpo", unit="row"), "compares samples of a prompt: set unit to pair"),
+        (changed("dpo", samples_per_prompt=1), "a pair takes two samples of a prompt"),
+        (changed("dpo", beta=0.0), "beta is 0, it must be above 0"),
+        (changed("dpo", advantage="group_relative"), "no use for `advantage: group_relative`"),
+        (changed("dpo", kl=KlSettings(coef=0.1)), "the loss dpo has no use for `kl.coef`"),
+        (changed("dpo", drop_zero_variance_groups=True), "no use for `drop_zero_variance_groups`"),
+        (changed("dpo", entropy_coef=0.1), "no use for `entropy_coef`"),
+        (changed("reward_model", reward_model=None), "trains a reward model: add one"),
+        (changed("dpo", reward_model=RewardModelSettings()), "the loss dpo does not train it"),
+        (
+            changed("reward_model", reward_model=RewardModelSettings(learning_rate=0.0)),
+            "reward_model.learning_rate is 0, it must be above 0",
+        ),
         (
             changed("sft", advantage="group_relative", samples_per_prompt=4),
             "`advantage: group_relative` has no effect",
@@ -158,6 +190,8 @@ def test_all_problems_are_named_at_once() -> None:
         changed("reinforce", samples_per_prompt=8),
         changed("sft", samples_from="policy", samples_per_prompt=4),
         changed("sft", entropy_coef=-0.01),
+        changed("dpo", samples_from="policy", samples_per_prompt=8, pairs="all", unit="group"),
+        changed("reward_model", unit="pair", samples_per_prompt=9),
         off_policy("weight", level="sequence"),
         off_policy("truncate", high=1.0),
         off_policy("mask", high=3.0),

@@ -12,6 +12,8 @@ from tests.unit.orchestrator.groups import summary
 
 GRPO = replace(PRESETS["grpo"], samples_per_prompt=2)
 DAPO = PRESETS["dapo"]
+DPO = PRESETS["dpo"]
+REWARD_MODEL = PRESETS["reward_model"]
 
 
 def test_groups_of_different_sizes_become_rows_in_order() -> None:
@@ -71,3 +73,35 @@ def test_samples_that_a_bound_ended_count_in_the_baseline_and_carry_no_loss() ->
         np.testing.assert_array_equal(masked.coefficients[name], plain.coefficients[name])
     flat = [replace(summary(GroupId(0, 0, 0), (1.0, 1.0)), is_truncated=np.array([False, True]))]
     assert assemble(1, flat, DAPO, masks_truncated=True).coefficients["keep"].tolist() == [0, 0]
+
+
+def test_a_loss_that_compares_gets_pairs_of_rows_and_each_group_is_a_unit() -> None:
+    groups = [
+        replace(summary(GroupId(0, 0, 0), (0.0, 2.0, 1.0)), margin=0.5),
+        summary(GroupId(0, 1, 0), (3.0, 3.0)),
+        summary(GroupId(0, 2, 0), (1.0, 0.0)),
+    ]
+    plan = assemble(1, groups, DPO)
+    assert plan.pair_P2.tolist() == [[1, 0], [5, 6]]
+    assert plan.margin_P.tolist() == [0.5, 0.0]
+    assert plan.unit_N.tolist() == plan.group_N.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert plan.coefficients["keep"].tolist() == [1, 1, 0, 0, 0, 1, 1]
+    assert (plan.pair_P2.dtype, plan.margin_P.dtype) == (np.int32, np.float32)
+    every = assemble(1, groups, REWARD_MODEL)
+    assert every.pair_P2.tolist() == [[1, 0], [1, 2], [2, 0], [5, 6]]
+    assert every.margin_P.tolist() == [0.5, 0.5, 0.5, 0.0]
+    assert assemble(1, groups, GRPO).pair_P2.shape == (0, 2)
+
+
+def test_groups_without_a_pair_are_filtered_by_name() -> None:
+    flat, varied = summary(GroupId(0, 0, 0), (0.5, 0.5)), summary(GroupId(0, 1, 0), (0.5, 0.6))
+    told = filter_reason(DPO, flat)
+    assert told is not None and told.startswith("no_pair: ")
+    assert filter_reason(DPO, varied) is None
+    silent = replace(varied, num_tokens=np.array([2, 0], np.int32))
+    assert filter_reason(DPO, silent) is not None
+    assert assemble(1, [silent, varied], DPO).pair_P2.tolist() == [[3, 2]]
+    cut = replace(varied, is_truncated=np.array([True, False]))
+    assert filter_reason(DPO, cut) is None
+    assert filter_reason(DPO, cut, masks_truncated=True) is not None
+    assert assemble(1, [cut, varied], DPO, masks_truncated=True).pair_P2.tolist() == [[3, 2]]

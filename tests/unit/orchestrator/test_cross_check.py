@@ -108,6 +108,13 @@ REFUSED = [
     ("stages.rl.trajectories=. stages.rl.algorithm.kl.coef=0.1", "stages[1].algorithm.kl.coef: "
      "must be 0 with written trajectories: the reference log-probs that they may hold are of "
      "another run's reference"),
+    ("stages.rl.algorithm={name: dpo, unit: row}", "stages[1].algorithm: algorithm 'dpo': the loss "
+     "dpo compares samples of a prompt: set unit to pair"),
+    ("stages.rl.algorithm=dpo", "stages[1].env: 'arithmetic' has one written answer a task, and "
+     "algorithm 'dpo' compares several: use preferences, learn from sampled groups "
+     "(`trajectories: stage:NAME`), or let the policy sample"),
+    ("stages.rl.algorithm={name: dpo, samples_from: policy} stages.rl.reward=null "
+     "stages.rl.evaluate=null", "stages[1].reward: algorithm 'dpo' learns from rewards, name one"),
     ("stages.rl.kind=generate stages.rl.algorithm=null",
      "stages[1].algorithm: a generate stage needs one, its samples_per_prompt says how many"),
     ("stages.rl.kind=evaluate stages.rl.evaluate=null",

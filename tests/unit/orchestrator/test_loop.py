@@ -90,6 +90,7 @@ class Stage:
     staleness: int = 0
     algorithm: AlgorithmSettings = DAPO
     steps: int = 3
+    fixed_groups: int | None = None
     unpublished: Sequence[int] = ()
     hang: int | None = None
     metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
@@ -126,7 +127,14 @@ class Stage:
             score_step=self.score_step,  # type: ignore[arg-type]
         )
         self.loop = StageLoop(
-            LoopSettings("rl", self.algorithm, PROMPTS, self.steps, self.deadline),
+            LoopSettings(
+                "rl",
+                self.algorithm,
+                PROMPTS,
+                self.steps,
+                self.deadline,
+                fixed_groups=self.fixed_groups,
+            ),
             hooks,
             self.supply,
             self.client,  # type: ignore[arg-type]
@@ -195,6 +203,25 @@ async def test_a_step_is_collected_learnt_published_recorded(tmp_path: Path) -> 
         "what is settled is forgotten"
     )
     assert work.place_G == ((0, 0), (1, 0))
+
+
+async def test_groups_without_a_pair_are_filtered_and_others_become_pairs(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, flat(1), algorithm=PRESETS["dpo"], steps=1, fixed_groups=1)
+    await stage.run()
+    [work] = stage.client.works
+    assert work.plan.pair_P2.tolist() == [[1, 0], [3, 2]]
+    told = [(e.group.position, e.outcome, e.reason.partition(":")[0]) for e in stage.entries]
+    assert told == [(1, "filtered", "no_pair"), (0, "trained", ""), (2, "trained", "")]
+
+
+async def test_data_of_which_nothing_can_train_ends_the_run(tmp_path: Path) -> None:
+    flat_all = flat(*range(1000))
+    stage = Stage(tmp_path, flat_all, algorithm=PRESETS["dpo"], fixed_groups=3)
+    with pytest.raises(
+        RuntimeError, match=r"none of the 3 groups of stage rl can train; .* no_pair"
+    ):
+        await stage.run()
+    assert len([event for event in stage.events if event.startswith("made")]) < 10
 
 
 async def test_on_policy_nothing_is_made_before_its_weights_are_live(tmp_path: Path) -> None:

@@ -143,6 +143,10 @@ def test_settings_move_the_estimate(tmp_path: Path) -> None:
     # As many parameters as the policy has, whose head is its embeddings, and a head with a bias.
     count = plain["learner", "master weights"] // 4 + 8 + 1
     assert ppo["learner", "critic: weights, gradient, optimizer states"] == 16 * count
+    reward = estimated(tmp_path, "stages.rl.algorithm=reward_model")
+    assert reward["learner", "reward model: weights, gradient, optimizer states"] == 16 * (
+        count - 1
+    )
     shared = estimated(tmp_path, "stages.rl.algorithm={name: ppo, critic: {model: shared}}")
     assert not any(what.startswith("critic") for _, what in shared)
     simulated = estimated(tmp_path, "rollout.engine=simulated")

@@ -43,3 +43,16 @@ def test_a_critic_without_a_rate_takes_the_policy_s(tmp_path: Path) -> None:
     run_file = load(tmp_path, "stages.rl.algorithm=ppo", "stages.rl.learning_rate=0.1")
     rates = StageRates(run_file, run_file.stages[1])
     assert rates.residents(3).by_name == {"critic": rates.policy(3)} == {"critic": 0.1}
+
+
+def test_while_a_reward_model_trains_the_policy_never_does(tmp_path: Path) -> None:
+    run_file = load(
+        tmp_path,
+        "stages.rl.algorithm={name: reward_model, reward_model: {learning_rate: 0.3}}",
+        "stages.rl.decay=linear",
+        "stages.rl.steps=3",
+    )
+    rates = StageRates(run_file, run_file.stages[1])
+    told = [rates.residents(step) for step in range(3)]
+    assert all(each.is_policy_frozen for each in told)
+    assert [each.by_name["reward"] for each in told] == pytest.approx([0.3, 0.2, 0.1])

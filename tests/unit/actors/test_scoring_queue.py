@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from manta.actors.reference import ScoringQueue
+from manta.actors.reference import statistics_of
+from manta.actors.scoring_queue import ScoringQueue
 from manta.actors.weights import Receipt, Weights
 from manta.envs.records import ReferenceStatistics, Trajectory, WeightVersion
 from tests.unit.actors.test_weight_store import weights
@@ -38,6 +39,10 @@ class GatedScorer:
         return Receipt(weights.version, weights.sha256)
 
 
+def queue_over(scorer: GatedScorer) -> ScoringQueue[Trajectory, ReferenceStatistics]:
+    return ScoringQueue(scorer.score, statistics_of)
+
+
 async def busy(scorer: GatedScorer, count: int = 1) -> None:
     """Waits until the scorer has been asked `count` times."""
     while len(scorer.events) < count:
@@ -50,7 +55,7 @@ def numbers(statistics: ReferenceStatistics) -> list[int]:
 
 async def test_what_is_pending_is_scored_together_and_comes_back_apart() -> None:
     scorer = GatedScorer()
-    queue = ScoringQueue(scorer)
+    queue = queue_over(scorer)
     first = asyncio.create_task(queue.score([said("a")]))
     await busy(scorer)
     others = [
@@ -68,7 +73,7 @@ async def test_what_is_pending_is_scored_together_and_comes_back_apart() -> None
 
 async def test_an_error_reaches_every_caller_of_its_batch_and_no_other() -> None:
     scorer = GatedScorer()
-    queue = ScoringQueue(scorer)
+    queue = queue_over(scorer)
     fine = asyncio.create_task(queue.score([said("a")]))
     await busy(scorer)
     broken = [asyncio.create_task(queue.score([said(text)])) for text in ("bug", "innocent")]
@@ -83,7 +88,7 @@ async def test_an_error_reaches_every_caller_of_its_batch_and_no_other() -> None
 
 async def test_a_caller_that_left_spoils_nothing_for_the_others() -> None:
     scorer = GatedScorer()
-    queue = ScoringQueue(scorer)
+    queue = queue_over(scorer)
     first = asyncio.create_task(queue.score([said("a")]))
     await busy(scorer)
     leaving, staying = (asyncio.create_task(queue.score([said("bb")])) for _ in range(2))
@@ -97,7 +102,7 @@ async def test_a_caller_that_left_spoils_nothing_for_the_others() -> None:
 async def test_weights_come_between_two_batches() -> None:
     """What was asked for before is scored as a whole by the old ones, what waited by the new."""
     scorer = GatedScorer()
-    queue = ScoringQueue(scorer)
+    queue = queue_over(scorer)
     first = asyncio.create_task(queue.score([said("a"), said("b")]))
     await busy(scorer)
     loading = asyncio.create_task(queue.between(lambda: scorer.load(weights(3))))
@@ -111,3 +116,18 @@ async def test_weights_come_between_two_batches() -> None:
     assert (old.version, new.version) == ("v1", "v2")
     assert numbers(old) == [1, 1]
     assert scorer.events == [2, "load 3.0", 1]
+
+
+async def test_figures_say_what_waits_and_how_long_calls_took() -> None:
+    scorer = GatedScorer()
+    queue = queue_over(scorer)
+    first = asyncio.create_task(queue.score([said("a")]))
+    await busy(scorer)
+    second = asyncio.create_task(queue.score([said("b"), said("c")]))
+    await asyncio.sleep(0.02)
+    assert (queue.figures().calls, queue.figures().waiting) == (0, 2)
+    scorer.gate.set()
+    await asyncio.gather(first, second)
+    figures = queue.figures()
+    assert (figures.calls, figures.waiting, len(figures.seconds)) == (2, 0, 2)
+    assert min(figures.seconds) >= 0.02

@@ -1,0 +1,170 @@
+"""The reward model: one score of a whole row, from the state of its last token.
+
+Owns its construction, its evaluation, and its form as a Hugging Face folder. What scores are good
+for is `manta.algorithms`'.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from manta.actors.backends.protocol import Want
+from manta.actors.models.causal import merge_layers, model_config
+from manta.actors.models.policy import hidden_states
+from manta.actors.models.resident import ResidentModule
+from manta.actors.models.spec import ModelSpec
+from manta.actors.models.trunk import own_trunk, trunk, width
+from manta.actors.rows import Row
+from manta.actors.weight_tensors import first_mismatch
+from manta.algorithms.settings import RewardModelSettings
+
+_HEAD = "head.weight"
+_SCORE = "score.weight"
+"""What the head is called here, and in a Hugging Face folder."""
+_WEIGHTS = "model.safetensors"
+
+
+class RewardModel(ResidentModule):
+    """A linear head without bias, in float32 at least, on the states of `body`.
+
+    The head starts at 0, so that every score does.
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(width(body), 1, bias=False)
+        nn.init.zeros_(self.head.weight)
+
+    def scores(self, rows: Sequence[Row]) -> Tensor:
+        """float32[R], with gradients: the head over the state of each row's last token, trained or
+        not, after all tokens of the row."""
+        states_TD, _ = hidden_states(self.body, [_followed(row) for row in rows])
+        ends = np.cumsum([row.num_tokens + 1 for row in rows], dtype=np.int64) - 1
+        last_RD = states_TD[torch.from_numpy(ends).to(states_TD.device)]
+        # Scores are compared to a few digits: no lower precision, whatever the trunk computes in
+        with torch.autocast(last_RD.device.type, enabled=False):
+            score_R: Tensor = self.head(last_RD.to(self.head.weight.dtype))[:, 0]
+        return score_R
+
+    def statistics(
+        self, rows: Sequence[Row], wants: Sequence[Want], hidden: Callable[[], Tensor]
+    ) -> dict[str, Tensor]:
+        """`score`: the row's at its last trained token, 0 at the others. A row without trained
+        tokens has nowhere to put it, and its score is left out."""
+        if "score" not in wants:
+            return {}
+        counts = np.array([row.num_tokens for row in rows], np.int64)
+        score_R = self.scores(rows)
+        score_T = score_R.new_zeros(int(counts.sum()))
+        spoken = torch.from_numpy(counts > 0).to(score_R.device)
+        ends = torch.from_numpy(np.cumsum(counts) - 1).to(score_R.device)
+        return {"score": score_T.index_put((ends[spoken],), score_R[spoken])}
+
+
+def build_reward_model(
+    settings: RewardModelSettings, spec: ModelSpec, vocab_size: int, policy: nn.Module
+) -> RewardModel:
+    """The reward model that a stage starts with, beside `policy`, a model of `spec`.
+
+    Raises ValueError where the model at `settings.path` does not go with the tokenizer.
+    """
+    body = own_trunk(settings.path, spec, vocab_size, policy)
+    return RewardModel(body).to(next(policy.parameters()).device)
+
+
+def save_reward_model(
+    folder: Path,
+    spec: ModelSpec,
+    vocab_size: int,
+    tensors: Mapping[str, Tensor],
+    pad_id: int | None,
+) -> None:
+    """Writes a reward model over a trunk of `spec` as a Hugging Face folder, which
+    `AutoModelForSequenceClassification.from_pretrained` loads: config.json with one label, and
+    model.safetensors with the trunk in the dtype of `spec` and the score's head in float32.
+
+    `tensors` are the parameters of a `RewardModel`. transformers takes for a row's last token the
+    last that is not `pad_id`; it must be none that rows end with, and without one transformers
+    scores one row at a time.
+
+    Raises ValueError where they are another model's, naming the first that does not belong.
+    """
+    config = model_config(spec, vocab_size)
+    config.num_labels, config.pad_token_id, config.dtype = 1, pad_id, spec.dtype
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    own = dict(model.named_parameters())
+    given = {_published(name, model.base_model_prefix): each for name, each in tensors.items()}
+    problem = first_mismatch(own, given)
+    if problem is not None:
+        raise ValueError(f"this is no reward model of that kind: {problem}")
+    dtype = getattr(torch, spec.dtype)
+    kept = {
+        name: tensor.detach().cpu().to(torch.float32 if name == _SCORE else dtype).contiguous()
+        for name, tensor in given.items()
+    }
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    save_file(kept, folder / _WEIGHTS, {"format": "pt"})
+
+
+def load_reward_model(folder: Path) -> nn.Module:
+    """The `RewardModel` in a Hugging Face folder of a sequence classifier with one label, in
+    evaluation mode, on the CPU.
+
+    Raises ValueError where there is none, or its head gives more than a score.
+    """
+    file = folder / "config.json"
+    try:
+        names = json.loads(file.read_text(encoding="utf-8")).get("architectures")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no reward model: {error}") from error
+    if not any(name.endswith("ForSequenceClassification") for name in names or ()):
+        raise ValueError(
+            f"{folder} holds {', '.join(names or ['a model of no name'])}, which has no score: "
+            "give the folder of a reward model"
+        )
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    if model.config.num_labels != 1 or model.score.bias is not None:
+        raise ValueError(
+            f"{folder}: its head gives {model.config.num_labels} numbers, with or without a bias; "
+            "a reward model's gives one without"
+        )
+    merge_layers(model)
+    reward = RewardModel(trunk(model))
+    with torch.no_grad():
+        reward.head.weight.copy_(_head(folder, model.score.weight))
+    return reward.eval()
+
+
+def _head(folder: Path, loaded: Tensor) -> Tensor:
+    """The head as it stands in the folder's one file: what is `loaded` has the model's dtype."""
+    if not (folder / _WEIGHTS).is_file():
+        return loaded
+    with safe_open(folder / _WEIGHTS, framework="pt") as file:
+        return cast(Tensor, file.get_tensor(_SCORE))
+
+
+def _published(name: str, prefix: str) -> str:
+    return _SCORE if name == _HEAD else f"{prefix}.{name.removeprefix('body.')}"
+
+
+def _followed(row: Row) -> Row:
+    """`row` with one more trained token, which is predicted from the state of the row's last."""
+    return replace(
+        row,
+        token_ids=np.append(row.token_ids, np.int32(0)),
+        loss_mask=np.append(row.loss_mask, True),
+    )

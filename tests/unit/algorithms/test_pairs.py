@@ -1,0 +1,54 @@
+"""Which samples of a group are compared, and which groups have none to compare."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from manta.algorithms.group_stage import NO_PAIR, group_stage
+from manta.algorithms.pairs import pairs_of
+from manta.algorithms.presets import PRESETS
+
+REWARDS = torch.tensor([0.5, 1.0, 0.0, 1.0, 2.0, 2.0, 7.0])
+GROUPS = torch.tensor([3, 3, 3, 3, 5, 5, 8], dtype=torch.int32)
+ALL = torch.ones(7, dtype=torch.bool)
+
+
+def listed(how: str, eligible: Tensor = ALL) -> list[tuple[int, int]]:
+    pairs = pairs_of(how, REWARDS, GROUPS, eligible)  # type: ignore[arg-type]
+    return list(zip(pairs.chosen_P.tolist(), pairs.rejected_P.tolist(), strict=True))
+
+
+def test_the_best_with_the_worst_the_first_of_several() -> None:
+    assert listed("best_worst") == [(1, 2)]
+
+
+def test_every_two_of_different_reward() -> None:
+    assert listed("all") == [(0, 2), (1, 0), (1, 2), (3, 0), (3, 2)]
+
+
+def test_rows_that_cannot_train_are_not_compared() -> None:
+    eligible = torch.tensor([1, 0, 1, 1, 1, 1, 1], dtype=torch.bool)
+    assert listed("best_worst", eligible) == [(3, 2)]
+    assert listed("all", eligible) == [(0, 2), (3, 0), (3, 2)]
+    assert listed("all", torch.zeros(7, dtype=torch.bool)) == []
+
+
+@pytest.mark.parametrize(("name", "kept"), [("dpo", [1, 2]), ("reward_model", [0, 1, 2, 3])])
+def test_rows_in_no_pair_are_not_kept_and_groups_without_one_are_filtered(
+    name: str, kept: list[int]
+) -> None:
+    stage = group_stage(PRESETS[name], REWARDS, GROUPS)
+    assert torch.where(stage.coefficients["keep"] == 1)[0].tolist() == kept
+    assert stage.filtered == {5: NO_PAIR, 8: NO_PAIR}
+    assert {column.dtype for column in stage.coefficients.values()} == {torch.float32}
+
+
+def test_rewards_must_be_finite_to_compare() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        group_stage(PRESETS["dpo"], torch.tensor([1.0, float("nan")]), torch.tensor([0, 0]))
+    other = replace(PRESETS["grpo"], samples_per_prompt=2)
+    assert group_stage(other, REWARDS, GROUPS).pairs is None
