@@ -55,6 +55,12 @@ class Curve:
         return tuple(itertools.chain.from_iterable(values for _, values in self.pieces))
 
 
+def has_curve(lines: Sequence[MetricsLine]) -> bool:
+    """Is there a reward or an accuracy to draw? Runs on given answers may have neither."""
+    lines = run_steps(lines)
+    return bool(curve(lines, REWARD).values or curve(lines, ACCURACY).values)
+
+
 def draw_learning_curve(lines: Sequence[MetricsLine], path: Path, title: str) -> None:
     """Draws `lines`, in the order they were written, to the PNG file `path`.
 

@@ -38,7 +38,7 @@ from manta.orchestrator.metrics import (
     step_metrics,
 )
 from manta.orchestrator.phases import PhaseClock
-from manta.orchestrator.picture import draw_learning_curve
+from manta.orchestrator.picture import draw_learning_curve, has_curve
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.publish import Published
 from manta.orchestrator.run_directory import RunDirectory
@@ -234,7 +234,7 @@ class Recorder:
         with self._told_if_unwritten("the summary"):
             write_summary(self._directory, summary)
         with self._told_if_unwritten("the learning curve"):
-            if lines:
+            if has_curve(lines):
                 draw_learning_curve(lines, self._directory.picture, self._run_file.run.name)
         if self._tracker is not None:
             self._tracker.finish(summary)

@@ -67,8 +67,11 @@ def test_a_reward_model_from_pairs_in_a_file(tmp_path: Path, cluster: runs.Envir
     shutil.copytree(tmp_path / "once", tmp_path / "twice")
     resumed = tmp_path / "twice" / "pairs"
     shutil.rmtree(learner_of(resumed).parent)
+    (resumed / "summary.json").unlink()
     result = runs.manta("train", run_file, tmp_path / "twice", env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr
+    starts = (resumed / "incarnations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in starts] == [0, 16]
     ends = [read_resident(learner_of(each), REWARD) for each in (run_dir, resumed)]
     assert all(torch.equal(ends[1][name], tensor) for name, tensor in ends[0].items())
     check_exported(run_dir, tmp_path / "exported")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from manta.orchestrator.metrics import MetricsLine
-from manta.orchestrator.picture import Curve, curve, draw_learning_curve, run_steps
+from manta.orchestrator.picture import Curve, curve, draw_learning_curve, has_curve, run_steps
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -55,12 +55,14 @@ def test_a_curve_has_a_piece_a_stage_and_leaves_gaps_out() -> None:
     ids=["two stages", "another scale", "one reward", "one accuracy", "no lengths"],
 )
 def test_a_png_is_drawn(lines: list[MetricsLine], tmp_path: Path) -> None:
+    assert has_curve(lines)
     draw_learning_curve(lines, tmp_path / "learning_curve.png", "addition")
     assert (tmp_path / "learning_curve.png").read_bytes().startswith(PNG)
 
 
 def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
     for lines in ([], [line("rl", 1, **{"learner/loss": 1.0})]):
+        assert not has_curve(lines)
         with pytest.raises(ValueError, match="neither rewards nor held-out accuracies"):
             draw_learning_curve(lines, tmp_path / "learning_curve.png", "addition")
 
