@@ -47,7 +47,7 @@ def test_a_run_that_learns_from_a_scorer(tmp_path: Path) -> None:
     good = run_file(tmp_path)
     assert cross_check(good) == []
     assert called_in(good) == ("judge",)
-    assert ("scorer judge", 2, 0.5) in placement_needs(good)
+    assert ("scorer judge", 2, 0.25) in placement_needs(good)
     assert model_folder(good.scorers["judge"], Products(tmp_path)) == str(tmp_path / "rm")
     lane = train_lane(good, good.stages[1], Products(tmp_path))
     assert lane.reward is not None and lane.reward.scorers == ("judge",)
