@@ -18,6 +18,7 @@ from manta.orchestrator.stage_words import (
     left_told,
     merge_told,
     reference_told,
+    scorers_told,
     weights_told,
 )
 from manta.orchestrator.stage_words import times as _times
@@ -26,6 +27,8 @@ from manta.orchestrator.survey import Prompts, Survey
 SHARED_CPUS = 0.5
 """What a worker of a computing role reserves when `threads` is 0: it shares the node's cores, and
 phases that alternate do not need them at the same time."""
+SCORER_CPUS = 0.25
+"""The same of a scorer, which computes in short bursts and may stand beside others of its kind."""
 WAITING_CPUS = 0.1
 """What a worker reserves that mostly waits for others."""
 
@@ -53,9 +56,8 @@ def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
         needs.append(RoleNeed("reward", run_file.reward_workers.workers, WAITING_CPUS, 0))
     for name in called_in(run_file):
         scorer = run_file.scorers[name]
-        needs.append(
-            RoleNeed(role(name), scorer.workers, _computing(scorer.threads), scorer.devices)
-        )
+        cpus = float(scorer.threads) or SCORER_CPUS
+        needs.append(RoleNeed(role(name), scorer.workers, cpus, scorer.devices))
     if run_file.needs_reference:
         reference = run_file.reference
         cpus = _computing(reference.threads)
@@ -104,7 +106,8 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
         ]
         if run_file.rollout.placement == "colocated":
             lines.append(_turns(stage))
-    lines += [*weights_told(stage), *_data(run_file, stage, prompts)]
+    lines += [*weights_told(stage), *scorers_told(run_file, stage)]
+    lines += _data(run_file, stage, prompts)
     return [*lines, *_evaluation(run_file, stage, prompts), left_told(stage)]
 
 

@@ -6,6 +6,7 @@ import math
 
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.model_names import leaves
+from manta.orchestrator.scorers import called_by
 
 
 def weights_told(stage: StageConfig) -> list[str]:
@@ -55,3 +56,18 @@ def left_told(stage: StageConfig) -> str:
 def times(count: int, noun: str, plural: str | None = None) -> str:
     """`1 step`, `2,000 steps`."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def scorers_told(run_file: RunFile, stage: StageConfig) -> list[str]:
+    """Which models score what the stage samples, and what their reward is held against."""
+    if stage.reward is None or (stage.kind == "train" and not stage.samples_to_train):
+        return []
+    called = dict.fromkeys(name for names in called_by(stage.reward).values() for name in names)
+    told = [
+        f"scorer {name}: {run_file.scorers[name].model}"
+        for name in called
+        if name in run_file.scorers
+    ]
+    if stage.reward.gold is not None:
+        told.append(f"what trains is held against '{stage.reward.gold}', the gold reward")
+    return told

@@ -1,4 +1,5 @@
-"""A run that learns from a reward model: scored exactly, held against gold, through a death."""
+"""From imitation over a reward model to learning from it: scored exactly, held against the true
+reward, through the death of a worker."""
 
 from __future__ import annotations
 
@@ -11,30 +12,44 @@ import numpy as np
 import pytest
 import torch
 from ray.util.state import list_actors
-from transformers import Qwen2Config, Qwen2ForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from manta.envs.trajectory_files import TrajectoryReader
 from tests.e2e import runs
 
 pytestmark = pytest.mark.e2e
-VOCABULARY, PAD = 14, 12
-REWARD = (
-    "{formula: preference, gold: correct, components: "
-    "{preference: {reward: reward_model, scorer: judge}, correct: exact}}"
-)
 
-
-def judge(folder: Path) -> Qwen2ForSequenceClassification:
-    config = Qwen2Config(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=16, num_labels=1,
-        pad_token_id=PAD,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen2ForSequenceClassification(config)
-    model.score.weight.data.mul_(50)
-    model.save_pretrained(folder)
-    return model.eval()
+CHAIN = """
+run: {name: chain, seed: 0}
+model:
+  build: {layers: 2, width: 32, heads: 2, mlp_width: 64}
+  tokenizer: "char:0123456789+="
+  context: 16
+env: {name: arithmetic, digits: 1, eval_size: 20}
+scorers: {judge: {model: "stage:rm", workers: 2, tokens_per_batch: 64}}
+evaluate: {every_steps: 100, prompts: 20}
+reward: {formula: correct, components: {correct: exact}}
+stages:
+  - {name: sft, algorithm: sft, steps: 60, prompts_per_step: 32, learning_rate: 3e-3,
+     evaluate: null}
+  - {name: samples, kind: generate, algorithm: {name: grpo, samples_per_prompt: 8}, steps: 2,
+     prompts_per_step: 32, evaluate: null}
+  - {name: rm, algorithm: {name: reward_model, samples_per_prompt: 8}, trajectories: stage:samples,
+     steps: 6, prompts_per_step: 8, learning_rate: 1e-3, evaluate: null}
+  - name: rl
+    algorithm: {name: grpo, samples_per_prompt: 4, kl: {coef: 0}}
+    steps: 16
+    prompts_per_step: 8
+    reward:
+      formula: preference
+      gold: correct
+      components: {preference: {reward: reward_model, scorer: judge}, correct: exact}
+rollout: {max_new_tokens: 4}
+environment: {groups_per_call: 4}
+checkpoint: {every_steps: 100}
+"""
+BEFORE = 60 + 2 + 6
+"""Steps before the last stage."""
 
 
 def scorer_processes(cluster: runs.Environment) -> list[int]:
@@ -45,36 +60,33 @@ def scorer_processes(cluster: runs.Environment) -> list[int]:
     return [actor.pid for actor in found if actor.pid]
 
 
-def test_a_run_learns_from_a_scorer_and_goes_on_when_a_worker_is_killed(
+def test_a_chain_learns_from_its_reward_model_and_outlives_a_worker(
     tmp_path: Path, cluster: runs.Environment
 ) -> None:
-    model = judge(tmp_path / "judge")
-    overrides = (
-        f"scorers={{judge: {{model: {tmp_path / 'judge'}, workers: 2, tokens_per_batch: 64}}}}",
-        f"stages.rl.reward={REWARD}",
-        "stages.rl.algorithm.kl.coef=0",
-        "stages.rl.steps=14",
-    )
-    process = runs.start(runs.TINY, tmp_path, *overrides, env=cluster)
-    run_dir = tmp_path / "tiny"
-    runs.wait_for_step(run_dir, 8)
+    run_file = tmp_path / "chain.yaml"
+    run_file.write_text(CHAIN)
+    process = runs.start(run_file, tmp_path, env=cluster)
+    run_dir = tmp_path / "chain"
+    runs.wait_for_step(run_dir, BEFORE + 2)
     os.kill(scorer_processes(cluster)[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=runs.SECONDS)
     assert process.returncode == 0, output
-    trained = runs.check_history(run_dir, 18)
-    assert len(trained) == 4 * 16 + 14 * 8
+    runs.check_history(run_dir, BEFORE + 16)
     events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     assert [e["fields"]["scorer"] for e in events if e["name"] == "scorer worker lost"] == ["judge"]
+    stages = runs.summary(run_dir)["stages"]
+    assert isinstance(stages, list)
+    rewards = stages[-1]["rewards"]
+    assert rewards["proxy_after"] == runs.metrics(run_dir)[-1]["eval/reward"]
+    assert "rewards of rl: proxy" in output
     last = runs.metrics(run_dir)[-2]
     assert last["reward/mean"] == last["reward/preference"] != last["reward/correct"]
     assert last["scorer/judge/calls"] >= 4 and last["scorer/judge/seconds_p50"] > 0
-    rewards = runs.summary(run_dir)["stages"][1]["rewards"]  # type: ignore[index]
-    assert rewards["proxy_after"] == runs.metrics(run_dir)[-1]["eval/reward"]
-    assert "rewards of rl: proxy" in output
+    model = AutoModelForSequenceClassification.from_pretrained(run_dir / "products" / "rm").eval()
     written = TrajectoryReader(run_dir / "trajectories")
     for index in (0, len(written) - 1):
         group = written.group(index)
-        assert "judge#" in group.reward_versions["preference"]
+        assert "rm#" in group.reward_versions["preference"]
         for trajectory, score in zip(group.trajectories, group.scores, strict=True):
             ids = torch.from_numpy(trajectory.token_ids.astype(np.int64))[None]
             with torch.no_grad():

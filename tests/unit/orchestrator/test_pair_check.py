@@ -41,8 +41,6 @@ def test_pairs_from_samples_and_from_written_groups_pass(tmp_path: Path) -> None
     )
     for name in ("dpo", "reward_model"):
         assert cross_check(load(tmp_path, f"stages.rl.algorithm={name}", *written)) == []
-    kl = "stages.rl.algorithm={name: grpo, samples_per_prompt: 4, kl: {coef: 0.1}}"
-    assert cross_check(load(tmp_path, kl, *written)) == []
 
 
 def test_as_many_samples_as_there_are_answers(tmp_path: Path) -> None:

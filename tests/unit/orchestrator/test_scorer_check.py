@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from manta.orchestrator.batch_plan import placement_needs
+from manta.orchestrator import survey
+from manta.orchestrator.batch_plan import describe, placement_needs
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.lanes import eval_lane, train_lane
@@ -47,7 +48,11 @@ def test_a_run_that_learns_from_a_scorer(tmp_path: Path) -> None:
     good = run_file(tmp_path)
     assert cross_check(good) == []
     assert called_in(good) == ("judge",)
-    assert ("scorer judge", 2, 0.5) in placement_needs(good)
+    told = describe(good, good.stages[1], survey.look(good))
+    assert f"scorer judge: {tmp_path / 'rm'}" in told
+    assert "what trains is held against 'correct', the gold reward" in told
+    assert not any("scorer" in line for line in describe(good, good.stages[0], survey.look(good)))
+    assert ("scorer judge", 2, 0.25) in placement_needs(good)
     assert model_folder(good.scorers["judge"], Products(tmp_path)) == str(tmp_path / "rm")
     lane = train_lane(good, good.stages[1], Products(tmp_path))
     assert lane.reward is not None and lane.reward.scorers == ("judge",)
