@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from manta.actors.learner import LearnerJob, LearnerStage
@@ -125,8 +125,11 @@ def _references(
 ) -> ReferencePool | None:
     if not run_file.needs_reference:
         return None
-    temperature = run_file.rollout.temperature
-    return ReferencePool(run_file.reference, cpus["reference"], model, temperature, transport)
+    settings, temperature = run_file.reference, run_file.rollout.temperature
+    if run_file.run.deterministic:
+        # Which rows wait together depends on timing, and a row's last bits on what it lies beside
+        settings = replace(settings, tokens_per_batch=1)
+    return ReferencePool(settings, cpus["reference"], model, temperature, transport)
 
 
 def transport_settings(run_file: RunFile, run_dir: Path) -> TransportSettings:

@@ -29,6 +29,15 @@ def test_scores_equal_the_policys_log_probs(tokens_per_batch: int) -> None:
     np.testing.assert_allclose(np.concatenate(found), wanted.detach().numpy(), atol=1e-6)
 
 
+def test_rows_that_are_scored_alone_do_not_depend_on_their_company() -> None:
+    """What a deterministic run relies on: which requests are scored together is a matter of time."""
+    trajectories = [t for group in groups_of((6, 5)) for t in group.trajectories]
+    scorer = LogprobScorer(tiny_model(), "base", 1)
+    together = scorer.score(trajectories).logprobs
+    for trajectory, logprobs in zip(trajectories, together, strict=True):
+        np.testing.assert_array_equal(scorer.score([trajectory]).logprobs[0], logprobs)
+
+
 def test_no_trajectories_give_no_scores() -> None:
     scorer = LogprobScorer(tiny_model(), "base", 1000)
     with torch.no_grad():
