@@ -30,7 +30,7 @@ def test_scores_equal_the_policys_log_probs(tokens_per_batch: int) -> None:
 
 
 def test_rows_that_are_scored_alone_do_not_depend_on_their_company() -> None:
-    """What a deterministic run relies on: which requests are scored together is a matter of time."""
+    """Deterministic runs rely on it: which requests are scored together is a matter of time."""
     trajectories = [t for group in groups_of((6, 5)) for t in group.trajectories]
     scorer = LogprobScorer(tiny_model(), "base", 1)
     together = scorer.score(trajectories).logprobs
