@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from manta.orchestrator.ledger import Entry, read_ledger
@@ -92,8 +93,9 @@ def weights(run_dir: Path, step: int) -> bytes:
     return (run_dir / f"checkpoints/step={step:06d}/learner/model.safetensors").read_bytes()
 
 
-def check_history(run_dir: Path, steps: int) -> list[Entry]:
-    """The ledger is whole and agrees with what the ranks wrote; the trained entries.
+def check_history(run_dir: Path, steps: int, writing: Sequence[int] = ()) -> list[Entry]:
+    """The ledger is whole and agrees with what the ranks wrote; the trained entries. `writing` are
+    the steps that trained nothing, but wrote.
 
     Every task place that was admitted has one outcome, steps are trained once and in order, and the
     ranks' own hashes, of the steps that led to the final weights, are the ledger's.
@@ -106,7 +108,8 @@ def check_history(run_dir: Path, steps: int) -> list[Entry]:
     by_stage: dict[str, list[int]] = defaultdict(list)
     for stage, _, position in places:
         by_stage[stage].append(position)
-    assert sorted({entry.step for entry in trained}) == list(range(1, steps + 1))
+    assert sorted({*writing, *(entry.step for entry in trained)}) == list(range(1, steps + 1))
+    assert {entry.step for entry in entries if entry.outcome == "written"} == set(writing)
     assert {(e.step, tuple(e.group), e.content_hash) for e in trained} == ranks_account(run_dir)
     return trained
 

@@ -58,7 +58,7 @@ class Pools:
             model, settings, 0.1, deterministic=False, transport=TransportSettings()
         )
         self.environment = EnvironmentPool(
-            2, 0.1, TOKENIZER, self.rollout, [start(RewardWorker, 0.1)], None
+            2, 0.1, TOKENIZER, self.rollout, [start(RewardWorker, 0.1)], []
         )
 
     async def open(self) -> None:
