@@ -24,6 +24,7 @@ LEARNS = (
     "stages.rl.algorithm.samples_per_prompt=16",
     "stages.rl.algorithm.kl.coef=0",
     "stages.rl.learning_rate=2e-3",
+    "stages.rl.decay=linear",
 )
 
 
