@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from manta.actors.models.spec import BuildSpec
 from manta.actors.transports.settings import DIRECT
 from manta.envs.records import Json
 from manta.envs.tokenizer import FileTokenizer, build_tokenizer
@@ -261,23 +260,11 @@ def _expected(run_file: RunFile) -> dict[str, Json]:
     model = run_file.model
     if model.path is not None:
         return {k: v for k, v in _config(model.path).items() if k in _SHAPE}
-    build = model.build
-    assert build is not None
-    shape = _built(build)
-    if model.tokenizer is not None:
-        shape["vocab_size"] = build_tokenizer(model.tokenizer).vocab_size
-    return shape
-
-
-def _built(build: BuildSpec) -> dict[str, Json]:
-    return {
-        "model_type": build.architecture,
-        "hidden_size": build.width,
-        "intermediate_size": build.mlp_width,
-        "num_hidden_layers": build.layers,
-        "num_attention_heads": build.heads,
-        "num_key_value_heads": build.kv_heads or build.heads,
-    }
+    if model.build is None or model.build.heads < 1 or model.tokenizer is None:
+        return {}  # wrong by itself, and told so elsewhere
+    vocab_size = build_tokenizer(model.tokenizer).vocab_size
+    built = model.build.config(vocab_size, model.context)
+    return {key: built[key] for key in _SHAPE}
 
 
 def _config(path: str) -> dict[str, Json]:

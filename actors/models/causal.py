@@ -54,19 +54,8 @@ def model_config(spec: ModelSpec, vocab_size: int) -> PreTrainedConfig:
     if spec.path is not None:
         return cast(PreTrainedConfig, AutoConfig.from_pretrained(spec.path))
     assert spec.build is not None
-    sizes = spec.build
-    config = AutoConfig.for_model(
-        sizes.architecture,
-        vocab_size=vocab_size,
-        hidden_size=sizes.width,
-        intermediate_size=sizes.mlp_width,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads or sizes.heads,
-        head_dim=sizes.width // sizes.heads,
-        max_position_embeddings=spec.context,
-        tie_word_embeddings=sizes.tie_embeddings,
-    )
+    fields = spec.build.config(vocab_size, spec.context)
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     return cast(PreTrainedConfig, config)
 
 
