@@ -40,8 +40,19 @@ def unpack(weights: Weights) -> dict[str, Tensor]:
     }
 
 
-def first_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with the first tensor (in `expected`'s order) that differs in name or shape."""
+def refuse_mismatch(
+    expected: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    told: str = "these are another model's weights",
+) -> None:
+    """Raises ValueError, `told` and what is wrong, where a tensor of `given` differs in name or
+    shape; of several the first, in `expected`'s order."""
+    problem = _first_mismatch(expected, given)
+    if problem is not None:
+        raise ValueError(f"{told}: {problem}")
+
+
+def _first_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
     for name, tensor in expected.items():
         if name not in given:
             return f"{name} is missing"

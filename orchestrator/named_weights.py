@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manta.actors.backends.state_files import read_parameters
 from manta.actors.stored_folder import StoredFolder
-from manta.actors.weight_tensors import first_mismatch, pack
+from manta.actors.weight_tensors import pack, refuse_mismatch
 from manta.actors.weights import Weights
 from manta.envs.records import WeightVersion
 from manta.envs.tokenizer import build_tokenizer
@@ -138,9 +138,8 @@ def soup(
     total = sum(given)
     mixed: dict[str, Tensor] = {}
     for model, name, share in zip(models, names, given, strict=True):
-        problem = first_mismatch(mixed, model) if mixed else None
-        if problem is not None:
-            raise ValueError(f"'{name}' cannot be averaged with '{names[0]}': {problem}")
+        if mixed:
+            refuse_mismatch(mixed, model, f"'{name}' cannot be averaged with '{names[0]}'")
         for key, tensor in model.items():
             part = tensor.to(torch.float32) * (share / total)
             mixed[key] = mixed[key].add_(part) if key in mixed else part

@@ -18,7 +18,7 @@ from manta.actors.models.norms import merge_norms
 from manta.actors.models.products import widen_linears
 from manta.actors.models.rotary import merge_rotary
 from manta.actors.models.spec import ModelSpec
-from manta.actors.weight_tensors import first_mismatch
+from manta.actors.weight_tensors import refuse_mismatch
 
 
 def build_model(spec: ModelSpec, vocab_size: int, seed: int) -> nn.Module:
@@ -92,8 +92,6 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises ValueError naming the first tensor that does not belong; nothing is changed then.
     """
     own = model_state(model)
-    problem = first_mismatch(own, state)
-    if problem is not None:
-        raise ValueError(f"these are another model's weights: {problem}")
+    refuse_mismatch(own, state)
     for name, parameter in own.items():
         parameter.copy_(state[name])

@@ -24,7 +24,7 @@ from manta.actors.models.resident import ResidentModule
 from manta.actors.models.spec import ModelSpec
 from manta.actors.models.trunk import own_trunk, width
 from manta.actors.rows import Row
-from manta.actors.weight_tensors import first_mismatch
+from manta.actors.weight_tensors import refuse_mismatch
 from manta.algorithms.settings import RewardModelSettings
 
 _HEAD = "head.weight"
@@ -102,9 +102,7 @@ def save_reward_model(
         model = AutoModelForSequenceClassification.from_config(config)
     own = dict(model.named_parameters())
     given = {_published(name, model.base_model_prefix): each for name, each in tensors.items()}
-    problem = first_mismatch(own, given)
-    if problem is not None:
-        raise ValueError(f"this is no reward model of that kind: {problem}")
+    refuse_mismatch(own, given, "this is no reward model of that kind")
     dtype = getattr(torch, spec.dtype)
     kept = {
         name: tensor.detach().cpu().to(torch.float32 if name == _SCORE else dtype).contiguous()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from manta.actors.models.causal import load_state, model_state
 from manta.actors.scorers.logprob import LogprobScorer
 from manta.actors.weight_stream import StreamHash
-from manta.actors.weight_tensors import first_mismatch, unpack
+from manta.actors.weight_tensors import refuse_mismatch, unpack
 from manta.actors.weights import Receipt, Weights, content_hash
 from manta.envs.records import ReferenceStatistics, Trajectory
 
@@ -73,9 +73,7 @@ class FollowingScorer:
                     key: tensor.to(torch.float32, copy=True)
                     for key, tensor in model_state(self._model).items()
                 }
-            problem = first_mismatch(self._average, policy)
-            if problem is not None:
-                raise ValueError(f"these are another model's weights: {problem}")
+            refuse_mismatch(self._average, policy)
             for key, average in self._average.items():
                 average.lerp_(policy[key].to(average), 1 - decay)
             load_state(self._model, self._average)
