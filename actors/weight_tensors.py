@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from manta.actors.weight_stream import StreamHash
 from manta.actors.weights import ALIGNMENT, TensorSpec, Weights, content_hash
 from manta.envs.records import WeightVersion
 
@@ -38,6 +39,20 @@ def unpack(weights: Weights) -> dict[str, Tensor]:
         .reshape(spec.shape)
         for spec in weights.specs
     }
+
+
+def stream_hash(named: Iterable[tuple[str, Tensor]]) -> str:
+    """The hash of the tensors (any device), which come in name order, as one `Weights`; none is
+    kept."""
+    stream = StreamHash()
+    hash_into(stream, named)
+    return stream.close()
+
+
+def hash_into(stream: StreamHash, named: Iterable[tuple[str, Tensor]]) -> None:
+    for name, tensor in named:
+        octets = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+        stream.add(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), octets)
 
 
 def refuse_mismatch(

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from manta.actors.models.causal import load_state, model_state
 from manta.actors.scorers.logprob import LogprobScorer
-from manta.actors.weight_stream import StreamHash
-from manta.actors.weight_tensors import refuse_mismatch, unpack
+from manta.actors.weight_tensors import refuse_mismatch, stream_hash, unpack
 from manta.actors.weights import Receipt, Weights, content_hash
 from manta.envs.records import ReferenceStatistics, Trajectory
 
@@ -40,7 +39,7 @@ class FollowingScorer:
         self._model = model
         self._scorer = LogprobScorer(model, "", tokens_per_batch, temperature)
         self._average: dict[str, Tensor] | None = None
-        self._name(("initial", _hash(model_state(model))))
+        self._name(("initial", stream_hash(sorted(model_state(model).items()))))
 
     @property
     def version(self) -> str:
@@ -112,17 +111,6 @@ class FollowingScorer:
     def _name(self, named: tuple[str, str]) -> None:
         self._named = named
         self._scorer.version = _shown(*named)
-
-
-def _hash(state: Mapping[str, Tensor]) -> str:
-    """That of the same tensors as `Weights`, without a copy of all of them."""
-    stream = StreamHash()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        octets = tensor.reshape(-1).view(torch.uint8).numpy()
-        stream.add(name, dtype, tuple(tensor.shape), octets)
-    return stream.close()
 
 
 def _shown(name: str, sha256: str) -> str:
