@@ -16,7 +16,7 @@ from torch import Tensor
 from manta.actors.backends.state_files import read_parameters
 from manta.actors.stored_folder import StoredFolder
 from manta.actors.weight_tensors import pack, refuse_mismatch
-from manta.actors.weights import Weights
+from manta.actors.weights import Weights, label
 from manta.envs.records import WeightVersion
 from manta.envs.tokenizer import build_tokenizer
 from manta.orchestrator.build import tokenizer_name
@@ -35,16 +35,18 @@ from manta.orchestrator.model_names import (
 )
 from manta.orchestrator.products import Products
 
-_MARK = 8
-"""Hexadecimal digits of a hash that tell weights of one name apart."""
-
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """`label` names the content: the name, and the start of its hash."""
+    """`name` is as exact as can be: with the repeat that each stage in it means."""
 
-    label: str
+    name: str
     weights: Weights
+
+    @property
+    def label(self) -> str:
+        """Names the content."""
+        return label(self.name, self.weights.sha256)
 
 
 class NamedWeights:
@@ -59,8 +61,7 @@ class NamedWeights:
         Raises ValueError where it is not there (yet), damaged, or another model's.
         """
         weights = pack(self.tensors(name, reader), version)
-        told = self._exact(name, reader)
-        return Named(f"{told}#{weights.sha256[:_MARK]}", weights)
+        return Named(self._exact(name, reader), weights)
 
     def tensors(
         self, name: Mixed, reader: StageConfig, shares: Sequence[float] = ()

@@ -19,12 +19,10 @@ from torch import Tensor, nn
 from manta.actors.models.causal import load_state, model_state
 from manta.actors.scorers.logprob import LogprobScorer
 from manta.actors.weight_tensors import refuse_mismatch, stream_hash, unpack
-from manta.actors.weights import Receipt, Weights, content_hash
+from manta.actors.weights import Receipt, Weights, content_hash, label
 from manta.envs.records import ReferenceStatistics, Trajectory
 
 REFERENCE_FILE = "reference.safetensors"
-_MARK = 8
-"""Hexadecimal digits of a hash in a version."""
 
 
 class FollowingScorer:
@@ -43,7 +41,7 @@ class FollowingScorer:
 
     @property
     def version(self) -> str:
-        return _shown(*self._named)
+        return label(*self._named)
 
     def score(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
         return self._scorer.score(trajectories)
@@ -110,11 +108,7 @@ class FollowingScorer:
 
     def _name(self, named: tuple[str, str]) -> None:
         self._named = named
-        self._scorer.version = _shown(*named)
-
-
-def _shown(name: str, sha256: str) -> str:
-    return f"{name}#{sha256[:_MARK]}"
+        self._scorer.version = label(*named)
 
 
 def _write(state: Mapping[str, Tensor], metadata: dict[str, str], folder: Path) -> None:
