@@ -31,11 +31,7 @@ from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.length_check import length_problems
 from manta.orchestrator.model_folder import folder_config, is_missing
 from manta.orchestrator.model_names import STAGE_NAME
-from manta.orchestrator.name_check import (
-    has_reference_logprobs,
-    name_problems,
-    reference_problems,
-)
+from manta.orchestrator.name_check import name_problems, reference_problems
 from manta.orchestrator.pair_check import pair_problems
 from manta.orchestrator.scorer_check import scorer_problems
 from manta.orchestrator.staleness_check import staleness_problems
@@ -330,13 +326,6 @@ def _algorithm(
     learns_from_rewards = stage.kind == "train" and algorithm.samples_from == "policy"
     if learns_from_rewards and stage.reward is None:
         yield f".reward: algorithm '{algorithm.name}' learns from rewards, name one"
-    is_written = learns_from_rewards and stage.trajectories is not None
-    if is_written and algorithm.kl.coef and not has_reference_logprobs(run_file, stage):
-        yield (
-            ".algorithm.kl.coef: must be 0 with written trajectories: the reference log-probs "
-            "that they may hold are of another run's reference; an annotate stage with "
-            "reference_logprobs gives them this run's"
-        )
 
 
 def _reward(reward: RewardConfig) -> Iterator[str]:
