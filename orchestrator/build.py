@@ -16,7 +16,7 @@ from manta.envs.records import Int32
 from manta.envs.tokenizer import build_tokenizer
 from manta.orchestrator.batch_plan import role_needs
 from manta.orchestrator.config import RunFile, StageConfig
-from manta.orchestrator.learner_group import LearnerGroup
+from manta.orchestrator.learner_group import LearnerGroup, Restarts
 from manta.orchestrator.model_names import named_stage, parse_stage
 from manta.orchestrator.pools import (
     EnvironmentPool,
@@ -59,9 +59,16 @@ def tokenizer_name(run_file: RunFile) -> str:
     return name
 
 
-def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> Crew:
+def build(
+    run_file: RunFile,
+    run_dir: Path,
+    order: StartOrder,
+    waits: Waits,
+    restarts: Restarts | None = None,
+) -> Crew:
     """Starts every worker; none is waited for. Colocated engines follow when the learner's ranks
-    have said where they are (`RolloutPool.start_beside`)."""
+    have said where they are (`RolloutPool.start_beside`). With `restarts` a learner group that
+    falls is followed by another, where the run's engines and transport allow that."""
     needs = {need.role: need for need in role_needs(run_file)}
     cpus = {role: need.cpus for role, need in needs.items()}
     deadline = run_file.run.deadline_minutes * 60
@@ -75,7 +82,10 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     if run_file.needs_learner:
         job = _learner_job(run_file, vocab_size, run_dir, probe, client, transport.direct)
         need = needs["learner"]
-        learner = LearnerGroup(job, need.cpus, need.gpus, run_dir / "learner")
+        is_alone = not job.is_colocated and transport.direct is None
+        learner = LearnerGroup(
+            job, need.cpus, need.gpus, run_dir / "learner", client, restarts if is_alone else None
+        )
     rollout = RolloutPool(
         model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic, transport
     )
