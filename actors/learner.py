@@ -64,6 +64,12 @@ class LearnerJob:
     is_colocated: bool = False
     direct: str | None = None
 
+    @property
+    def is_tied_to_engines(self) -> bool:
+        """Do engines hold what the ranks' processes lend them: a device, or a communicator? Other
+        ranks would not fit them."""
+        return self.is_colocated or self.direct is not None
+
 
 def learner_loop(config: dict[str, LearnerJob]) -> None:
     """Ray Train's entry on every worker: steps until the mailbox says stop."""

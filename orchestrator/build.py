@@ -14,7 +14,7 @@ from manta.actors.transports.settings import TransportSettings
 from manta.algorithms.presets import PRESETS
 from manta.envs.records import Int32
 from manta.envs.tokenizer import build_tokenizer
-from manta.orchestrator.batch_plan import role_needs
+from manta.orchestrator.batch_plan import RoleNeed, role_needs
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.learner_group import LearnerGroup, Restarts
 from manta.orchestrator.model_names import named_stage, parse_stage
@@ -60,15 +60,10 @@ def tokenizer_name(run_file: RunFile) -> str:
 
 
 def build(
-    run_file: RunFile,
-    run_dir: Path,
-    order: StartOrder,
-    waits: Waits,
-    restarts: Restarts | None = None,
+    run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits, restarts: Restarts | None
 ) -> Crew:
     """Starts every worker; none is waited for. Colocated engines follow when the learner's ranks
-    have said where they are (`RolloutPool.start_beside`). With `restarts` a learner group that
-    falls is followed by another, where the run's engines and transport allow that."""
+    have said where they are (`RolloutPool.start_beside`)."""
     needs = {need.role: need for need in role_needs(run_file)}
     cpus = {role: need.cpus for role, need in needs.items()}
     deadline = run_file.run.deadline_minutes * 60
@@ -81,11 +76,7 @@ def build(
     learner = None
     if run_file.needs_learner:
         job = _learner_job(run_file, vocab_size, run_dir, probe, client, transport.direct)
-        need = needs["learner"]
-        is_alone = not job.is_colocated and transport.direct is None
-        learner = LearnerGroup(
-            job, need.cpus, need.gpus, run_dir / "learner", client, restarts if is_alone else None
-        )
+        learner = _learner_group(job, needs["learner"], client, restarts)
     rollout = RolloutPool(
         model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic, transport
     )
@@ -125,6 +116,14 @@ def build(
         publisher,
         device,
     )
+
+
+def _learner_group(
+    job: LearnerJob, need: RoleNeed, client: MailboxClient, restarts: Restarts | None
+) -> LearnerGroup:
+    """With `restarts` one that falls is followed by another, if engines need not go with it."""
+    follows = None if job.is_tied_to_engines else restarts
+    return LearnerGroup(job, need.cpus, need.gpus, Path(job.run_dir) / "learner", client, follows)
 
 
 def _references(

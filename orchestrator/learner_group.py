@@ -141,13 +141,14 @@ class LearnerGroup:
                 in_a_row, finished = [], fall.finished
             if fall.kind != "outnumbered":
                 in_a_row.append(fall)
-                _judge(in_a_row, restarts.most)
+                judge(in_a_row, restarts.most)
             order = await asyncio.to_thread(restarts.starts.again)
             replays = await self._client.restart(order)
             restarts.event(
                 LEARNER_FELL,
                 {
                     "why": "; ".join(fall.causes),
+                    "newest finished step": fall.finished,
                     "goes on from step": order.step,
                     "steps to replay": replays,
                     "incarnation": order.incarnation,
@@ -163,7 +164,7 @@ class LearnerGroup:
             self._ended.set_exception(failure)
 
 
-def _judge(in_a_row: Sequence[Fall], most: int) -> None:
+def judge(in_a_row: Sequence[Fall], most: int) -> None:
     """Raises LearnerFailed where no group is to follow those that fell `in_a_row`, since the same
     step was the newest finished one."""
     newest = in_a_row[-1]

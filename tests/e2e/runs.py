@@ -124,29 +124,3 @@ def ranks_account(run_dir: Path) -> set[tuple[int, tuple[int, ...], str]]:
             if line["step"] <= last.get(line["incarnation"], line["step"]):
                 account.add((line["step"], tuple(line["group"]), line["hash"]))
     return account
-
-
-def workers(driver: int, kind: str) -> list[int]:
-    """The processes of Ray actors of class `kind` under the driver with that process id."""
-    parents = {}
-    found = []
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal():
-            continue
-        try:
-            status = (folder / "stat").read_text().rpartition(")")[2].split()
-            name = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue  # it has just ended
-        parents[int(folder.name)] = int(status[1])
-        if name.startswith(f"ray::{kind}".encode()) and status[0] != "Z":
-            found.append(int(folder.name))
-    return sorted(pid for pid in found if driver in _ancestors(pid, parents))
-
-
-def _ancestors(pid: int, parents: dict[int, int]) -> list[int]:
-    found = []
-    while pid in parents:
-        pid = parents[pid]
-        found.append(pid)
-    return found
