@@ -21,7 +21,9 @@ from manta.envs.records import Json
 @dataclass(frozen=True, slots=True)
 class RunConfig:
     """`dir` is the folder that holds run directories; this run's is `dir/name`. A wait that takes
-    longer than `deadline_minutes` ends the run with its name."""
+    longer than `deadline_minutes` ends the run with its name. What cannot be healed within the run
+    has it begin anew from its newest checkpoint, at most `max_restarts` times in a row without a
+    newly committed one."""
 
     name: str
     seed: int = 0
@@ -29,6 +31,7 @@ class RunConfig:
     max_hours: float | None = None
     deadline_minutes: float = 30.0
     deterministic: bool = False
+    max_restarts: int = 2
 
 
 @dataclass(frozen=True, slots=True)

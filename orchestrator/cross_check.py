@@ -145,6 +145,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
     """Bounds of single values."""
     rollout, learner, reference = run_file.rollout, run_file.learner, run_file.reference
     at_least = {
+        "run.max_restarts": (run_file.run.max_restarts, 0),
         "model.context": (run_file.model.context, 2),
         "rollout.workers": (rollout.workers, 1),
         "rollout.threads": (rollout.threads, 0),
@@ -159,6 +160,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "learner.weight_decay": (learner.weight_decay, 0),
         "learner.momentum": (learner.momentum, 0),
         "learner.clip_norm": (learner.clip_norm, 0),
+        "learner.max_restarts": (learner.max_restarts, 0),
         "learner.warmup_steps": (learner.warmup_steps, 0),
         "reference.workers": (reference.workers, 1),
         "reference.threads": (reference.threads, 0),
