@@ -246,6 +246,7 @@ def _seal(
                 f"{learner}/{file.name} does not hold the {file.num_bytes} bytes that its rank "
                 f"wrote: {'it is not there' if found is None else f'it has {found}'}"
             )
+    learner.remove_unfinished()
     stated = partial.write(_STATE, json.dumps(asdict(state), indent=1))
     entries = {f"{_LEARNER}/{file.name}": file for file in written} | {_STATE: stated}
     files = {

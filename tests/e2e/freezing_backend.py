@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,12 +22,13 @@ class FreezingBackend(PlainBackend):
         freeze = Path(os.environ[FREEZES_WHERE])
         if freeze.exists():
             freeze.unlink()
-            _kill_frozen.remote([ray.get_runtime_context().current_actor])
+            watchdog = ray.remote(Watchdog).options(num_cpus=0).remote()
+            # What a frozen process has not sent it never sends
+            ray.get(watchdog.kill_soon.remote([ray.get_runtime_context().current_actor]))
             os.kill(os.getpid(), signal.SIGSTOP)
         return super().snapshot()
 
 
-@ray.remote(num_cpus=0)
-def _kill_frozen(rank: list[ActorHandle[object]]) -> None:
-    time.sleep(2)
-    ray.kill(rank[0])
+class Watchdog:
+    def kill_soon(self, rank: list[ActorHandle[object]]) -> None:
+        threading.Timer(1.0, ray.kill, rank).start()
