@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import ray
 
+from manta.actors.alive import Alive
 from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
 from manta.actors.device_place import DevicePlace
 from manta.actors.hand_over import HandedOver, HandOver
@@ -226,7 +227,7 @@ class StepLog:
                 del log[old]
 
 
-class Mailbox:
+class Mailbox(Alive):
     """The shell of `StepLog`."""
 
     def __init__(self, order: StartOrder) -> None:

@@ -27,7 +27,7 @@ from manta.orchestrator.lives import Lives
 from manta.orchestrator.merge_stage import merge
 from manta.orchestrator.model_names import steps_named
 from manta.orchestrator.named_weights import NamedWeights
-from manta.orchestrator.placement import check_resources, connect
+from manta.orchestrator.placement import check_resources, connect, where_ray_is
 from manta.orchestrator.products import Products
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.recorder import Recorder
@@ -37,9 +37,11 @@ from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.run_file import resolved
 from manta.orchestrator.scorer_watch import ScorerWatch
 from manta.orchestrator.stage_products import leave, leave_report, left_by, read_report
+from manta.orchestrator.status_writer import StatusWriter
 from manta.orchestrator.summary import State
 from manta.orchestrator.train_stage import TrainStage
 from manta.orchestrator.wait import Waits, unless_ended
+from manta.orchestrator.watch import accompanied
 
 
 def train(run_file: RunFile, lives: Lives) -> int:
@@ -92,6 +94,15 @@ class _Driver:
             self._metrics_position,
         )
         ledger = Ledger(self._directory.ledger)
+        self._status = StatusWriter(
+            self._directory.status,
+            self._run_file.run.name,
+            recorder.moment,
+            self._waits,
+            where_ray_is(),
+            self._incarnation,
+            recorder.event_text,
+        )
         error = None
         with recorder:
             try:
@@ -99,6 +110,7 @@ class _Driver:
             except* Exception as errors:  # noqa: BLE001 - whatever ends the run is shown as its cause
                 error = _causes(errors)
                 state = "failed"
+            self._status.end(state, error)
             left = left_by(self._products)
             summary = recorder.finish(state, ledger.totals, error, left)
         ledger.close()
@@ -113,17 +125,19 @@ class _Driver:
             order = self._order()
             crew = build(self._run_file, self._directory.root, order, self._waits)
         context = self._context(crew, recorder, ledger)
-        try:
-            return await self._watched(context, order)
-        finally:
-            await context.commits.close()
-            await crew.rollout.close()
+        async with accompanied(context, self._status, None):
+            try:
+                return await self._watched(context, order)
+            finally:
+                await context.commits.close()
+                await crew.rollout.close()
 
     async def _watched(self, run: RunContext, order: StartOrder) -> State:
         """Waits for the workers, and goes through the stages with an eye on the router."""
         with run.recorder.phase("start_up"):
             self._watch_signals(run.should_stop, run.recorder)
             await self._start(run, order)
+        self._status.state = "running"
         # What is there now lives as long as the run: the collector need not go through it again.
         gc.collect()
         gc.freeze()
@@ -259,6 +273,7 @@ class _Driver:
                 main.cancel()
                 return
             should_stop.set()
+            self._status.state = "stopping"
             recorder.event("stopping: saving at the step's end; again to stop at once", {})
 
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "orchestrator": {"orchestrator", "actors", "algorithms", "envs"},
 }
 MAY_USE_RAY = {
+    "actors/alive.py",
     "actors/environment.py",
     "actors/hand_over.py",
     "actors/learner.py",
@@ -29,12 +30,14 @@ MAY_USE_RAY = {
     "orchestrator/adoption.py",
     "orchestrator/delivery.py",
     "orchestrator/direct_delivery.py",
+    "orchestrator/health_watch.py",
     "orchestrator/learner_group.py",
     "orchestrator/placement.py",
     "orchestrator/pools.py",
     "orchestrator/publish.py",
     "orchestrator/reference_pool.py",
     "orchestrator/reward_pool.py",
+    "orchestrator/roster.py",
     "orchestrator/run.py",
     "orchestrator/run_evaluation.py",
     "orchestrator/scorer_pool.py",
