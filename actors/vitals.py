@@ -39,6 +39,8 @@ _STANDS_SECONDS = 1.0
 _FRAMES = 4
 _CALLS = 5
 _TASKS = 64
+_OURS = f"{os.sep}actors{os.sep}"
+"""In the name of a file of workers' code."""
 _QUIET = ("introduce", "ping", "stay")
 """Calls that are always there, and say nothing."""
 
@@ -76,11 +78,12 @@ class Pulse:
         self._calls = ""
 
     def sign(self, wants_host: bool = False) -> LifeSign:
-        if self._asked is None:
-            self._asked = time.monotonic()
+        asked = self._asked  # the loop may turn at any moment
+        if asked is None:
+            asked = self._asked = time.monotonic()
             with suppress(RuntimeError):  # the loop was closed: it will turn no more
                 self._loop.call_soon_threadsafe(self._turn)
-        stands = time.monotonic() - self._asked
+        stands = time.monotonic() - asked
         doing = self._calls
         if stands >= _STANDS_SECONDS:
             doing = innermost(sys._current_frames().get(self._thread))
@@ -112,11 +115,20 @@ def log_file() -> Path:
 
 
 def innermost(frame: FrameType | None) -> str:
-    """Where `frame` is, in a line: the innermost calls, the last one first."""
+    """Where `frame` is, in a line: the innermost call, then the innermost ones of actors."""
     if frame is None:
         return ""
-    stack = traceback.extract_stack(frame, limit=_FRAMES)
-    return " < ".join(f"{f.name} ({Path(f.filename).name}:{f.lineno})" for f in reversed(stack))
+    stack = list(traceback.StackSummary.extract(traceback.walk_stack(frame), lookup_lines=False))
+    shown = [f for i, f in enumerate(stack) if i == 0 or _OURS in f.filename]
+    return " < ".join(f"{f.name} ({Path(f.filename).name}:{f.lineno})" for f in shown[:_FRAMES])
+
+
+def sign_of_thread(thread: int) -> LifeSign:
+    """Of a process that runs no event loop: what `thread`, which does its work, is in."""
+    process = figures(this_process())
+    assert process is not None, "it is this one"
+    frame = sys._current_frames().get(thread)
+    return LifeSign(0.0, innermost(frame), process, _device_peak())
 
 
 def calls_under_way() -> str:
@@ -134,7 +146,7 @@ def calls_under_way() -> str:
 def _outermost_of_ours(coroutine: Any) -> str:
     """The method of a shell that `coroutine`, Ray's or a task's, is about; "" for none."""
     while (code := getattr(coroutine, "cr_code", None)) is not None:
-        if f"{os.sep}actors{os.sep}" in code.co_filename:
+        if _OURS in code.co_filename:
             return str(code.co_name)
         coroutine = coroutine.cr_await
     return ""

@@ -16,8 +16,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from manta.actors.line_file import LineFile
 from manta.envs.records import GroupId
-from manta.orchestrator.line_file import LineFile
 
 DELIBERATE = ("overtaken", "too old", "the run stopped")
 """How reasons begin of groups that were dropped, but not because they broke."""

@@ -27,6 +27,7 @@ from manta.orchestrator.lives import Lives
 from manta.orchestrator.merge_stage import merge
 from manta.orchestrator.model_names import steps_named
 from manta.orchestrator.named_weights import NamedWeights
+from manta.orchestrator.no_room import with_advice
 from manta.orchestrator.placement import check_resources, connect, where_ray_is
 from manta.orchestrator.products import Products
 from manta.orchestrator.progress import Progress
@@ -108,7 +109,8 @@ class _Driver:
             try:
                 state = await self._work(recorder, ledger)
             except* Exception as errors:  # noqa: BLE001 - whatever ends the run is shown as its cause
-                error = _causes(errors)
+                told = _causes(errors)
+                error = with_advice(told, self._directory.root, self._checkpoints)
                 state = "failed"
             self._status.end(state, error)
             left = left_by(self._products)
@@ -166,8 +168,14 @@ class _Driver:
             if run.should_stop.is_set():
                 return "stopped"
         if run.crew.learner is not None:
-            await run.crew.client.stop(None)
-            await run.crew.learner.ended()
+            await self._waits.wait(
+                "the mailbox to tell the learner ranks to stop",
+                run.crew.client.stop(None),
+                run.deadline_seconds,
+            )
+            await self._waits.wait(
+                "the learner group to leave", run.crew.learner.ended(), run.deadline_seconds
+            )
         return "finished"
 
     def _order(self) -> StartOrder:
@@ -217,7 +225,11 @@ class _Driver:
     async def _start(self, run: RunContext, order: StartOrder) -> None:
         """Waits for the workers; afterwards the engines serve the learner's weights, verified."""
         if run.crew.learner is None:
-            await run.crew.rollout.serve_all()
+            await self._waits.wait(
+                f"engines {', '.join(run.crew.rollout.names)} to start",
+                run.crew.rollout.serve_all(),
+                run.deadline_seconds,
+            )
             return
         reports = await self._waits.wait(
             "the learner group to start",

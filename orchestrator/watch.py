@@ -60,12 +60,8 @@ def _room(root: Path) -> tuple[int, int]:
     """Bytes that are free below `root`, and of the newest checkpoint there."""
     free = shutil.disk_usage(root).free
     folders = sorted((root / "checkpoints").glob("step=*"))
-    newest = sum(_size(file) for file in folders[-1].rglob("*")) if folders else 0
-    return free, newest
-
-
-def _size(file: Path) -> int:
     try:
-        return file.stat().st_size
+        newest = sum(file.stat().st_size for each in folders[-1:] for file in each.rglob("*"))
     except FileNotFoundError:
-        return 0  # an older checkpoint goes while it is looked at
+        newest = 0  # it made room for a newer one while it was looked at: that is measured next
+    return free, newest
