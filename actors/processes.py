@@ -104,6 +104,16 @@ def figures(process: Known) -> ProcessFigures | None:
     return ProcessFigures(_STATES.get(state, state), bool(stopped), cpu, memory, peak)
 
 
+def own_state(process: Known) -> tuple[str, bool] | None:
+    """Its state in words, and whether it is stopped, whatever those that it started are; None where
+    it is gone."""
+    found = _found(process)
+    with suppress(*_GONE):
+        if found is not None and (state := found.status()) != psutil.STATUS_ZOMBIE:
+            return _STATES.get(state, state), state == psutil.STATUS_STOPPED
+    return None
+
+
 def end(process: Known) -> bool:
     """Kills it and all that it started, stopped ones too; whether it is gone afterwards."""
     found = _found(process)

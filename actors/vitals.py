@@ -135,7 +135,7 @@ def calls_under_way() -> str:
     """The methods that others have called of this process and still wait for, on this loop."""
     counts: Counter[str] = Counter()
     for task in list(asyncio.all_tasks())[:_TASKS]:
-        name = _outermost_of_ours(task.get_coro())
+        name = _called(task.get_coro())
         if name and name not in _QUIET:
             counts[name] += 1
     return ", ".join(
@@ -143,13 +143,20 @@ def calls_under_way() -> str:
     )
 
 
-def _outermost_of_ours(coroutine: Any) -> str:
-    """The method of a shell that `coroutine`, Ray's or a task's, is about; "" for none."""
-    while (code := getattr(coroutine, "cr_code", None)) is not None:
-        if _OURS in code.co_filename:
-            return str(code.co_name)
-        coroutine = coroutine.cr_await
+def _called(coroutine: Any) -> str:
+    """The method of a shell that `coroutine`, of Ray's, runs; "" where it is of a task of ours."""
+    if "manta" in _file(coroutine):
+        return ""
+    while coroutine is not None:
+        if _OURS in _file(coroutine):
+            return str(coroutine.__name__)
+        coroutine = getattr(coroutine, "cr_await", None)
     return ""
+
+
+def _file(coroutine: Any) -> str:
+    """Where its code is; "" where that is compiled, as Ray's own coroutines are."""
+    return str(getattr(getattr(coroutine, "cr_code", None), "co_filename", ""))
 
 
 _STACKS: list[int] = []

@@ -29,6 +29,9 @@ WINDOW = 20
 """Steps that are the usual: long enough for a median, short enough to follow growing answers."""
 IDLE_ENGINES = 0.9
 """Share of row-seconds: with alternating phases and a long tail two thirds are common."""
+WAITING_LITTLE = 0.1
+"""Of the step, for samples: where the driver waits longer for them, rows are idle since there are
+more than are used, and not since the engines wait."""
 IDLE_LEARNER = 0.95
 """Share of the step: a learner may be fast, but then more engines would make the run twice as
 fast."""
@@ -77,7 +80,8 @@ class Alarm:
     advice: str
 
     def __str__(self) -> str:
-        return ". ".join(filter(None, (self.what, self.cause, self.advice)))
+        rest = (f"{part[0].upper()}{part[1:]}" for part in (self.cause, self.advice))
+        return ". ".join((self.what, *rest))
 
 
 class StepAlarms:
@@ -126,11 +130,14 @@ class StepAlarms:
         share = self._least(IDLE_SHARE)
         if self._is_colocated or share is None or share < IDLE_ENGINES:
             return None
+        steps = list(self._steps)[-IDLE_STEPS:]
+        if _median(steps, "time/generate") > WAITING_LITTLE * _median(steps, STEP):
+            return None
         return Alarm(
             "engines idle",
             f"the engines were idle for over {share:.0%} of each of {IDLE_STEPS} steps",
-            "they wait for the learner, or hold far fewer rows than rollout.max_rows",
-            "raise rollout.max_staleness or prompts_per_step, or use fewer engines",
+            "they wait for the learner",
+            "use fewer engines, or a faster learner (more ranks, larger micro-batches)",
         )
 
     def _learner_idle(self) -> Alarm | None:
@@ -198,7 +205,7 @@ class PlaceAlarms:
                 Alarm(
                     disk,
                     f"the disk of Ray's session on {name} is {figures.disk_share:.0%} full "
-                    f"({_gib(figures.disk_free)} free)",
+                    f"({_size(figures.disk_free)} free)",
                     "above 95% Ray makes no more objects",
                     "make room, or start Ray with --temp-dir on another disk",
                 )
@@ -213,9 +220,9 @@ class PlaceAlarms:
         return [
             Alarm(
                 "run disk",
-                f"{_gib(free)} are free on the disk of the run directory",
-                f"a checkpoint takes {_gib(newest_checkpoint)}, and the next one is written before "
-                "an old one goes",
+                f"{_size(free)} are free on the disk of the run directory",
+                f"a checkpoint takes {_size(newest_checkpoint)}, and the next one is written "
+                "before an old one goes",
                 "make room, lower checkpoint.keep, or set track.write_trajectories: false",
             )
         ]
@@ -257,5 +264,5 @@ def _median(steps: list[Mapping[str, float]], name: str) -> float:
     return float(np.median([each.get(name, 0.0) for each in steps]))
 
 
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 1 << 30 else f"{count / 2**20:.1f} MiB"

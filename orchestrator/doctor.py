@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 
 from manta.actors.examination import Examined
-from manta.actors.processes import Known, figures
+from manta.actors.processes import Known, own_state
 from manta.actors.vitals import Identity
 from manta.orchestrator import status
 from manta.orchestrator.health import WorkerReport
@@ -116,11 +116,12 @@ def _driver(directory: RunDirectory, found: Status, now: float) -> tuple[bool, s
         is_alive = now - found.written < STALE_SECONDS
         told = "lives" if is_alive else "gives no sign (look on its machine whether it lives)"
         return is_alive, f"{where} {told}; last sign {ago} ago"
-    process = figures(driver)
+    process = own_state(driver)
     if process is None or not _is_locked(directory):
         return False, f"{where} is gone; last sign {ago} ago"
-    if process.is_stopped:
-        return True, f"{where} is {process.state}; last sign {ago} ago"
+    state, is_stopped = process
+    if is_stopped:
+        return True, f"{where} is {state}; last sign {ago} ago"
     return True, f"{where} lives; last sign {ago} ago"
 
 

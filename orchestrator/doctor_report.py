@@ -15,6 +15,7 @@ from manta.orchestrator.summary import duration
 
 _STATE_STYLES = {"alive": "green", "starting": "yellow", "busy": "yellow"}
 _STACK_LINES = 40
+_IDLE = ("/threading.py", "/ray/", "/concurrent/", "/asyncio/", "/selectors.py", "/socket.py")
 
 
 def as_json(diagnosis: Diagnosis) -> str:
@@ -28,7 +29,7 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
     console.print(f"{status.run}: {diagnosis.verdict}", style=style, markup=False, soft_wrap=True)
     for line in _lines(diagnosis):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if status.workers:
+    if status.workers and diagnosis.is_driver_alive:
         console.print(_workers(status.workers))
     for each in diagnosis.culprits:
         _show_culprit(each, console)
@@ -78,6 +79,18 @@ def _workers(workers: tuple[WorkerReport, ...]) -> Table:
     return table
 
 
+def telling(stacks: str) -> str:
+    """The threads of `stacks` that are anywhere but in the waiting of a library's own threads; all
+    of them where there is none."""
+    threads = [thread.strip() for thread in stacks.split("\n\n")]
+    shown = [thread for thread in threads if any(map(_tells, thread.splitlines()[1:]))]
+    return "\n\n".join(shown or threads)
+
+
+def _tells(line: str) -> bool:
+    return "File " in line and not any(each in line for each in _IDLE)
+
+
 def _show_culprit(culprit: Culprit, console: Console) -> None:
     told = culprit.why or f"at work: {culprit.worker.doing}"
     console.print(f"\n{culprit.worker.where}: {told}", style="bold", markup=False, soft_wrap=True)
@@ -88,7 +101,8 @@ def _show_culprit(culprit: Culprit, console: Console) -> None:
     if examined.state:
         state += f", {examined.cpu_share:.0%} of a processor"
     console.print(f"  {state}", markup=False, highlight=False)
-    for heading, text in (("stacks", examined.stacks), ("end of its log", examined.log)):
+    stacks = telling(examined.stacks)
+    for heading, text in (("stacks", stacks), ("end of its log", examined.log)):
         if text.strip():
             console.print(f"  {heading}:", markup=False)
             for line in text.rstrip().splitlines()[:_STACK_LINES]:

@@ -15,7 +15,7 @@ _TOLD = tuple(os.strerror(number) for number in (ENOSPC, EDQUOT, EFBIG))
 def with_advice(error: str, root: Path, checkpoints: Checkpoints) -> str:
     """`error`, which ended a run whose directory is `root`; where a disk was full, with what is
     lost (nothing that a checkpoint has), and what to do."""
-    if not any(each in error for each in _TOLD):
+    if not any(each in error for each in _TOLD) or "start the run again" in error:
         return error
     steps = checkpoints.steps()
     kept = f"the checkpoint of step {steps[-1]}" if steps else "the beginning: no checkpoint yet"

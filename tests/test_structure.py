@@ -30,7 +30,7 @@ MAY_USE_RAY = {
     "orchestrator/adoption.py",
     "orchestrator/delivery.py",
     "orchestrator/direct_delivery.py",
-    "orchestrator/doctor_visit.py",
+    "orchestrator/doctor_tasks.py",
     "orchestrator/health_watch.py",
     "orchestrator/learner_group.py",
     "orchestrator/placement.py",

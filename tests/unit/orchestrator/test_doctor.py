@@ -211,3 +211,10 @@ def test_a_status_comes_back_as_it_was_written(directory: RunDirectory) -> None:
     found = living(12.5, departed=(worker("policy-9", "rollout", "frozen", 3.0),))
     status.write(directory.status, found)
     assert status.read(directory.status) == found
+
+
+def test_of_many_threads_those_that_only_wait_are_left_out() -> None:
+    waiting = 'Thread 0x1 (most recent call first):\n  File "/lib/threading.py", line 3 in wait'
+    working = 'Thread 0x2 (most recent call first):\n  File "/a/reward.py", line 3 in compare'
+    assert doctor_report.telling(f"{waiting}\n\n{working}\n") == working
+    assert doctor_report.telling(waiting) == waiting

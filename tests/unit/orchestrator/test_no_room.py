@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from manta.actors.stored_folder import StoredFolder
 from manta.orchestrator.checkpoint import Checkpoints
 from manta.orchestrator.no_room import with_advice
@@ -20,7 +22,12 @@ def test_a_full_disk_is_told_with_what_is_kept(tmp_path: Path) -> None:
     assert "the checkpoint of step 7" in with_advice(error, tmp_path, checkpoints(tmp_path))
 
 
-def test_other_errors_are_left_alone(tmp_path: Path) -> None:
-    assert with_advice("NoEngineLeft: none", tmp_path, checkpoints(tmp_path)) == (
-        "NoEngineLeft: none"
-    )
+@pytest.mark.parametrize(
+    "error",
+    [
+        "NoEngineLeft: none",
+        "CheckpointFailed: No space left on device. Make room, then start the run again",
+    ],
+)
+def test_what_needs_no_advice_is_left_alone(tmp_path: Path, error: str) -> None:
+    assert with_advice(error, tmp_path, checkpoints(tmp_path)) == error
