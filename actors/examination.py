@@ -59,13 +59,22 @@ def examine(workers: Sequence[Identity]) -> list[Examined]:
 
 def _ask_for_stacks(worker: Identity) -> int | None:
     """Where in its file the stacks will begin; None where it cannot be asked."""
-    if figures(worker.process) is None:
+    if figures(worker.process) is None or not _catches(worker.process.pid):
         return None
     with suppress(OSError):
         size = _file(worker).stat().st_size
         os.kill(worker.process.pid, STACKS_SIGNAL)
         return size
     return None
+
+
+def _catches(pid: int) -> bool:
+    """Does it catch the signal? It would end one that does not."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (STACKS_SIGNAL - 1) & 1)
+    return False
 
 
 def _stacks(worker: Identity, start: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -20,6 +20,7 @@ from manta.actors.processes import Known, end
 from manta.actors.vitals import Identity, LifeSign
 from manta.envs.records import Json
 from manta.orchestrator.health import Frozen, Health
+from manta.orchestrator.rank_signs import Heard, Ranks
 from manta.orchestrator.wait import Waits
 
 _HOST_SECONDS = 10.0
@@ -40,30 +41,13 @@ class Member:
         return str(self.handle._actor_id.hex())
 
 
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """A learner rank's, as the mailbox collected it `age_seconds` ago."""
-
-    rank: int
-    handle: ActorHandle[Alive]
-    identity: Identity
-    sign: LifeSign
-    age_seconds: float
-
-
-class Heartbeats(Protocol):
-    """Where learner ranks leave their signs of life: they run no event loop that could be asked."""
-
-    async def heartbeats(self) -> Sequence[Heartbeat]: ...
-
-
 class HealthWatch:
     """`roster` says who is in the run, at any moment; `tell` gets events."""
 
     def __init__(
         self,
         roster: Callable[[], Sequence[Member]],
-        ranks: Heartbeats | None,
+        ranks: Ranks | None,
         health: Health,
         tell: Callable[[str, Mapping[str, Json]], None],
         waits: Waits,
@@ -138,24 +122,23 @@ class HealthWatch:
         self._asked_host[identity.node] = now
         return True
 
-    async def _follow_ranks(self, ranks: Heartbeats) -> None:
+    async def _follow_ranks(self, ranks: Ranks) -> None:
         try:
             while True:
-                await self._hear_ranks(ranks)
+                self._hear(await ranks.heard())
                 await asyncio.sleep(min(1.0, self._health.rules.every_seconds))
         except ray.exceptions.RayActorError:
             return  # the mailbox died, which is told by whoever waits for it
 
-    async def _hear_ranks(self, ranks: Heartbeats) -> None:
-        beats = {f"rank-{b.rank}-{b.identity.process.pid}": b for b in await ranks.heartbeats()}
+    def _hear(self, heard: Sequence[Heard]) -> None:
+        beats = {f"rank-{each.rank}-{each.identity.process.pid}": each for each in heard}
         for key, beat in beats.items():
             if key not in self._handles:
                 self._health.begin(key, "learner", f"rank-{beat.rank}")
                 self._health.introduced(key, beat.identity)
                 self._handles[key] = beat.handle
             self._health.heard(key, beat.sign, beat.age_seconds)
-        left = {key for key in self._handles if key.startswith("rank-")} - beats.keys()
-        for key in left:
+        for key in {key for key in self._handles if key.startswith("rank-")} - beats.keys():
             self._health.gone(key)
             self._handles.pop(key)
 

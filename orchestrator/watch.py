@@ -13,7 +13,8 @@ from pathlib import Path
 
 from manta.orchestrator.alarms import PlaceAlarms
 from manta.orchestrator.health import Health, Rules
-from manta.orchestrator.health_watch import HealthWatch, Heartbeats
+from manta.orchestrator.health_watch import HealthWatch
+from manta.orchestrator.rank_signs import Ranks
 from manta.orchestrator.roster import roster
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.status_writer import StatusWriter
@@ -25,7 +26,7 @@ than a minute."""
 
 @asynccontextmanager
 async def accompanied(
-    run: RunContext, status: StatusWriter, ranks: Heartbeats | None
+    run: RunContext, status: StatusWriter, ranks: Ranks | None
 ) -> AsyncIterator[None]:
     """Beside what runs inside; ends with it. A failure of its own ends what runs inside."""
     settings = run.run_file.health

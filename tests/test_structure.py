@@ -38,6 +38,7 @@ MAY_USE_RAY = {
     "orchestrator/publish.py",
     "orchestrator/reference_pool.py",
     "orchestrator/reward_pool.py",
+    "orchestrator/rank_signs.py",
     "orchestrator/roster.py",
     "orchestrator/run.py",
     "orchestrator/run_evaluation.py",
