@@ -76,13 +76,6 @@ def this_process() -> Known:
     return _own(os.getpid())
 
 
-def found_here(pid: int) -> Known | None:
-    """The process of this machine that has that number now."""
-    with suppress(*_GONE):
-        return Known(socket.gethostname(), pid, psutil.Process(pid).create_time())
-    return None
-
-
 def figures(process: Known) -> ProcessFigures | None:
     """None where it is gone, or another process has its number by now."""
     found = _found(process)

@@ -105,11 +105,11 @@ def introduce(node: str) -> Identity:
     return Identity(this_process(), node, str(log_file()), file)
 
 
-def log_file(pid: int = 0) -> Path:
-    """The file that a process's errors go to (0: this one's), if it is one; else one in the
+def log_file() -> Path:
+    """The file that this process's errors go to, if it is one; else one in the
     temporary folder that does not exist."""
     with suppress(OSError):
-        path = Path(os.readlink(f"/proc/{pid or os.getpid()}/fd/2"))
+        path = Path(os.readlink(f"/proc/{os.getpid()}/fd/2"))
         if path.is_file():
             return path
     return Path(tempfile.gettempdir()) / "none"

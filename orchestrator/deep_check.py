@@ -95,7 +95,7 @@ def short(run_file: RunFile, folder: str) -> RunFile:
     """`run_file` with as few steps as can be measured, in `folder`."""
     return replace(
         run_file,
-        run=replace(run_file.run, dir=folder, name=NAME, max_hours=None),
+        run=replace(run_file.run, dir=folder, name=NAME, max_hours=None, max_restarts=0),
         stages=tuple(_short_stage(stage) for stage in run_file.stages),
         reference=replace(run_file.reference, model=_named(run_file.reference.model)),
         checkpoint=replace(run_file.checkpoint, every_steps=_NEVER, keep=1, keep_best=0, path=None),

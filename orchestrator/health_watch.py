@@ -20,7 +20,7 @@ from manta.actors.processes import Known, end
 from manta.actors.vitals import Identity, LifeSign
 from manta.envs.records import Json
 from manta.orchestrator.health import Frozen, Health
-from manta.orchestrator.rank_signs import Heard, Ranks
+from manta.orchestrator.rank_signs import Heard, Heartbeats, heard_of
 from manta.orchestrator.wait import Waits
 
 _HOST_SECONDS = 10.0
@@ -47,7 +47,7 @@ class HealthWatch:
     def __init__(
         self,
         roster: Callable[[], Sequence[Member]],
-        ranks: Ranks | None,
+        ranks: Heartbeats | None,
         health: Health,
         tell: Callable[[str, Mapping[str, Json]], None],
         waits: Waits,
@@ -122,10 +122,10 @@ class HealthWatch:
         self._asked_host[identity.node] = now
         return True
 
-    async def _follow_ranks(self, ranks: Ranks) -> None:
+    async def _follow_ranks(self, ranks: Heartbeats) -> None:
         try:
             while True:
-                self._hear(await ranks.heard())
+                self._hear(await heard_of(ranks))
                 await asyncio.sleep(min(1.0, self._health.rules.every_seconds))
         except ray.exceptions.RayActorError:
             return  # the mailbox died, which is told by whoever waits for it

@@ -83,7 +83,7 @@ def _checkpoint(directory: RunDirectory, folder: str | None) -> Checkpoint:
 
 async def _evaluate(run_file: RunFile, checkpoint: Checkpoint, run_dir: Path) -> Evaluation:
     waits = Waits()
-    crew = build(run_file, run_dir, StartOrder(0, 0, "", None), waits)
+    crew = build(run_file, run_dir, StartOrder(0, 0, "", None), waits, None)
     try:
         return await waits.wait(
             "the workers to start and evaluate the checkpoint",

@@ -102,8 +102,8 @@ class StageReference:
                 return held
         version = WeightVersion(run.progress.step, run.incarnation)
         named = await asyncio.to_thread(run.named.named, name, self._stage, version)
-        label, _, _ = named.label.rpartition("#")
-        for receipt in await self._wait(f"load {label}", references.load(named.weights, label)):
+        loading = references.load(named.weights, named.name)
+        for receipt in await self._wait(f"load {named.name}", loading):
             if receipt.sha256 != named.weights.sha256:
                 raise RuntimeError(
                     f"a reference worker received weights {receipt.sha256}, not {named.label}"

@@ -31,7 +31,7 @@ class StatusWriter:
         moment: Callable[[], DisplayState],
         waits: Waits,
         ray: RayStatus,
-        incarnation: int,
+        incarnation: Callable[[], int],
         tell: Callable[[str], None],
     ) -> None:
         self._path, self._run, self._moment, self._waits = path, run, moment, waits
@@ -80,7 +80,7 @@ class StatusWriter:
             stage_steps=moment.stage_steps,
             step=moment.step,
             seconds=round(moment.seconds, 3),
-            incarnation=self._incarnation,
+            incarnation=self._incarnation(),
             driver=this_process(),
             ray=self._ray,
             waits=tuple(

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from manta.actors.muster import Heartbeat
 from manta.orchestrator.alarms import PlaceAlarms
 from manta.orchestrator.health import Health, Rules
 from manta.orchestrator.health_watch import HealthWatch
-from manta.orchestrator.rank_signs import Ranks
+from manta.orchestrator.learner_group import LearnerGroup
+from manta.orchestrator.pools import MailboxClient
 from manta.orchestrator.roster import roster
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.status_writer import StatusWriter
@@ -25,14 +27,13 @@ than a minute."""
 
 
 @asynccontextmanager
-async def accompanied(
-    run: RunContext, status: StatusWriter, ranks: Ranks | None
-) -> AsyncIterator[None]:
+async def accompanied(run: RunContext, status: StatusWriter) -> AsyncIterator[None]:
     """Beside what runs inside; ends with it. A failure of its own ends what runs inside."""
     settings = run.run_file.health
     start_seconds = settings.start_seconds or run.deadline_seconds
     health = Health(Rules(settings.every_seconds, settings.frozen_after_seconds, start_seconds))
     status.health, run.waits.witness = health, health.witness
+    ranks = None if run.crew.learner is None else _Ranks(run.crew.client, run.crew.learner)
     watch = HealthWatch(lambda: roster(run.crew), ranks, health, run.recorder.event, run.waits)
     async with asyncio.TaskGroup() as tasks:
         beside = [tasks.create_task(each) for each in (watch.run(), status.run())]
@@ -42,6 +43,16 @@ async def accompanied(
         finally:
             for task in beside:
                 task.cancel()
+
+
+class _Ranks:
+    """Those that have left on being told to need say nothing any more."""
+
+    def __init__(self, client: MailboxClient, learner: LearnerGroup) -> None:
+        self._client, self._learner = client, learner
+
+    async def heartbeats(self) -> Sequence[Heartbeat]:
+        return () if self._learner.has_ended else await self._client.heartbeats()
 
 
 async def _look_at_places(run: RunContext, health: Health) -> None:

@@ -22,14 +22,14 @@ WORKER = """
 import dataclasses, json, subprocess, sys, time
 from manta.actors.vitals import introduce
 
-def holds_on():
+def holds_on(identity):
+    print(json.dumps(dataclasses.asdict(identity)), flush=True)
     while True:
         time.sleep(0.05)
 
 child = subprocess.Popen(["sleep", "1000"])
 print("made by hand, WANDB_API_KEY=abcdef", file=sys.stderr, flush=True)
-print(json.dumps(dataclasses.asdict(introduce("node"))), flush=True)
-holds_on()
+holds_on(introduce("node"))
 """
 
 

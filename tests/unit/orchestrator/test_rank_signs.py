@@ -1,53 +1,39 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from manta.actors.examination import examine
-from manta.actors.processes import figures, this_process
-from manta.orchestrator.rank_signs import Ranks
+from manta.actors.muster import Heartbeat, Member
+from manta.actors.processes import this_process
+from manta.actors.vitals import Identity, LifeSign, sign_of_thread
+from manta.orchestrator.rank_signs import heard_of
 
-
-@dataclass(frozen=True)
-class Member:
-    rank: int
-    pid: int
-    node: str
-    handle: object
-
-
-@dataclass(frozen=True)
-class Beat:
-    member: Member
-    age: float
+HERE = Identity(this_process(), "node", "/log", 999)
+HANDLE: Any = "handle"
 
 
 class Mailbox:
-    def __init__(self, *beats: Beat) -> None:
+    def __init__(self, *beats: Heartbeat) -> None:
         self.beats = beats
 
-    async def heartbeats(self) -> Sequence[Beat]:
+    async def heartbeats(self) -> Sequence[Heartbeat]:
         return self.beats
 
 
-async def test_a_rank_of_this_machine_is_looked_at_and_another_is_named_by_its_node() -> None:
-    here, there = Member(0, os.getpid(), "here", "handle"), Member(1, 7, "there", "handle")
-    nobody = Beat(Member(2, 8, "here", None), 0.0)
-    ranks = Ranks(Mailbox(Beat(here, 0.5), Beat(there, 9.0), nobody), "here")
-    zero, one = await ranks.heard()
-    assert (zero.rank, zero.age_seconds, one.rank, one.age_seconds) == (0, 0.5, 1, 9.0)
-    assert zero.identity.process == this_process()
-    assert zero.sign.process.memory > 0
-    assert (one.identity.process.host, one.identity.process.pid) == ("there", 7)
-    assert one.sign.process.memory == 0
-    assert figures(one.identity.process) is None
+def beat(rank: int, handle: Any, sign: LifeSign | None) -> Heartbeat:
+    return Heartbeat(0, Member(rank, 7, "node", handle, HERE), 0.5, sign)
 
 
-async def test_a_process_that_catches_no_signal_is_not_sent_one() -> None:
+async def test_ranks_are_heard_of_once_they_have_said_something() -> None:
+    sign = sign_of_thread(0)
+    mailbox = Mailbox(beat(0, HANDLE, sign), beat(1, HANDLE, None), beat(2, None, sign))
+    (found,) = await heard_of(mailbox)
+    assert (found.rank, found.age_seconds, found.identity) == (0, 0.5, HERE)
+    assert found.sign.process.memory > 0
+
+
+def test_a_process_that_catches_no_signal_is_not_sent_one() -> None:
     """It would end it: this one."""
-    ranks = Ranks(Mailbox(Beat(Member(0, os.getpid(), "here", "handle"), 0.5)), "here")
-    (rank,) = await ranks.heard()
-    (found,) = examine([rank.identity])
-    assert found.stacks == ""
-    assert found.state
+    (found,) = examine([HERE])
+    assert found.stacks == "" and found.state

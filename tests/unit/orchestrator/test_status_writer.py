@@ -17,7 +17,9 @@ class Case:
         self.step, self.path = 0, path
         self.waits, self.told = Waits(), list[str]()
         ray = RayStatus("address", "session", "")
-        self.writer = StatusWriter(path, "demo", self.moment, self.waits, ray, 3, self.told.append)
+        self.writer = StatusWriter(
+            path, "demo", self.moment, self.waits, ray, lambda: 3, self.told.append
+        )
 
     def moment(self) -> DisplayState:
         return DisplayState("rl", self.step, 9, self.step, 1.5)
