@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import ray
 
+from manta.actors.alive import Alive
 from manta.actors.coalesce import Coalescer
 from manta.actors.dispatch import Dispatch, DispatchSettings
 from manta.actors.lanes import Admission, BlockSummary, Broken, Lane
@@ -52,7 +53,7 @@ _COMPLETE: ContextVar[Coalescer[GenerateRequest, list[Completion]]] = ContextVar
 """The engine calls of the block that is being made: another block may go to another engine."""
 
 
-class EnvironmentWorker:
+class EnvironmentWorker(Alive):
     def __init__(
         self,
         name: str,

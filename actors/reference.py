@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from manta.actors.alive import Alive
 from manta.actors.cores import available_cores
 from manta.actors.models.spec import ModelSpec
 from manta.actors.scoring_queue import ScoringQueue
@@ -23,7 +24,7 @@ from manta.envs.packing import PackedTrajectories
 from manta.envs.records import Float32, ReferenceStatistics
 
 
-class ReferenceWorker:
+class ReferenceWorker(Alive):
     def __init__(
         self,
         model: ModelSpec,

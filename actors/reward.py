@@ -7,6 +7,7 @@ from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from manta.actors.alive import Alive
 from manta.actors.lanes import Lane
 from manta.actors.mailbox import Place
 from manta.actors.scorer_calls import ScorerCalls
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from manta.actors.scorer_client import ScorerPlace
 
 
-class RewardWorker:
+class RewardWorker(Alive):
     def __init__(self, scorers: Sequence[ScorerPlace] = ()) -> None:
         self._lanes: dict[str, Composition] = {}
         self._scorers: dict[str, ScorerCalls] = {each.name: each.calls() for each in scorers}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from manta.actors.alive import Alive
 from manta.actors.engine_calls import EngineCalls
 from manta.actors.engines.occupancy import Occupancy, RowSeconds
 from manta.actors.engines.protocol import EngineDied, OwnsProcesses, Sleeps, TakesTransfers
@@ -33,7 +34,7 @@ class Renewed:
     probe: tuple[Float32, ...]
 
 
-class RolloutWorker:
+class RolloutWorker(Alive):
     """Methods as in `manta.actors.engines.protocol.Engine` and `EngineCalls`; completions travel
     packed, weights in parcels. A worker whose engine died ends its process: that is how Ray tells
     everybody who waits.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from manta.actors.alive import Alive
 from manta.actors.engine_state import Word
 from manta.actors.leases import Ask, Lease, Leases, Ticket
 from manta.actors.router_figures import RouterFigures
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.02
 
 
-class Router:
+class Router(Alive):
     """`most_rows`: how many rows an engine may hold, `max_rows` of which it decodes side by side.
     With `is_adaptive` the limit follows the engine's speed, up to `most_rows`."""
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from manta.actors.alive import Alive
 from manta.actors.cores import available_cores
 from manta.actors.scoring_queue import QueueFigures, ScoringQueue
 from manta.envs.packing import PackedShown
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from manta.actors.scorers.reward_model import RewardModelScorer
 
 
-class ScorerWorker:
+class ScorerWorker(Alive):
     def __init__(
         self,
         tokenizer: str,

@@ -1,4 +1,4 @@
-"""The command line: `manta train`, `manta check`, `manta eval`, `manta export`.
+"""The command line: `manta train`, `manta check`, `manta eval`, `manta export`, `manta doctor`.
 
 Owns arguments, exit codes and what `check` prints. Loads no torch or ray before a run starts, so
 that mistakes are told at once. Exit codes: 0 done, 2 a run file or command that cannot work; a
@@ -32,11 +32,13 @@ EXAMPLES = """\
 examples:
   manta check recipes/demo.yaml
   manta check recipes/demo.yaml --gpus 8,64,512
+  manta check recipes/demo.yaml --deep
   manta train recipes/demo.yaml
   manta train recipes/demo.yaml run.name=longer stages.rl.steps=200 learner.learning_rate=1e-4
   manta eval recipes/demo.yaml --checkpoint runs/demo/checkpoints/step=000040
   manta export runs/demo exported/demo
   manta export runs/demo@40 exported/demo-40
+  manta doctor runs/demo
 
 KEY=VALUE sets any key of the run file; list items go by index or name (stages.0.steps,
 stages.rl.steps), values are YAML (learner.betas=[0.9,0.99]).
@@ -54,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         return _export(chosen.run_dir, chosen.folder)
+    if chosen.command == "doctor":
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        return _doctor(Path(chosen.run_dir), chosen.json)
     chosen.overrides += rest
     try:
         loaded, surveyed = checked(chosen.run_file, chosen.overrides)
@@ -62,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if chosen.command == "check":
         show(loaded, surveyed, Console(), chosen.gpus)
+        if chosen.deep:
+            return _deep_check(loaded, surveyed)
+        print("Nothing was started.")
         return 0
     try:
         return _run(chosen, loaded)
@@ -99,6 +108,34 @@ def _export(run_dir: str, folder: str) -> int:
         return 2
 
 
+def _deep_check(loaded: RunFile, surveyed: Survey) -> int:
+    """Exit code 0: it works; 1: it would fail."""
+    from manta.orchestrator.deep_check import deep_check
+    from manta.orchestrator.deep_report import show as show_findings
+
+    print("A few steps of every stage, with all workers:", flush=True)
+    findings = deep_check(loaded)
+    show_findings(findings, _estimated(loaded, surveyed), Console())
+    return 1 if findings.error else 0
+
+
+def _doctor(run_dir: Path, is_json: bool) -> int:
+    """Exit code 0: well or ended as it should; 1: held up, failed or dead; 2: no such run."""
+    from manta.orchestrator import doctor, doctor_report
+    from manta.orchestrator.doctor_visit import visit
+
+    try:
+        diagnosis = doctor.diagnose(run_dir, visit)
+    except ValueError as error:
+        print(f"manta doctor: {told(error)}", file=sys.stderr)
+        return 2
+    if is_json:
+        print(doctor_report.as_json(diagnosis))
+    else:
+        doctor_report.show(diagnosis, Console())
+    return 0 if diagnosis.is_well else 1
+
+
 def checked(path: str, overrides: Sequence[str]) -> tuple[RunFile, Survey]:
     """The run file at `path`, loaded and cross-checked. Raises RunFileError with all problems."""
     loaded = run_file.load(path, overrides)
@@ -132,7 +169,6 @@ def show(loaded: RunFile, surveyed: Survey, console: Console, gpus: Sequence[int
         console.print()
     console.print(_placement(loaded))
     _show_memory(loaded, surveyed, console, gpus)
-    console.print("Nothing was started.")
 
 
 def _placement(loaded: RunFile) -> Table:
@@ -150,6 +186,18 @@ def _placement(loaded: RunFile) -> Table:
         f"{sum(need.workers * need.gpus for need in needs):g}",
     )
     return table
+
+
+def _estimated(loaded: RunFile, surveyed: Survey) -> dict[str, float]:
+    """Bytes at most by role; nothing where they cannot be told."""
+    try:
+        parts = memory.estimate(loaded, surveyed)
+    except ValueError:
+        return {}
+    total: dict[str, float] = {}
+    for part in parts:
+        total[part.role] = total.get(part.role, 0.0) + part.bytes
+    return total
 
 
 def _show_memory(loaded: RunFile, surveyed: Survey, console: Console, gpus: Sequence[int]) -> None:
@@ -229,8 +277,17 @@ def _parser() -> argparse.ArgumentParser:
                 default=(),
                 help="say what the learner would need on so many GPUs, by backend",
             )
+            command.add_argument(
+                "--deep",
+                action="store_true",
+                help="start all workers, make a few steps, measure them, and leave nothing behind",
+            )
     told = "write a checkpoint as a Hugging Face folder, for transformers and vLLM"
     command = commands.add_parser("export", help=told, description=told)
     command.add_argument("run_dir", metavar="RUN_DIR[@STEP]", help="default: its newest checkpoint")
     command.add_argument("folder", metavar="FOLDER", help="what to write; it must be new or empty")
+    told = "say what a run waits for, and who holds it up"
+    command = commands.add_parser("doctor", help=told, description=told)
+    command.add_argument("run_dir", metavar="RUN_DIR")
+    command.add_argument("--json", action="store_true", help="for programs")
     return parser

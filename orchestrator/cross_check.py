@@ -27,6 +27,7 @@ from manta.orchestrator.checkpoint_check import checkpoint_problems
 from manta.orchestrator.colocation_check import colocation_problems
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
 from manta.orchestrator.critic_check import critic_problems
+from manta.orchestrator.health_check import health_problems
 from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.length_check import length_problems
 from manta.orchestrator.model_folder import folder_config, is_missing
@@ -194,6 +195,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
             f"mismatch_guard.limit_kl: is {guard.limit_kl:g}, must be at least warn_kl "
             f"({guard.warn_kl:g}): a run is warned before it is stopped"
         )
+    yield from health_problems(run_file.health)
     if learner.backend not in BACKEND_NAMES and ":" not in learner.backend:
         hint = nearest(learner.backend, BACKEND_NAMES)
         yield f"learner.backend: there is no '{learner.backend}'{hint}"

@@ -90,6 +90,10 @@ class LearnerGroup:
         if restarts is not None and restarts.most:
             self._watching = asyncio.create_task(self._watch(restarts))
 
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.done()
+
     async def ended(self) -> None:
         """Returns when the group has left its loop; raises LearnerFailed with the causes where it
         fell and is not followed by another."""

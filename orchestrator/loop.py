@@ -195,7 +195,11 @@ class StageLoop:
             residents=self._hooks.residents(step),
         )
         with self._recorder.phase("learn"):
-            await self._mailbox.put(work)
+            await self._waits.wait(
+                f"the mailbox to take step {step}",
+                self._mailbox.put(work),
+                self._settings.deadline_seconds,
+            )
             reports = await self._waits.wait(
                 f"the learner ranks to finish step {step}",
                 self._mailbox.result(step),

@@ -19,9 +19,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from manta.actors.line_file import LineFile
 from manta.envs.group import REFERENCED_AT
 from manta.envs.records import Float32, GroupSummary, Int32, Json
-from manta.orchestrator.line_file import LineFile
 from manta.orchestrator.run_directory import RunDirectory
 
 REWARD: Final = "reward/mean"

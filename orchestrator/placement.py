@@ -5,6 +5,7 @@ Owns the resources that each role asks for. Whether a worker is alive is not its
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ import ray
 from manta.actors.cores import available_cores
 from manta.orchestrator.batch_plan import role_needs
 from manta.orchestrator.config import RunFile
+from manta.orchestrator.status import RayStatus
 
 LOCAL_DEFAULTS = {
     # Nothing is reported to anybody.
@@ -72,6 +74,15 @@ def connect(working_dir: str) -> Cluster:
         )
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+
+
+def where_ray_is() -> RayStatus:
+    """How another process finds the cluster that this one is connected to."""
+    context = ray.get_runtime_context()
+    metadata = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
+    return RayStatus(
+        context.gcs_address, context.get_session_name(), metadata.get("job_submission_id", "")
+    )
 
 
 def check_resources(run_file: RunFile, cluster: Cluster) -> None:

@@ -15,6 +15,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from manta.actors.alive import LIFE
 from manta.actors.device_place import DevicePlace, beside
 from manta.actors.dispatch import DispatchSettings
 from manta.actors.engine_state import Word
@@ -64,7 +65,8 @@ def start(
     and is not waited for. At `place` it reserves no GPU and uses those that somebody else has
     reserved there."""
     found = dict(variables or {}) | dict(place.environment() if place else {})
-    options = ray.remote(kind).options(
+    # So that a worker can say that it lives while its event loop is busy
+    options = ray.remote(concurrency_groups={LIFE: 1})(kind).options(  # type: ignore[call-overload]
         num_cpus=cpus,
         num_gpus=0 if place else gpus,
         scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False)
@@ -147,6 +149,10 @@ class RolloutPool:
     @property
     def names(self) -> list[str]:
         return list(self._engines)
+
+    def members(self) -> Mapping[str, ActorHandle[RolloutWorker]]:
+        """By name, those that have not been let go."""
+        return self._engines
 
     async def renew(
         self, name: str, parcel: ray.ObjectRef[Parcel], sha256: str, probe: Sequence[Int32]
@@ -259,6 +265,10 @@ class EnvironmentPool:
     def num_workers(self) -> int:
         """Those that live, as far as is known."""
         return len(self._workers)
+
+    def members(self) -> Mapping[str, ActorHandle[EnvironmentWorker]]:
+        """By name, those that live, as far as is known."""
+        return {_holder(i): handle for i, handle in self._workers.items()}
 
     async def open(self, lane: Lane, versions: Mapping[str, str]) -> int:
         """Opens `lane` on every worker; the number of its tasks."""

@@ -61,6 +61,14 @@ class ScorerPool:
             for name, handles in self._handles.items()
         ]
 
+    def members(self) -> Mapping[str, ActorHandle[ScorerWorker]]:
+        """By name, those that live, as far as is known."""
+        return {
+            f"{name}-{i}": handle
+            for name, handles in self._handles.items()
+            for i, handle in handles.items()
+        }
+
     async def ready(self, names: Sequence[str]) -> Mapping[str, str]:
         """The versions of the models of `names`, which their workers hold from now on.
 

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from manta.orchestrator.ledger import Entry, read_ledger
 from manta.orchestrator.lives import lineage
@@ -45,6 +46,40 @@ def manta(
         timeout=SECONDS,
         check=False,
     )
+
+
+def doctor(run_dir: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command("doctor", run_dir, run_dir)[:-1]],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def events(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "events.jsonl").read_text().split("\n")[:-1]]
+
+
+def alarms(run_dir: Path) -> list[str]:
+    """Kinds of those that a run raised by itself; a full disk is this machine's."""
+    kinds = [event["fields"]["kind"] for event in events(run_dir) if event["name"] == "alarm"]
+    return [kind for kind in kinds if not kind.startswith(("memory", "session disk", "run disk"))]
+
+
+def wait_for_event(run_dir: Path, name: str) -> dict[str, object]:
+    """The fields of the first event called `name`, once it is there."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        for event in events(run_dir):
+            if event["name"] == name:
+                fields: dict[str, object] = event["fields"]
+                return fields
+        time.sleep(0.1)
+    raise TimeoutError(f"{run_dir} told of no {name}")
 
 
 def start(

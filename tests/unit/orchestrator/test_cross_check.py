@@ -78,6 +78,10 @@ REFUSED = [
      "from here: 'nope://x/y' cannot be opened: "),
     ("publish.probe_tolerance=0", "publish.probe_tolerance: is 0, must be above 0"),
     ("publish.engine_tolerance=0", "publish.engine_tolerance: is 0, must be above 0"),
+    ("health.every_seconds=0", "health.every_seconds: is 0, must be above 0"),
+    ("health.start_seconds=-1", "health.start_seconds: is -1, must be above 0"),
+    ("health.frozen_after_seconds=2", "health.frozen_after_seconds: is 2, must be at least 1.5 "
+     "times every_seconds (2)"),
     ("mismatch_guard.warn_kl=0", "mismatch_guard.warn_kl: is 0, must be above 0"),
     ("mismatch_guard.limit_kl=1e-4", "mismatch_guard.limit_kl: is 0.0001, must be at least warn_kl "
      "(0.001): a run is warned before it is stopped"),
