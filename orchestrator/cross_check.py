@@ -53,7 +53,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *_run(run_file),
         *_model(run_file),
         *_numbers(run_file),
-        *_precision(run_file),
+        *_learner(run_file),
         *_sampling(run_file),
         *transport_problems(run_file),
         *checkpoint_problems(run_file),
@@ -196,17 +196,17 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
             f"({guard.warn_kl:g}): a run is warned before it is stopped"
         )
     yield from health_problems(run_file.health)
+
+
+def _learner(run_file: RunFile) -> Iterator[str]:
+    learner, dtype = run_file.learner, run_file.model.dtype
     if learner.backend not in BACKEND_NAMES and ":" not in learner.backend:
         hint = nearest(learner.backend, BACKEND_NAMES)
         yield f"learner.backend: there is no '{learner.backend}'{hint}"
     for index, beta in enumerate(learner.betas):
         if not 0 <= beta < 1:
             yield f"learner.betas[{index}]: is {beta:g}, must be at least 0 and below 1"
-
-
-def _precision(run_file: RunFile) -> Iterator[str]:
-    dtype = run_file.model.dtype
-    if run_file.learner.precision == "fp32" and dtype != "float32":
+    if learner.precision == "fp32" and dtype != "float32":
         yield (
             f"learner.precision: is fp32 with model.dtype {dtype}: the engines would compute in "
             "another format than the learner; set model.dtype float32, or leave auto"
