@@ -10,18 +10,17 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import ray
 
-from manta.actors.lanes import Admission, Broken
+from manta.actors.lanes import Admission, BlockSummary, Broken
 from manta.envs.packing import Block
 from manta.envs.records import GroupId, GroupSummary
 from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.length_cap import LengthCap
-from manta.orchestrator.pools import EnvironmentPool
 
 BlockRef: TypeAlias = "ray.ObjectRef[Block]"
 
@@ -50,13 +49,21 @@ class Finished:
     summary: GroupSummary
 
 
+class BlockPool(Protocol):
+    """Where groups are made: `EnvironmentPool`, or what stands for it in a simulation."""
+
+    async def run_block(
+        self, lane: str, admissions: Sequence[Admission]
+    ) -> tuple[BlockRef, BlockSummary]: ...
+
+
 class Supply:
     """Runs blocks of `groups_per_call` admissions of `lane` on `pool`."""
 
     def __init__(
         self,
         feed: Feed[Finished],
-        pool: EnvironmentPool,
+        pool: BlockPool,
         lane: str,
         groups_per_call: int,
         ages: AgePolicy = NO_LIMIT,

@@ -1,5 +1,9 @@
 """An event loop whose clock jumps to the next timer: hours of sleeping in a moment, and a deadlock
-is an error instead of a hang."""
+is an error instead of a hang.
+
+Owns the clock. Whoever sleeps by it takes the time from the event loop (`loop.time`), and nothing
+in it may wait for a thread or a socket.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +28,7 @@ class _JumpingSelector(selectors.SelectSelector):
         super().__init__()
         self.now = 0.0
 
-    def select(
-        self, timeout: float | None = None
-    ) -> list[tuple[selectors.SelectorKey, selectors._EventMask]]:
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise Deadlock("every task waits, and no timer is set")
         self.now += max(_LEAST_SECONDS, timeout)
