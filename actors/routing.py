@@ -121,8 +121,7 @@ class Routing:
 
     async def _look(self) -> None:
         """While calls wait, asks the engines every now and then which of their rows are free."""
-        while self._leases.num_waiting:
-            busy = self._leases.busy
+        while self._leases.num_waiting and (busy := self._leases.busy):
             await asyncio.sleep(max(LOOK_SECONDS, len(busy) / LOOKS_PER_SECOND))
             await asyncio.gather(*(self._look_at(name) for name in busy))
             self._hand_out()

@@ -5,14 +5,15 @@ prompts, workers, staleness. The first one, which is short, calibrates; the seco
 it and then measured. Nothing of the second run is used for its prediction but its run file.
 
 - more prompts: GRPO as in the demo, embedded engine, on policy; three times the prompts.
-- long tail: simulated engines in the real actors and loop, lengths lognormal (sigma 1), a learner of
-  a set speed (`benchmarks.simulated_cluster`); from one engine on policy to two at staleness 2.
+- long tail: simulated engines in the real actors and loop, lengths lognormal (sigma 1), a learner
+  of a set speed (`benchmarks.simulated_cluster`); from one engine on policy to two at staleness 2.
 - two workers: embedded engines of one thread, answers of geometric length; from one to two.
 - ahead: the same from on policy to staleness 1, one engine of one thread beside a learner of one.
 
     taskset -c 2,3 python -m benchmarks.plan_error [--only NAME] [--keep FOLDER]
 
-Runs that stand finished in the folder are not made again.
+Steps are compared by their means, so whatever else the machine does counts as an error: let it do
+nothing else. Runs that stand finished in the folder are not made again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from statistics import fmean
 import yaml
 
 from benchmarks import simulated_cluster as cluster
-from benchmarks.async_speedup import run
+from benchmarks.driver_run import finish
+from benchmarks.manta_side import command
+from benchmarks.ray_head import ray_head
 from benchmarks.report import Figure, write
 from manta.envs.records import Json
 from manta.orchestrator import run_file as run_files
@@ -41,6 +44,8 @@ from manta.orchestrator.plan.shapes import Simulated
 CLAIM = "Seconds of a step predicted by manta plan, against real runs of another setting"
 BAR, AIM = 15.0, 5.0
 """Percent."""
+CPUS = 8
+"""That Ray believes in: engines and learner take turns on the cores, or mostly wait."""
 FILLING = 3
 """Steps of the predicted run that are not measured: they fill the pipeline."""
 
@@ -167,7 +172,8 @@ def made(folder: Path, case: Case, which: str, setting: Setting) -> Path:
     if not (directory / "summary.json").exists():
         shutil.rmtree(directory, ignore_errors=True)
         write_run_file(path, case, setting)
-        run(path)
+        with ray_head(CPUS) as environment:
+            finish(command(path), {**os.environ, **environment})
     return directory
 
 

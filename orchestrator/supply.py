@@ -75,6 +75,10 @@ class Supply:
         self._ages = ages
         self.cap = cap
         self._renewed: list[Admission] = []
+        self._aged_at = -1
+        """The step for which the age of all that is finished was looked at."""
+        self._unaged: list[GroupId] = []
+        """What has finished since."""
         self.feed = feed
         self._pool, self._lane, self._groups_per_call = pool, lane, groups_per_call
         self._lengths = lengths
@@ -184,7 +188,9 @@ class Supply:
         # Asked for at every turn of `take`: with many groups looking at all of them would be felt.
         if not self._ages.drops:
             return
-        for group, finished in self.feed.ready():
+        ready = self.feed.ready() if step != self._aged_at else self.feed.ready_among(self._unaged)
+        self._aged_at, self._unaged = step, []
+        for group, finished in ready:
             reason = self._ages.why_dropped(step, finished.summary)
             if reason is not None:
                 self._dropped.append((group, reason))
@@ -194,6 +200,8 @@ class Supply:
 
     def _finish(self, group: GroupId, finished: Finished) -> None:
         self.feed.finish(group, finished)
+        if self._ages.drops:
+            self._unaged.append(group)
         self._calls.pop(group[:2], None)
         self._dropped_in_a_row = 0
         del self._failures[group[:2]]

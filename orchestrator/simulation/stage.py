@@ -26,8 +26,8 @@ from manta.orchestrator.shared_device import StepMailbox
 from manta.orchestrator.supply import BlockPool, Finished, Supply
 from manta.orchestrator.wait import Waits, unless_ended
 
-NO_DEADLINE = 1e12
-"""Seconds: of a deadlock the virtual clock tells."""
+NO_DEADLINE = 1e9
+"""Seconds that a wait may take: what is simulated may last, and does not last decades."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ in it may wait for a thread or a socket.
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -31,7 +32,9 @@ class _JumpingSelector(selectors.SelectSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise Deadlock("every task waits, and no timer is set")
-        self.now += max(_LEAST_SECONDS, timeout)
+        later = self.now + max(_LEAST_SECONDS, timeout)
+        # Far from 0 the least is less than what a float can tell
+        self.now = max(later, math.nextafter(self.now, math.inf))
         return []
 
 

@@ -15,8 +15,9 @@ from typing import cast
 
 import numpy as np
 
+from manta.actors.engine_state import Word
 from manta.actors.lanes import Admission, BlockSummary
-from manta.actors.leases import Ask, Ticket
+from manta.actors.leases import Ask, Lease, Ticket
 from manta.actors.mailbox import Adopt, StepReport, StepWork
 from manta.actors.routing import Routing
 from manta.envs.records import GroupId, GroupSummary, Update, WeightVersion
@@ -64,11 +65,17 @@ class _Line:
 class SimulatedWorld:
     """Engines, the router before them, and the workers that make groups."""
 
-    def __init__(self, shape: WorldShape, speeds: Speeds, lengths: Lengths) -> None:
+    def __init__(
+        self,
+        shape: WorldShape,
+        speeds: Speeds,
+        lengths: Lengths,
+        kind: type[PacedEngine] = PacedEngine,
+    ) -> None:
         loop = asyncio.get_running_loop()
         self._shape, self._speeds, self._lengths = shape, speeds, lengths
         self.engines = {
-            f"policy-{i}": PacedEngine(speeds.engine, shape.max_rows, shape.recomputes)
+            f"policy-{i}": kind(speeds.engine, shape.max_rows, shape.recomputes)
             for i in range(shape.engines)
         }
         self.routing = Routing(
@@ -111,13 +118,13 @@ class SimulatedWorld:
         """Engines stand still, and go on under the new weights."""
         version = report.update.version
         for name, engine in self.engines.items():
-            self.routing.tell(name, "pause")
+            self._tell(name, "pause")
             engine.pause()
         await asyncio.sleep(self._speeds.overheads.publish)
         for name, engine in self.engines.items():
             engine.load(version.step)
             engine.resume()
-            self.routing.tell(name, "serve")
+            self._tell(name, "serve")
         return Published(version, 0.0, ())
 
     def _draw(self, admission: Admission) -> GroupLengths:
@@ -142,7 +149,7 @@ class SimulatedWorld:
         rows = sum(len(group.answers) for group in groups)
         tokens = sum(group.prompt for group in groups) + rows * self._shape.max_new_tokens
         ask = Ask(ticket, rank, rows, tokens)
-        lease = await self.routing.acquire(ask)
+        lease = await self._acquire(ask)
         try:
             made = await self.engines[lease.engine].run(
                 ticket,
@@ -151,8 +158,17 @@ class SimulatedWorld:
                 self._shape.spare_samples,
             )
         finally:
-            self.routing.release(ticket)
+            self._release(ticket)
         return made
+
+    async def _acquire(self, ask: Ask) -> Lease:
+        return await self.routing.acquire(ask)
+
+    def _tell(self, engine: str, word: Word) -> None:
+        self.routing.tell(engine, word)
+
+    def _release(self, ticket: Ticket) -> None:
+        self.routing.release(ticket)
 
     async def _score(self, drawn: Sequence[GroupLengths]) -> None:
         """Rewards and the reference look at a block side by side."""
