@@ -63,7 +63,7 @@ STEP = {
     "engine/rows": 16.0,
     "engine/rows_squared": 84.0,
     "engine/seconds": 0.36,
-    "engine/row_seconds": 1.68,
+    "engine/row_seconds": 1.84,
     "engine/prefill_tokens": 48.0,
     "engine/prefill_seconds": 0.24,
 }
