@@ -1,4 +1,4 @@
-"""The command line: `manta train`, `manta check`, `manta eval`, `manta export`, `manta doctor`.
+"""The command line: `manta train`, `check`, `plan`, `eval`, `export`, `doctor`.
 
 Owns arguments, exit codes and what `check` prints. Loads no torch or ray before a run starts, so
 that mistakes are told at once. Exit codes: 0 done, 2 a run file or command that cannot work; a
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +21,7 @@ from manta.orchestrator import batch_plan, memory, memory_table, run_file, surve
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.lives import Lives
+from manta.orchestrator.plan import options as plan_options
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.scorer_memory import scorer_parts
 from manta.orchestrator.strict import RunFileError
@@ -33,6 +34,7 @@ examples:
   manta check recipes/demo.yaml
   manta check recipes/demo.yaml --gpus 8,64,512
   manta check recipes/demo.yaml --deep
+  manta plan recipes/demo.yaml --cpus 4,16 --from runs/demo
   manta train recipes/demo.yaml
   manta train recipes/demo.yaml run.name=longer stages.rl.steps=200 learner.learning_rate=1e-4
   manta eval recipes/demo.yaml --checkpoint runs/demo/checkpoints/step=000040
@@ -61,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         return _doctor(Path(chosen.run_dir), chosen.json)
     chosen.overrides += rest
+    if chosen.command == "plan":
+        return _plan(chosen)
     try:
         loaded, surveyed = checked(chosen.run_file, chosen.overrides)
     except ValueError as error:
@@ -77,6 +81,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"manta {chosen.command}: {told(error)}", file=sys.stderr)
         return 2
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    try:
+        options = plan_options.options_of(chosen)
+        loaded, surveyed = checked(chosen.run_file, chosen.overrides, plan_options.checkable)
+        from manta.orchestrator.plan.command import plan
+
+        plan(loaded, surveyed, options, Console())
+    except ValueError as error:
+        print(f"manta plan: {told(error)}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
@@ -136,11 +153,16 @@ def _doctor(run_dir: Path, is_json: bool) -> int:
     return 0 if diagnosis.is_well else 1
 
 
-def checked(path: str, overrides: Sequence[str]) -> tuple[RunFile, Survey]:
-    """The run file at `path`, loaded and cross-checked. Raises RunFileError with all problems."""
+def checked(
+    path: str,
+    overrides: Sequence[str],
+    part: Callable[[RunFile], RunFile] = lambda loaded: loaded,
+) -> tuple[RunFile, Survey]:
+    """The run file at `path`, loaded, and that `part` of it cross-checked. Raises RunFileError with
+    all problems."""
     loaded = run_file.load(path, overrides)
     surveyed = survey.look(loaded)
-    problems = cross_check(loaded, surveyed)
+    problems = cross_check(part(loaded), surveyed)
     if problems:
         raise RunFileError([f"{path}: {problem}" for problem in problems])
     return loaded, surveyed
@@ -256,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, told in (
         ("train", "run the stages of a run file, or resume them"),
         ("check", "say what a run file would do, and start nothing"),
+        ("plan", "simulate a run file on so many devices, and say how to split them"),
         ("eval", "evaluate a checkpoint with the evaluation of a run file"),
     ):
         command = commands.add_parser(
@@ -269,6 +292,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
         if name == "eval":
             command.add_argument("--checkpoint", metavar="PATH", help="default: the run's newest")
+        if name == "plan":
+            plan_options.add_to(command)
         if name == "check":
             command.add_argument(
                 "--gpus",

@@ -23,7 +23,7 @@ from manta.envs.side_by_side import side_by_side
 from manta.orchestrator.delivery import StoreDelivery
 from manta.orchestrator.direct_delivery import DirectDelivery
 from manta.orchestrator.pools import MailboxClient, RolloutPool
-from manta.orchestrator.probe import Answer, Proofs, Tolerances, largest_gap
+from manta.orchestrator.probe import Answer, Proofs, Tolerances, largest_gap, widest_gap
 from manta.orchestrator.wait import Waits
 
 DIED = "it died"
@@ -157,7 +157,7 @@ def _published(
         version=delivery.report.update.version,
         probe_gap=max(largest_gap(probe, delivery.report.probe) for probe in probes),
         retired=retired,
-        engine_gap=max(largest_gap(one, other) for one in probes for other in probes),
+        engine_gap=widest_gap(probes),
         num_bytes=delivery.num_bytes,
         resent=delivery.resent,
         problems=tuple(problems),

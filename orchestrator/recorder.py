@@ -30,11 +30,11 @@ from manta.orchestrator.metrics import (
     ACCURACY,
     CAP,
     DRIVER_CPU,
-    IDLE_SHARE,
     KL,
     REWARD,
     STALENESS,
     MetricsWriter,
+    engine_metrics,
     read_metrics,
     step_metrics,
 )
@@ -139,8 +139,7 @@ class Recorder:
                 "publish/bytes": float(published.num_bytes),
                 "publish/resent": float(published.resent),
             }
-            if published.rows.total > 0:
-                update[IDLE_SHARE] = 1 - published.rows.busy / published.rows.total
+            update |= engine_metrics(published.rows)
         phases = self._clock.take_step()
         if report is not None:
             phases |= {f"learner/{name}": value for name, value in report.timings.items()}
