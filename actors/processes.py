@@ -31,7 +31,8 @@ _STATES = {
 @dataclass(frozen=True, slots=True)
 class Known:
     """A process beyond doubt: numbers come again, a number with its start time does not. `born` is
-    in seconds since the epoch."""
+    in seconds after its machine's start (where the system does not tell, since the epoch), since
+    clocks are set."""
 
     host: str
     pid: int
@@ -56,6 +57,10 @@ class ProcessFigures:
     peak_memory: int
 
 
+NOT_KNOWN = ProcessFigures("unknown", False, 0.0, 0, 0)
+"""Where the system does not tell."""
+
+
 @dataclass(frozen=True, slots=True)
 class HostFigures:
     """Of a machine: shares of memory and of the disk below some folder that are in use, and bytes
@@ -68,8 +73,7 @@ class HostFigures:
 
 @cache
 def _own(pid: int) -> Known:
-    own = psutil.Process(pid)
-    return Known(socket.gethostname(), pid, own.create_time())
+    return Known(socket.gethostname(), pid, _born(pid))
 
 
 def this_process() -> Known:
@@ -138,10 +142,17 @@ def host_figures(folder: Path) -> HostFigures:
 def _found(process: Known) -> psutil.Process | None:
     with suppress(*_GONE):
         found = psutil.Process(process.pid)
-        # Clocks are read to a hundredth of a second
-        if abs(found.create_time() - process.born) < 0.1:
+        # To a hundredth of a second
+        if abs(_born(process.pid) - process.born) < 0.1:
             return found
     return None
+
+
+def _born(pid: int) -> float:
+    with suppress(OSError):
+        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2]
+        return int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")
+    return float(psutil.Process(pid).create_time())
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:

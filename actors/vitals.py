@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any
 
 from manta.actors.processes import (
+    NOT_KNOWN,
     HostFigures,
     Known,
     ProcessFigures,
@@ -87,9 +88,11 @@ class Pulse:
         doing = self._calls
         if stands >= _STANDS_SECONDS:
             doing = innermost(sys._current_frames().get(self._thread))
-        process = figures(this_process())
-        assert process is not None, "it is this one"
-        host = host_figures(log_file().parent) if wants_host else None
+        process = figures(this_process()) or NOT_KNOWN
+        host = None
+        if wants_host:
+            with suppress(OSError):  # somebody cleared the folder away: a sign of life all the same
+                host = host_figures(log_file().parent)
         return LifeSign(stands, doing, process, _device_peak(), host)
 
     def _turn(self) -> None:
@@ -126,8 +129,7 @@ def innermost(frame: FrameType | None) -> str:
 
 def sign_of_thread(thread: int) -> LifeSign:
     """Of a process that runs no event loop: what `thread`, which does its work, is in."""
-    process = figures(this_process())
-    assert process is not None, "it is this one"
+    process = figures(this_process()) or NOT_KNOWN
     frame = sys._current_frames().get(thread)
     return LifeSign(0.0, innermost(frame), process, _device_peak())
 

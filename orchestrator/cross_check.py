@@ -2,8 +2,8 @@
 
 Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
-`checkpoint_check`, `critic_check`, `pair_check` (losses that compare rows, reward models),
-`adapter_check` (`model.lora`), `name_check` (what stages say of one another), `scorer_check`
+`checkpoint_check`, `health_check`, `critic_check`, `pair_check` (losses that compare rows, reward
+models), `adapter_check` (`model.lora`), `name_check` (what stages say of one another), `scorer_check`
 (`scorers`, and rewards that call them) and `vllm_check` of `manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
 algorithm alone, `manta.orchestrator.strict` at types.
@@ -56,6 +56,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *_learner(run_file),
         *_sampling(run_file),
         *transport_problems(run_file),
+        *health_problems(run_file.health),
         *checkpoint_problems(run_file),
         *staleness_problems(run_file),
         *colocation_problems(run_file),
@@ -195,7 +196,6 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
             f"mismatch_guard.limit_kl: is {guard.limit_kl:g}, must be at least warn_kl "
             f"({guard.warn_kl:g}): a run is warned before it is stopped"
         )
-    yield from health_problems(run_file.health)
 
 
 def _learner(run_file: RunFile) -> Iterator[str]:

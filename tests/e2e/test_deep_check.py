@@ -29,8 +29,10 @@ def test_a_deep_check_measures_a_few_steps_and_leaves_nothing(
     assert str(tmp_path) not in listing.stdout
 
 
-def test_a_deep_check_of_what_cannot_run_says_why(tmp_path: Path) -> None:
-    result = runs.manta("check", runs.TINY, tmp_path, "--deep", "rollout.workers=500")
+def test_a_deep_check_of_what_cannot_run_says_why(
+    tmp_path: Path, cluster: runs.Environment
+) -> None:
+    result = runs.manta("check", runs.TINY, tmp_path, "--deep", "rollout.workers=500", env=cluster)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "It would fail" in result.stdout and "500 rollout" in result.stdout
     assert list(tmp_path.iterdir()) == []
