@@ -97,19 +97,7 @@ class Part:
 def model_sizes(spec: ModelSpec, vocab_size: int) -> ModelSizes:
     """The sizes of `spec`. Raises ValueError where they cannot be found or are not understood."""
     if spec.build is not None:
-        build = spec.build
-        return ModelSizes(
-            layers=build.layers,
-            width=build.width,
-            heads=build.heads,
-            kv_heads=build.kv_heads or build.heads,
-            head_size=build.width // build.heads,
-            mlp_width=build.mlp_width,
-            vocabulary=vocab_size,
-            tied=build.tie_embeddings,
-            qkv_bias=_FAMILIES[build.architecture][0],
-            qk_norm=_FAMILIES[build.architecture][1],
-        )
+        return _from_config(spec.build.config(vocab_size, spec.context), "build")
     assert spec.path is not None
     return _from_config(json.loads(_config_file(spec.path).read_text(encoding="utf-8")), spec.path)
 

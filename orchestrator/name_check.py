@@ -11,11 +11,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from manta.actors.models.spec import BuildSpec
 from manta.actors.transports.settings import DIRECT
 from manta.envs.records import Json
 from manta.envs.tokenizer import FileTokenizer, build_tokenizer
 from manta.orchestrator.config import RefreshConfig, RunFile, StageConfig
+from manta.orchestrator.model_folder import folder_config, is_missing
 from manta.orchestrator.model_names import (
     EmaName,
     ModelName,
@@ -212,15 +212,15 @@ def steps_before(run_file: RunFile, stage: StageConfig) -> int | None:
 
 def _folder(run_file: RunFile, path: str) -> Iterator[str]:
     """Does the model in a folder have the shapes and the tokens of the run's?"""
-    if not Path(path).is_dir():
-        if path.startswith((".", "/", "~")) or path.count("/") != 1:
-            yield "there is no such folder"
-        return
+    if is_missing(path) or (not Path(path).is_dir() and "/" not in path):
+        yield "there is no such folder"
     try:
-        found = _config(path)
-        expected = _expected(run_file)
+        found = folder_config(path)
+        expected = _expected(run_file) if found is not None else {}
     except (OSError, ValueError) as error:
-        yield f"its config.json cannot be read: {error}"
+        yield str(error)
+        return
+    if found is None:
         return
     for key, value in expected.items():
         if key in found and found[key] != value:
@@ -260,34 +260,12 @@ def _words(file: Path) -> tuple[Json, Json]:
 def _expected(run_file: RunFile) -> dict[str, Json]:
     model = run_file.model
     if model.path is not None:
-        return {k: v for k, v in _config(model.path).items() if k in _SHAPE}
-    build = model.build
-    assert build is not None
-    shape = _built(build)
-    if model.tokenizer is not None:
-        shape["vocab_size"] = build_tokenizer(model.tokenizer).vocab_size
-    return shape
-
-
-def _built(build: BuildSpec) -> dict[str, Json]:
-    return {
-        "model_type": build.architecture,
-        "hidden_size": build.width,
-        "intermediate_size": build.mlp_width,
-        "num_hidden_layers": build.layers,
-        "num_attention_heads": build.heads,
-        "num_key_value_heads": build.kv_heads or build.heads,
-    }
-
-
-def _config(path: str) -> dict[str, Json]:
-    """Empty for a model on a hub, which is looked at when it is loaded."""
-    if not Path(path).is_dir():
-        return {}
-    found = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError("it holds no JSON object")
-    return found
+        return {k: v for k, v in (folder_config(model.path) or {}).items() if k in _SHAPE}
+    if model.build is None or model.build.heads < 1 or model.tokenizer is None:
+        return {}  # wrong by itself, and told so elsewhere
+    vocab_size = build_tokenizer(model.tokenizer).vocab_size
+    built = model.build.config(vocab_size, model.context)
+    return {key: built[key] for key in _SHAPE}
 
 
 def _refresh(run_file: RunFile, stage: StageConfig) -> Iterator[tuple[str, str]]:
