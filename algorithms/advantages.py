@@ -144,8 +144,7 @@ def max_likelihood(rewards_N: Tensor, group_N: Tensor) -> Tensor:
         )
     groups = _Groups(group_N)
     mean_G = groups.total(rewards_N.double()) / groups.size_G
-    mean_N = mean_G[groups.index_N]
-    return torch.where(mean_N > 0, groups.centred(rewards_N) / mean_N.clamp(min=1e-300), 0.0)
+    return groups.centred(rewards_N) / mean_G[groups.index_N].clamp(min=1e-300)
 
 
 class _Groups:

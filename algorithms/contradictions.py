@@ -47,8 +47,8 @@ def _sampling(settings: AlgorithmSettings) -> list[str]:
         )
     elif settings.samples_per_prompt == 1 and ADVANTAGE_KINDS[settings.advantage].needs_group:
         problems.append(
-            f"a group of one has no {settings.advantage} advantage: set samples_per_prompt to 2 or "
-            "more, or advantage to reward"
+            f"a group of one has no {_spoken(settings.advantage)} advantage: set "
+            "samples_per_prompt to 2 or more, or advantage to reward"
         )
     elif settings.samples_per_prompt == 1 and settings.drop_zero_variance_groups:
         problems.append(
@@ -56,6 +56,10 @@ def _sampling(settings: AlgorithmSettings) -> list[str]:
             "or more, or switch it off"
         )
     return problems
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _unread(settings: AlgorithmSettings) -> Iterator[str]:

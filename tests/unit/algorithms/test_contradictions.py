@@ -32,7 +32,7 @@ def off_policy(correction: str, **told: object) -> AlgorithmSettings:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (changed("grpo", samples_per_prompt=1), "group of one has no group_relative advantage"),
+        (changed("grpo", samples_per_prompt=1), "group of one has no group-relative advantage"),
         (changed("grpo", samples_per_prompt=0), "samples_per_prompt is 0"),
         (changed("ppo", critic=None), "advantage is gae, which needs values: add a critic"),
         (
@@ -70,7 +70,7 @@ def off_policy(correction: str, **told: object) -> AlgorithmSettings:
             "`kl in the reward` has no effect",
         ),
         (changed("sft", kl=KlSettings(coef=0.1)), "given answers are not"),
-        (changed("rloo", samples_per_prompt=1), "group of one has no leave_one_out advantage"),
+        (changed("rloo", samples_per_prompt=1), "group of one has no leave-one-out advantage"),
         (
             changed("dapo", loss="sapo", clip_low=0.1),
             "clip_low is 0.1 but loss is sapo, .* remove it, or set loss to clipped_surrogate or",
