@@ -23,6 +23,9 @@ from manta.actors.transports.disk import open_folder
 _BLOCK = 8 << 20
 """Bytes that are read, hashed and sent at a time."""
 
+_UNFINISHED = ".unfinished-"
+"""How the folder begins in which a writer on this machine makes its files."""
+
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
@@ -124,12 +127,19 @@ class StoredFolder:
         """
         if self.local is not None:
             self.local.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=self.local) as name:
+        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=self.local) as name:
             write(Path(name))
             made = [self._bring(path) for path in sorted(Path(name).iterdir())]
         if self.local is not None:
             sync(self.local)
         return tuple(made)
+
+    def remove_unfinished(self) -> None:
+        """Deletes what writers that were killed have left. Only while nobody fills the folder."""
+        if self.local is not None:
+            for name in self.folders():
+                if name.startswith(_UNFINISHED):
+                    self.under(name).remove()
 
     def rename(self, other: StoredFolder) -> None:
         """On this machine's file system only: this folder, which is there, becomes `other`."""

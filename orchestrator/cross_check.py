@@ -31,11 +31,7 @@ from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.length_check import length_problems
 from manta.orchestrator.model_folder import folder_config, is_missing
 from manta.orchestrator.model_names import STAGE_NAME
-from manta.orchestrator.name_check import (
-    has_reference_logprobs,
-    name_problems,
-    reference_problems,
-)
+from manta.orchestrator.name_check import name_problems, reference_problems
 from manta.orchestrator.pair_check import pair_problems
 from manta.orchestrator.scorer_check import scorer_problems
 from manta.orchestrator.staleness_check import staleness_problems
@@ -149,6 +145,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
     """Bounds of single values."""
     rollout, learner, reference = run_file.rollout, run_file.learner, run_file.reference
     at_least = {
+        "run.max_restarts": (run_file.run.max_restarts, 0),
         "model.context": (run_file.model.context, 2),
         "rollout.workers": (rollout.workers, 1),
         "rollout.threads": (rollout.threads, 0),
@@ -163,6 +160,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "learner.weight_decay": (learner.weight_decay, 0),
         "learner.momentum": (learner.momentum, 0),
         "learner.clip_norm": (learner.clip_norm, 0),
+        "learner.max_restarts": (learner.max_restarts, 0),
         "learner.warmup_steps": (learner.warmup_steps, 0),
         "reference.workers": (reference.workers, 1),
         "reference.threads": (reference.threads, 0),
@@ -343,13 +341,6 @@ def _algorithm(
         yield f".reward: algorithm '{algorithm.name}' learns from rewards, name one"
     if learns_from_rewards and stage.reward is not None and algorithm.advantage == "decoupled":
         yield from _component_weights(stage.reward, algorithm)
-    is_written = learns_from_rewards and stage.trajectories is not None
-    if is_written and algorithm.kl.coef and not has_reference_logprobs(run_file, stage):
-        yield (
-            ".algorithm.kl.coef: must be 0 with written trajectories: the reference log-probs "
-            "that they may hold are of another run's reference; an annotate stage with "
-            "reference_logprobs gives them this run's"
-        )
 
 
 def _reward(reward: RewardConfig) -> Iterator[str]:

@@ -70,7 +70,7 @@ def name_problems(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
     for key, text in names_in(stage, reference.model):
         where = f"{key}{top}" if key == ".reference.model" else key
         yield from (f"{where}: {told}" for told in _name(run_file, stage, key, text))
-    if stage.needs_reference:
+    if stage.compares_with_reference:
         for key, told in _refresh(run_file, stage):
             yield f".reference.refresh{key}{top}: {told}"
 
@@ -79,7 +79,7 @@ def reference_problems(run_file: RunFile) -> Iterator[str]:
     """What is said of a reference that nothing is compared with."""
     top = run_file.reference
     for key, value in (("model", top.model), ("refresh", top.refresh)):
-        users = (s for s in run_file.stages if s.needs_reference and s.reference is None)
+        users = (s for s in run_file.stages if s.compares_with_reference and s.reference is None)
         if value is not None and not any(users):
             yield (
                 f"reference.{key}: no stage without a reference block of its own compares with a "
@@ -105,10 +105,9 @@ def _misplaced(stage: StageConfig) -> Iterator[str]:
         for key, block in unused.items():
             if block is not None:
                 yield f".{key}: has no effect in a stage of kind {stage.kind}: remove it"
-    if stage.kind in ("train", "annotate") and stage.reference and not stage.needs_reference:
+    can_compare = stage.kind in ("train", "annotate")
+    if can_compare and stage.reference and not stage.compares_with_reference:
         what = "algorithm.kl.coef is 0" if stage.kind == "train" else "reference_logprobs is false"
-        if stage.kind == "train" and stage.algorithm and stage.algorithm.needs_reference:
-            what = "what it reads was written with its reference log-probs"
         yield f".reference: nothing in this stage asks for a reference ({what}): remove it"
 
 
@@ -131,17 +130,6 @@ def _trajectories(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
             f".trajectories: stage '{writer.name}' is of kind {writer.kind} and leaves "
             f"{leaves(writer)}: name a generate or annotate stage"
         )
-
-
-def has_reference_logprobs(run_file: RunFile, stage: StageConfig) -> bool:
-    """Were the trajectories that `stage` reads annotated with reference log-probs?"""
-    if stage.written_by is None:
-        return False
-    try:
-        writer = named_stage(run_file, parse_stage(f"stage:{stage.written_by}"), stage)
-    except ValueError:
-        return False
-    return writer.reference_logprobs or has_reference_logprobs(run_file, writer)
 
 
 def _merge(stage: StageConfig) -> Iterator[str]:
@@ -281,6 +269,12 @@ def _refresh(run_file: RunFile, stage: StageConfig) -> Iterator[tuple[str, str]]
         yield from _bounds(refresh)
     if stage.kind != "train":
         yield "", "nothing trains in this stage, so there is nothing to follow"
+    elif not stage.samples_to_train:
+        yield (
+            "",
+            "a reference follows where the policy is published after every step, and this stage "
+            "samples nothing: remove it, or give the stage a reference block without",
+        )
     if run_file.model.lora is not None:
         yield "", "with model.lora the reference is the model without its adapter: remove it"
     if run_file.publish.transport in DIRECT:
