@@ -5,8 +5,8 @@ Owns every rule between settings that no module beside it has: `staleness_check`
 `checkpoint_check`, `health_check`, `critic_check`, `pair_check` (losses that compare rows, reward
 models), `adapter_check` (`model.lora`), `name_check` (what stages say of one another), `scorer_check`
 (`scorers`, and rewards that call them) and `vllm_check` of `manta.orchestrator`.
-`manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
-algorithm alone, `manta.orchestrator.strict` at types.
+`manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.contradictions.check` at
+an algorithm alone, `manta.orchestrator.strict` at types.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from manta.actors.backends.settings import BACKEND_NAMES
-from manta.algorithms import presets
+from manta.algorithms import contradictions
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.registry import build
 from manta.envs.rewards.formula import Formula
@@ -320,16 +320,29 @@ def _counts(stage: StageConfig) -> Iterator[str]:
         )
 
 
+def _component_weights(reward: RewardConfig, algorithm: AlgorithmSettings) -> Iterator[str]:
+    key, names = ".algorithm.component_weights", ", ".join(reward.components)
+    if not algorithm.component_weights:
+        yield (
+            f"{key}: the advantage decoupled takes every component by itself: give those that "
+            f"train a weight, of {names}"
+        )
+    for name in algorithm.component_weights.keys() - reward.components.keys():
+        yield f"{key}: there is no component '{name}'{nearest(name, reward.components)}"
+
+
 def _algorithm(
     run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings
 ) -> Iterator[str]:
     try:
-        presets.check(algorithm)
+        contradictions.check(algorithm)
     except ValueError as error:
         yield f".algorithm: {error}"
     learns_from_rewards = stage.kind == "train" and algorithm.samples_from == "policy"
     if learns_from_rewards and stage.reward is None:
         yield f".reward: algorithm '{algorithm.name}' learns from rewards, name one"
+    if learns_from_rewards and stage.reward is not None and algorithm.advantage == "decoupled":
+        yield from _component_weights(stage.reward, algorithm)
 
 
 def _reward(reward: RewardConfig) -> Iterator[str]:
