@@ -25,6 +25,7 @@ from typing import TypeVar
 
 from benchmarks.ray_head import ray_head
 from benchmarks.report import Figure, write
+from manta.actors.cores import available_cores
 from manta.actors.processes import Known, figures
 from manta.orchestrator import status
 from manta.orchestrator.health import WorkerReport
@@ -86,7 +87,7 @@ def main() -> int:
     if roles != _ROLES:
         print(found)
         return 0
-    write("frozen_actor", CLAIM, list(_figures(found)), ["ray", "torch"], os.cpu_count() or 1)
+    write("frozen_actor", CLAIM, list(_figures(found)), ["ray", "torch"], available_cores())
     return 0 if all(f.holds() is not False for f in _figures(found)) else 1
 
 
