@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from manta.actors.cores import available_cores
 from manta.actors.models.spec import ModelSpec
 from manta.actors.scoring_queue import ScoringQueue
+from manta.actors.stays import Stays
 from manta.actors.stored_folder import StoredFolder, WrittenFile
 from manta.actors.transports.protocol import BadParcel, Parcel
 from manta.actors.transports.registry import build_transport
@@ -22,8 +24,11 @@ from manta.actors.weights import Receipt, Weights, content_hash
 from manta.envs.packing import PackedTrajectories
 from manta.envs.records import Float32, ReferenceStatistics
 
+if TYPE_CHECKING:
+    from manta.actors.scorers.following import ReferenceState
 
-class ReferenceWorker:
+
+class ReferenceWorker(Stays):
     def __init__(
         self,
         model: ModelSpec,
@@ -69,6 +74,14 @@ class ReferenceWorker:
     async def restore(self, folder: str) -> str:
         """Goes on from what `save` brought to `folder`; the version of that."""
         return await self._queue.between(lambda: self._restore(folder))
+
+    async def state(self) -> ReferenceState:
+        """What scores now, for another worker."""
+        return await self._queue.between(self._scorer.state)
+
+    async def adopt(self, state: ReferenceState) -> str:
+        """Goes on from another worker's `state`; the version of that."""
+        return await self._queue.between(lambda: self._scorer.adopt(state))
 
     async def version(self) -> str:
         """Of what scores now."""

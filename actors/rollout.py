@@ -14,6 +14,7 @@ from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.leases import Ticket
 from manta.actors.models.spec import ModelSpec
+from manta.actors.stays import Stays
 from manta.actors.transports.inbox import Inbox
 from manta.actors.transports.protocol import Delivery, Parcel
 from manta.actors.transports.registry import build_transport
@@ -33,7 +34,7 @@ class Renewed:
     probe: tuple[Float32, ...]
 
 
-class RolloutWorker:
+class RolloutWorker(Stays):
     """Methods as in `manta.actors.engines.protocol.Engine` and `EngineCalls`; completions travel
     packed, weights in parcels. A worker whose engine died ends its process: that is how Ray tells
     everybody who waits.

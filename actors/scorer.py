@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from manta.actors.cores import available_cores
 from manta.actors.scoring_queue import QueueFigures, ScoringQueue
+from manta.actors.stays import Stays
 from manta.envs.packing import PackedShown
 from manta.envs.records import Score, Shown
 from manta.envs.tokenizer import build_tokenizer
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from manta.actors.scorers.reward_model import RewardModelScorer
 
 
-class ScorerWorker:
+class ScorerWorker(Stays):
     def __init__(
         self,
         tokenizer: str,

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from manta.actors.transports.settings import DIRECT
+from manta.actors.worker_range import WorkerRange
 from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.scorers import called_in, role
@@ -35,25 +36,36 @@ WAITING_CPUS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class RoleNeed:
-    """`workers` workers of `role`, each with `cpus` and `gpus`."""
+    """`workers` workers of `role`, each with `cpus` and `gpus`, and up to so many `more` where there
+    is work for them."""
 
     role: str
     workers: int
     cpus: float
     gpus: float
+    more: int = 0
+
+    @property
+    def sizes(self) -> WorkerRange:
+        return WorkerRange(self.workers, self.workers + self.more)
 
 
 def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
     """What each role of the run asks for; roles that no stage needs are left out."""
     is_colocated = run_file.rollout.placement == "colocated"
-    needs = [RoleNeed("environment", run_file.environment.workers, WAITING_CPUS, 0)]
+    sizes = run_file.environment.sizes
+    needs = [RoleNeed("environment", sizes.min, WAITING_CPUS, 0, sizes.span)]
     if run_file.needs_rollout:
         rollout = run_file.rollout
-        cpus = WAITING_CPUS if rollout.engine == "simulated" else _computing(rollout.threads)
+        cpus = _computing(rollout.threads)
+        if rollout.engine == "simulated":
+            cpus = float(rollout.threads) or WAITING_CPUS
         gpus = 0 if is_colocated else rollout.devices
-        needs.append(RoleNeed("rollout", rollout.workers, cpus, gpus))
+        least = rollout.sizes.min + rollout.standby
+        needs.append(RoleNeed("rollout", least, cpus, gpus, rollout.sizes.span))
     if run_file.needs_reward:
-        needs.append(RoleNeed("reward", run_file.reward_workers.workers, WAITING_CPUS, 0))
+        sizes = run_file.reward_workers.sizes
+        needs.append(RoleNeed("reward", sizes.min, WAITING_CPUS, 0, sizes.span))
     for name in called_in(run_file):
         scorer = run_file.scorers[name]
         cpus = float(scorer.threads) or SCORER_CPUS

@@ -18,6 +18,7 @@ from rich.table import Table
 
 import manta
 from manta.orchestrator import batch_plan, memory, memory_table, run_file, survey
+from manta.orchestrator.batch_plan import RoleNeed
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.lives import Lives
@@ -141,15 +142,19 @@ def _placement(loaded: RunFile) -> Table:
         table.add_column(heading, justify="left" if heading == "role" else "right")
     needs = batch_plan.role_needs(loaded)
     for need in needs:
-        table.add_row(need.role, f"{need.workers}", f"{need.cpus:g}", f"{need.gpus:g}")
+        table.add_row(need.role, f"{need.sizes}", f"{need.cpus:g}", f"{need.gpus:g}")
     table.add_section()
-    table.add_row(
-        "total",
-        f"{sum(need.workers for need in needs)}",
-        f"{sum(need.workers * need.cpus for need in needs):g}",
-        f"{sum(need.workers * need.gpus for need in needs):g}",
-    )
+    table.add_row("total", *_totals(needs, [need.sizes.min for need in needs]))
+    if any(need.more for need in needs):
+        table.add_row("at most", *_totals(needs, [need.sizes.max for need in needs]))
     return table
+
+
+def _totals(needs: Sequence[RoleNeed], workers: Sequence[int]) -> tuple[str, str, str]:
+    """Workers, CPUs and GPUs, where each role has so many `workers`."""
+    cpus = sum(count * need.cpus for need, count in zip(needs, workers, strict=True))
+    gpus = sum(count * need.gpus for need, count in zip(needs, workers, strict=True))
+    return f"{sum(workers)}", f"{cpus:g}", f"{gpus:g}"
 
 
 def _show_memory(loaded: RunFile, surveyed: Survey, console: Console, gpus: Sequence[int]) -> None:

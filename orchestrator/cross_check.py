@@ -2,8 +2,8 @@
 
 Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
-`checkpoint_check`, `critic_check`, `pair_check` (losses that compare rows, reward models),
-`adapter_check` (`model.lora`), `name_check` (what stages say of one another), `scorer_check`
+`checkpoint_check`, `pool_check` (numbers of workers), `critic_check`, `pair_check` (losses that
+compare rows, reward models), `adapter_check` (`model.lora`), `name_check` (what stages say of one another), `scorer_check`
 (`scorers`, and rewards that call them) and `vllm_check` of `manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
 algorithm alone, `manta.orchestrator.strict` at types.
@@ -38,6 +38,7 @@ from manta.orchestrator.name_check import (
     reference_problems,
 )
 from manta.orchestrator.pair_check import pair_problems
+from manta.orchestrator.pool_check import pool_problems
 from manta.orchestrator.scorer_check import scorer_problems
 from manta.orchestrator.staleness_check import staleness_problems
 from manta.orchestrator.strict import nearest
@@ -57,6 +58,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *_run(run_file),
         *_model(run_file),
         *_numbers(run_file),
+        *pool_problems(run_file),
         *_precision(run_file),
         *_sampling(run_file),
         *transport_problems(run_file),
@@ -157,7 +159,6 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
     rollout, learner, reference = run_file.rollout, run_file.learner, run_file.reference
     at_least = {
         "model.context": (run_file.model.context, 2),
-        "rollout.workers": (rollout.workers, 1),
         "rollout.threads": (rollout.threads, 0),
         "rollout.devices": (rollout.devices, 0),
         "rollout.max_rows": (rollout.max_rows, 1),
@@ -174,9 +175,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "reference.workers": (reference.workers, 1),
         "reference.threads": (reference.threads, 0),
         "reference.tokens_per_batch": (reference.tokens_per_batch, 1),
-        "environment.workers": (run_file.environment.workers, 1),
         "environment.groups_per_call": (run_file.environment.groups_per_call, 0),
-        "reward_workers.workers": (run_file.reward_workers.workers, 1),
     }
     for key, (value, least) in at_least.items():
         if value < least:

@@ -1,6 +1,7 @@
 """The driver's look at the router: figures for metrics and display, events for engines lost.
 
-Owns how often it looks. Ends a run whose calls wait for engines of which none is left.
+Owns how often it looks. Ends a run whose calls wait for engines of which none is left, and of
+which none is replaced.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Callable, Mapping
 
 from manta.actors.router_figures import EngineLife, RouterFigures
 from manta.envs.records import Json
-from manta.orchestrator.pools import RolloutPool
 from manta.orchestrator.publish import NoEngineLeft
+from manta.orchestrator.rollout_pool import RolloutPool
 
 _SECONDS = 1.0
 
@@ -41,6 +42,8 @@ class RoutingWatch:
                 self._told.add(life)
                 self._event("engine lost", {"engine": life.engine, "life": life.generation})
         self._show(figures)
+        if self._rollout.is_kept:
+            return
         if figures.waiting and all(e.state == "gone" for e in figures.engines.values()):
             raise NoEngineLeft(
                 f"{figures.waiting} calls wait for an engine and none is left: "

@@ -120,19 +120,22 @@ class _Driver:
             await crew.rollout.close()
 
     async def _watched(self, run: RunContext, order: StartOrder) -> State:
-        """Waits for the workers, and goes through the stages with an eye on the router."""
-        with run.recorder.phase("start_up"):
-            self._watch_signals(run.should_stop, run.recorder)
-            await self._start(run, order)
-        # What is there now lives as long as the run: the collector need not go through it again.
-        gc.collect()
-        gc.freeze()
+        """Waits for the workers, and goes through the stages; meanwhile workers that die are
+        replaced, and there is an eye on the router."""
         watch = RoutingWatch(run.crew.rollout, run.recorder.routing, run.recorder.event)
-        scoring = ScorerWatch(run.crew.scorers, run.recorder.scoring, run.recorder.event)
+        scoring = ScorerWatch(run.crew.scorers, run.recorder.scoring)
         async with asyncio.TaskGroup() as tasks:
-            watching = [tasks.create_task(each.run()) for each in (watch, scoring)]
+            beside = [tasks.create_task(each.run(run.recorder.event)) for each in run.crew.seats]
+            with run.recorder.phase("start_up"):
+                self._watch_signals(run.should_stop, run.recorder)
+                await self._start(run, order)
+            # What is there now lives as long as the run: the collector need not go through it
+            # again.
+            gc.collect()
+            gc.freeze()
+            beside += [tasks.create_task(each.run()) for each in (watch, scoring)]
             state = await self._stages(run)
-            for each in watching:
+            for each in beside:
                 each.cancel()
         await watch.look()
         return state
@@ -203,7 +206,7 @@ class _Driver:
     async def _start(self, run: RunContext, order: StartOrder) -> None:
         """Waits for the workers; afterwards the engines serve the learner's weights, verified."""
         if run.crew.learner is None:
-            await run.crew.rollout.serve_all()
+            await run.crew.publisher.serve_own()
             return
         reports = await self._waits.wait(
             "the learner group to start",

@@ -18,10 +18,10 @@ from manta.actors.lanes import Admission, Broken
 from manta.envs.packing import Block
 from manta.envs.records import GroupId, GroupSummary
 from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy
+from manta.orchestrator.environment_pool import EnvironmentPool
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.length_cap import LengthCap
-from manta.orchestrator.pools import EnvironmentPool
 
 BlockRef: TypeAlias = "ray.ObjectRef[Block]"
 

@@ -24,7 +24,9 @@ from manta.actors.transports.object_store import ObjectStoreTransport
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weights import Weights, content_hash
 from manta.envs.records import GroupId, VersionSpan, WeightVersion
-from manta.orchestrator.pools import EnvironmentPool, ModelSource, RolloutPool, start
+from manta.orchestrator.environment_pool import EnvironmentPool
+from manta.orchestrator.pools import ModelSource, start
+from manta.orchestrator.rollout_pool import RolloutPool
 from tests.e2e import runs
 
 pytestmark = pytest.mark.e2e
@@ -123,8 +125,8 @@ def test_what_nobody_waits_for_leaves_the_engines(pools: Pools) -> None:
         await pools.until(lambda f: f.rows == 2 * SAMPLES and f.waiting == 0)
         assert time.monotonic() - begin < BUDGET / SPEED, "they ran to their end"
         await asyncio.gather(*blocks[:2], return_exceptions=True)
-        worker = next(i for i, n in enumerate(pools.environment._outstanding) if n)
-        ray.kill(pools.environment._workers[worker])
+        worker = next(i for i, n in pools.environment._outstanding.items() if n)
+        ray.kill(pools.environment._living.workers[worker])
         with pytest.raises(ray.exceptions.ActorDiedError):
             await blocks[2]
         await pools.until(lambda f: f.rows == 0)
