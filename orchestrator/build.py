@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from manta.actors.learner import LearnerJob, LearnerStage
 from manta.actors.mailbox import StartOrder
@@ -14,7 +15,6 @@ from manta.actors.transports.settings import TransportSettings
 from manta.algorithms.presets import PRESETS
 from manta.envs.records import Int32
 from manta.envs.tokenizer import build_tokenizer
-from manta.orchestrator.batch_plan import role_needs
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.environment_pool import EnvironmentPool
 from manta.orchestrator.learner_group import LearnerGroup
@@ -25,10 +25,11 @@ from manta.orchestrator.products import Products
 from manta.orchestrator.publish import Publisher
 from manta.orchestrator.reference_pool import ReferencePool
 from manta.orchestrator.reward_pool import RewardPool
+from manta.orchestrator.role_needs import role_needs
 from manta.orchestrator.rollout_pool import RolloutPool
 from manta.orchestrator.scorer_pool import ScorerPool
 from manta.orchestrator.scorers import called_in, model_folder, role
-from manta.orchestrator.seats import Runs
+from manta.orchestrator.seats import Seats
 from manta.orchestrator.shared_device import SharedDevice, StepMailbox
 from manta.orchestrator.wait import Waits
 
@@ -50,9 +51,9 @@ class Crew:
     device: SharedDevice | None
 
     @property
-    def seats(self) -> list[Runs]:
+    def seats(self) -> list[Seats[Any]]:
         """Who replaces workers that die, where they are replaced one by one."""
-        seats: list[Runs] = [self.rewards.seats, self.environment.seats, *self.scorers.seats]
+        seats: list[Seats[Any]] = [self.rewards.seats, self.environment.seats, *self.scorers.seats]
         if self.rollout.seats is not None:
             seats.append(self.rollout.seats)
         if self.references is not None:

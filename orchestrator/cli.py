@@ -18,10 +18,10 @@ from rich.table import Table
 
 import manta
 from manta.orchestrator import batch_plan, memory, memory_table, run_file, survey
-from manta.orchestrator.batch_plan import RoleNeed
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.lives import Lives
+from manta.orchestrator.role_needs import RoleNeed, role_needs
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.scorer_memory import scorer_parts
 from manta.orchestrator.strict import RunFileError
@@ -140,7 +140,7 @@ def _placement(loaded: RunFile) -> Table:
     table = Table(title="Placement", title_justify="left")
     for heading in ("role", "workers", "CPUs each", "GPUs each"):
         table.add_column(heading, justify="left" if heading == "role" else "right")
-    needs = batch_plan.role_needs(loaded)
+    needs = role_needs(loaded)
     for need in needs:
         table.add_row(need.role, f"{need.sizes}", f"{need.cpus:g}", f"{need.gpus:g}")
     table.add_section()

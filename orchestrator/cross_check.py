@@ -3,8 +3,9 @@
 Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
 `checkpoint_check`, `pool_check` (numbers of workers), `critic_check`, `pair_check` (losses that
-compare rows, reward models), `adapter_check` (`model.lora`), `name_check` (what stages say of one another), `scorer_check`
-(`scorers`, and rewards that call them) and `vllm_check` of `manta.orchestrator`.
+compare rows, reward models), `adapter_check` (`model.lora`), `name_check` (what stages say of one
+another), `scorer_check` (`scorers`, and rewards that call them) and `vllm_check` of
+`manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
 algorithm alone, `manta.orchestrator.strict` at types.
 """

@@ -108,6 +108,13 @@ class EnvironmentPool:
 
     # What the rest of the driver asks for
 
+    async def busy(self) -> float:
+        """Cores that all workers together have used since this was asked last."""
+        found: list[float] = await ask_each(
+            self._living.workers, lambda worker: worker.busy.remote()
+        )
+        return sum(found)
+
     async def meet(
         self,
         rewards: Sequence[ActorHandle[RewardWorker]],

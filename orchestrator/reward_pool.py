@@ -77,6 +77,13 @@ class RewardPool:
 
     # What the rest of the driver asks for
 
+    async def busy(self) -> float:
+        """Cores that all workers together have used since this was asked last."""
+        found: list[float] = await ask_each(
+            self._living.workers, lambda worker: worker.busy.remote()
+        )
+        return sum(found)
+
     async def open(self, lane: Lane) -> Mapping[str, str]:
         """Opens `lane` on every worker, once the scorers that it calls have their models; the
         version of each component."""

@@ -18,14 +18,17 @@ _SECONDS = 1.0
 
 
 class RoutingWatch:
-    """`show` gets every new figure, `event` each engine that died under a call, once."""
+    """`show` gets every new figure of the router, `show_pool` those of the pool, `event` each
+    engine that died under a call, once."""
 
     def __init__(
         self,
         rollout: RolloutPool,
         show: Callable[[RouterFigures], None],
         event: Callable[[str, Mapping[str, Json]], None],
+        show_pool: Callable[[Mapping[str, float]], None],
     ) -> None:
+        self._show_pool = show_pool
         self._rollout, self._show, self._event = rollout, show, event
         self._told: set[EngineLife] = set()
 
@@ -42,6 +45,7 @@ class RoutingWatch:
                 self._told.add(life)
                 self._event("engine lost", {"engine": life.engine, "life": life.generation})
         self._show(figures)
+        self._show_pool(self._rollout.metrics())
         if self._rollout.is_kept:
             return
         if figures.waiting and all(e.state == "gone" for e in figures.engines.values()):

@@ -19,6 +19,8 @@ from manta.orchestrator.build import Crew, build
 from manta.orchestrator.checkpoint import Checkpoints
 from manta.orchestrator.commits import Commits
 from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.draining_nodes import DrainingNodes
+from manta.orchestrator.elastic import Elastic, Sizes
 from manta.orchestrator.examiner import Examiner
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.generate_stage import GenerateStage
@@ -122,10 +124,13 @@ class _Driver:
     async def _watched(self, run: RunContext, order: StartOrder) -> State:
         """Waits for the workers, and goes through the stages; meanwhile workers that die are
         replaced, and there is an eye on the router."""
-        watch = RoutingWatch(run.crew.rollout, run.recorder.routing, run.recorder.event)
-        scoring = ScorerWatch(run.crew.scorers, run.recorder.scoring)
+        recorder, crew = run.recorder, run.crew
+        watch = RoutingWatch(crew.rollout, recorder.routing, recorder.event, recorder.pools)
+        scoring = ScorerWatch(crew.scorers, recorder.scoring)
+        draining = DrainingNodes(crew.seats, recorder.event)
+        watches = [watch.run, scoring.run, draining.run, self._elastic(run).run]
         async with asyncio.TaskGroup() as tasks:
-            beside = [tasks.create_task(each.run(run.recorder.event)) for each in run.crew.seats]
+            beside = [tasks.create_task(each.run(recorder.event)) for each in crew.seats]
             with run.recorder.phase("start_up"):
                 self._watch_signals(run.should_stop, run.recorder)
                 await self._start(run, order)
@@ -133,12 +138,27 @@ class _Driver:
             # again.
             gc.collect()
             gc.freeze()
-            beside += [tasks.create_task(each.run()) for each in (watch, scoring)]
+            beside += [tasks.create_task(each()) for each in watches]
             state = await self._stages(run)
             for each in beside:
                 each.cancel()
         await watch.look()
         return state
+
+    def _elastic(self, run: RunContext) -> Elastic:
+        run_file, crew = self._run_file, run.crew
+        return Elastic(
+            Sizes(
+                run_file.rollout.sizes, run_file.environment.sizes, run_file.reward_workers.sizes
+            ),
+            run_file.rollout.max_rows,
+            crew.rollout,
+            crew.environment,
+            crew.rewards,
+            lambda: run.recorder.is_in("generate", "evaluate"),
+            lambda: run.progress.step,
+            run.recorder.event,
+        )
 
     async def _stages(self, run: RunContext) -> State:
         """Goes through what is left of the stages."""

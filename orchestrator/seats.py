@@ -75,14 +75,6 @@ class Role(Protocol[Worker]):
         ...
 
 
-class Runs(Protocol):
-    """Seats, whoever sits there."""
-
-    async def run(self, event: Event) -> None: ...
-
-    def figures(self) -> SeatFigures: ...
-
-
 @dataclass(slots=True)
 class _Seat(Generic[Worker]):
     """`node` is known once the worker is up; `seconds` bound its leaving."""

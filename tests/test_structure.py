@@ -29,6 +29,7 @@ MAY_USE_RAY = {
     "orchestrator/adoption.py",
     "orchestrator/delivery.py",
     "orchestrator/direct_delivery.py",
+    "orchestrator/draining_nodes.py",
     "orchestrator/environment_pool.py",
     "orchestrator/evaluate.py",
     "orchestrator/learner_group.py",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from manta.orchestrator.ledger import Entry, read_ledger
@@ -69,6 +69,22 @@ def wait_for_step(run_dir: Path, step: int) -> None:
             return
         time.sleep(0.02)
     raise TimeoutError(f"{run_dir} did not reach step {step}")
+
+
+def wait_for_events(run_dir: Path, names: Set[str]) -> None:
+    """Returns once all of these have happened."""
+    deadline = time.monotonic() + SECONDS
+    while names - {name for name, _ in events(run_dir)}:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{run_dir}: of {names} there were only {events(run_dir)}")
+        time.sleep(0.05)
+
+
+def events(run_dir: Path) -> list[tuple[str, str]]:
+    """The name of each, and the worker that it tells of."""
+    lines = (run_dir / "events.jsonl").read_text().split("\n")[:-1]
+    found = [json.loads(line) for line in lines]
+    return [(event["name"], event["fields"].get("worker", "")) for event in found]
 
 
 def signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:

@@ -35,8 +35,8 @@ def report_of(step: int) -> StepReport:
 
 class ScriptedRollout:
     """`faults[engine]` holds one fault a delivery: a wrong `hash`, a wrong `version`, a `refusal`,
-    `death` at load or at `resume`, weights that were `replaced`, `stale` weights behind a right receipt, or a number that is
-    added to one log-prob; what is not scripted is right."""
+    `death` at load or at `resume`, weights that were `replaced`, `stale` weights behind a right
+    receipt, or a number that is added to one log-prob; what is not scripted is right."""
 
     def __init__(self, faults: dict[str, list[str | float]]) -> None:
         self._names = list(faults)
