@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class WorkerRange:
-    """From `min`, which a run starts with, to `max`."""
+    """From `min`, which a run starts with, to `max`. Those that were not needed for `idle_seconds`,
+    and some steps, are let go."""
 
     min: int
     max: int
+    idle_seconds: float = 60.0
 
     @property
     def is_fixed(self) -> bool:

@@ -17,9 +17,10 @@ from manta.envs.records import Json
 from manta.orchestrator.environment_pool import EnvironmentPool
 from manta.orchestrator.reward_pool import RewardPool
 from manta.orchestrator.rollout_pool import RolloutPool
-from manta.orchestrator.scaling import IDLE_SECONDS, Demand, Scaling
+from manta.orchestrator.scaling import Demand, Scaling
 
-_SECONDS = 1.0
+_SECONDS = 0.25
+"""Short steps have moments in which nothing is needed."""
 _FULL = 0.7
 """Of a core: above, calls wait for a worker's event loop."""
 
@@ -46,13 +47,12 @@ class Elastic:
         is_waited_for: Callable[[], bool],
         steps: Callable[[], int],
         event: Callable[[str, Mapping[str, Json]], None],
-        idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self._max_rows = max_rows
         self._rollout, self._environment, self._rewards = rollout, environment, rewards
         self._is_waited_for, self._steps, self._event = is_waited_for, steps, event
         self._scalings = {
-            role: Scaling(range_, idle_seconds)
+            role: Scaling(range_)
             for role, range_ in (
                 ("rollout", sizes.rollout),
                 ("environment", sizes.environment),
@@ -62,7 +62,7 @@ class Elastic:
         }
 
     async def run(self) -> None:
-        """Looks once a second, until cancelled."""
+        """Looks four times a second, until cancelled."""
         while self._scalings:
             await self.look()
             await asyncio.sleep(_SECONDS)

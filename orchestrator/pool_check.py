@@ -36,6 +36,8 @@ def _range(run_file: RunFile, key: str, workers: WorkerRange) -> Iterator[str]:
             f"{key}.min: is {workers.min}, above max ({workers.max}): a run starts with min "
             "workers and never has more than max"
         )
+    elif workers.idle_seconds <= 0:
+        yield f"{key}.idle_seconds: is {workers.idle_seconds:g}, must be above 0"
     elif not workers.is_fixed:
         if run_file.run.deterministic:
             yield (

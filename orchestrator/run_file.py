@@ -45,7 +45,7 @@ _INHERITED_BY: Mapping[str, Collection[str]] = {"annotate": ("env", "reward"), "
 _MAY_CHANGE = re.compile(
     r"run\.(max_hours|deadline_minutes|dir)|(track|publish|mismatch_guard)\..*"
     r"|checkpoint\.(every_steps|keep|keep_best|best_by)"
-    r"|(rollout|learner|reference|environment|reward_workers)\.(workers(\.(min|max))?|threads)"
+    r"|(rollout|learner|reference|environment|reward_workers)\.(workers(\.\w+)?|threads)"
     r"|learner\.devices"
     r"|scorers\.[^.]+\.(workers|threads|deadline_seconds)"
     r"|rollout\.(placement|standby|queue_rows|adaptive_rows|progress_seconds)"

@@ -1,11 +1,11 @@
 """How many workers a role should have, from what it is told of the work: a plain object.
 
-Owns the decision only. It grows within seconds, to what the work needs, once that has been more
-than there is for `GROW_SECONDS` while the learner waits for groups; nothing is gained by groups
-that lie ready. It shrinks only after `idle_seconds` and `SHRINK_STEPS` whole steps in which fewer
-would have done at every moment, since what stands idle while the learner computes may be needed
-for every step; and by a quarter at a time where the learner did not wait at all. A role that
-grows soon after it shrank waits twice as long before it shrinks again.
+Owns the decision only. It grows within seconds, to what the work needs, once that was more than
+there is for most of `GROW_SECONDS`, with the learner waiting for groups; nothing is gained by
+groups that lie ready. It shrinks only after the range's `idle_seconds` and `SHRINK_STEPS` whole
+steps in which fewer would have done at every moment, since what stands idle while the learner
+computes may be needed for every step; and by a quarter at a time where the learner did not wait at
+all. A role that grows soon after it shrank waits twice as long before it shrinks again.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 from manta.actors.worker_range import WorkerRange
 
-GROW_SECONDS = 2.0
-IDLE_SECONDS = 60.0
+GROW_SECONDS = 4.0
 SHRINK_STEPS = 2
 _MOST_IDLE_SECONDS = 1800.0
 _SHARE_LEFT = 0.75
+_MOST = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,39 +45,38 @@ class Scaling:
     def __init__(
         self,
         sizes: WorkerRange,
-        idle_seconds: float = IDLE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sizes, self._clock = sizes, clock
         self.target = sizes.min
-        self._least_idle = self._idle = idle_seconds
+        self._least_idle = self._idle = sizes.idle_seconds
         self._seen: deque[_Seen] = deque()
-        self._short_since: float | None = None
+        self._changed_at = clock()
         self._quiet_since: tuple[float, int] | None = None
         self._shrunk_at = float("-inf")
 
     def tell(self, demand: Demand) -> int:
-        """The target, now that `demand` is known; to be told about once a second."""
+        """The target, now that `demand` is known; to be told once a second or more
+        often."""
         now = self._clock()
         needed = min(self._sizes.max, max(self._sizes.min, -int(-demand.needed // 1)))
         self._seen.append(_Seen(now, needed, demand.is_waited_for))
-        if self._grows(now, needed, demand):
-            self._short_since = self._quiet_since = None
+        if self._grows(now):
+            self._changed_at, self._quiet_since = now, None
         elif self._is_idle(now, needed, demand):
             self.target = self._fewer(now)
-            self._shrunk_at, self._quiet_since = now, None
+            self._shrunk_at = self._changed_at = now
+            self._quiet_since = None
         self._forget(now)
         return self.target
 
-    def _grows(self, now: float, needed: int, demand: Demand) -> bool:
-        if needed <= self.target or not demand.is_waited_for:
-            self._short_since = None
+    def _grows(self, now: float) -> bool:
+        recent = [seen for seen in self._seen if seen.at > now - GROW_SECONDS]
+        short = [seen.needed for seen in recent if seen.is_waited_for and seen.needed > self.target]
+        is_known = now - self._changed_at >= GROW_SECONDS
+        if not is_known or len(short) <= len(recent) * _MOST:
             return False
-        if self._short_since is None:
-            self._short_since = now
-        if now - self._short_since < GROW_SECONDS:
-            return False
-        self.target = min(seen.needed for seen in self._seen if seen.at >= self._short_since)
+        self.target = sorted(short)[len(short) // 2]
         if now - self._shrunk_at < 2 * self._idle:
             self._idle = min(_MOST_IDLE_SECONDS, 2 * self._idle)
         elif now - self._shrunk_at > 8 * self._idle:
@@ -98,8 +97,9 @@ class Scaling:
 
     def _forget(self, now: float) -> None:
         """What was seen before anything that is still being watched."""
-        quiet = now if self._quiet_since is None else self._quiet_since[0]
-        since = min(quiet, now if self._short_since is None else self._short_since)
+        since = now - GROW_SECONDS
+        if self._quiet_since is not None:
+            since = min(since, self._quiet_since[0])
         while self._seen[0].at < since:
             self._seen.popleft()
 

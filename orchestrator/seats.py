@@ -77,11 +77,12 @@ class Role(Protocol[Worker]):
 
 @dataclass(slots=True)
 class _Seat(Generic[Worker]):
-    """`node` is known once the worker is up; `seconds` bound its leaving."""
+    """`is_news`: its worker was not there from the start; `seconds` bound its leaving."""
 
     number: int
     name: str
     worker: Worker
+    is_news: bool = False
     is_working: bool = False
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
     seconds: float = LEAVE_SECONDS
@@ -167,7 +168,7 @@ class Seats(Generic[Worker]):
     def _add(self) -> None:
         assert self._tasks is not None, "seats change while somebody keeps them"
         number = next(i for i in itertools.count() if i not in self._seats)
-        seat = self._seats[number] = _Seat(number, *self._role.start(number))
+        seat = self._seats[number] = _Seat(number, *self._role.start(number), is_news=True)
         self._tasks.create_task(self._hold(seat))
 
     async def _hold(self, seat: _Seat[Worker]) -> None:
@@ -190,11 +191,11 @@ class Seats(Generic[Worker]):
             if seat.leaving.is_set():
                 break
             seat.name, seat.worker = self._role.start(seat.number)
+            seat.is_news = True
         del self._seats[seat.number]
 
     async def _work(self, seat: _Seat[Worker]) -> ray.exceptions.RayActorError | None:
         """A worker's life; what it died of, None where it left."""
-        is_first = self._deaths == 0
         staying = asyncio.ensure_future(self._role.stay(seat.worker))
         joining = asyncio.ensure_future(self._role.join(seat.name, seat.worker))
         leaving = asyncio.ensure_future(seat.leaving.wait())
@@ -204,7 +205,7 @@ class Seats(Generic[Worker]):
                 with suppress(ray.exceptions.RayActorError):
                     joining.result()
                     seat.is_working = self._has_worked = True
-                    if not is_first:
+                    if seat.is_news:
                         self._event(f"{self._role.role} joined", {"worker": seat.name})
                     await asyncio.wait({staying, leaving}, return_when=asyncio.FIRST_COMPLETED)
             died = _death(staying) or _death(joining)

@@ -80,9 +80,19 @@ def wait_for_events(run_dir: Path, names: Set[str]) -> None:
         time.sleep(0.05)
 
 
+def wait_for_count(run_dir: Path, name: str, count: int) -> None:
+    """Returns once that has happened so often."""
+    deadline = time.monotonic() + SECONDS
+    while sum(name == found for found, _ in events(run_dir)) < count:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{run_dir}: not {count} times {name}: {events(run_dir)}")
+        time.sleep(0.05)
+
+
 def events(run_dir: Path) -> list[tuple[str, str]]:
     """The name of each, and the worker that it tells of."""
-    lines = (run_dir / "events.jsonl").read_text().split("\n")[:-1]
+    path = run_dir / "events.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
     found = [json.loads(line) for line in lines]
     return [(event["name"], event["fields"].get("worker", "")) for event in found]
 

@@ -212,7 +212,6 @@ def test_workers_that_are_killed_during_a_run_are_replaced(
     died = {name: worker for name, worker in events if name.endswith("died")}
     assert died.keys() == {"engine died", "environment worker died", "reward worker died"}
     assert ("engine joined", died["engine died"]) in events
-    assert not [name for name, _ in events if name in ("weights not proven", "engine retired")]
     last = lines[-1]
     assert (last["pool/rollout/serving"], last["pool/rollout/deaths"]) == (2, 1)
     assert last["publish/probe_gap"] < 1e-3

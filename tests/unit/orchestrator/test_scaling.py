@@ -19,7 +19,7 @@ class Told:
     def __init__(self, least: int, most: int, step_seconds: float = 10.0) -> None:
         self.now = 0.0
         self.step_seconds = step_seconds
-        self.scaling = Scaling(WorkerRange(least, most), idle_seconds=60.0, clock=lambda: self.now)
+        self.scaling = Scaling(WorkerRange(least, most), lambda: self.now)
         self.changes: list[tuple[float, int]] = []
 
     def during(self, seconds: float, scene: Scene) -> int:
@@ -49,8 +49,8 @@ def ready(at: float) -> tuple[float, bool]:
 def test_it_starts_with_the_least_and_grows_within_seconds_to_what_is_needed() -> None:
     told = Told(2, 8)
     assert told.scaling.target == 2
-    assert told.during(4, always(4.2)) == 5
-    assert told.changes[0][0] <= 4
+    assert told.during(5, always(4.2)) == 5
+    assert told.changes[0][0] <= 5
 
 
 def test_it_never_leaves_its_bounds() -> None:
@@ -64,6 +64,11 @@ def test_a_moment_of_demand_is_none() -> None:
     told = Told(1, 8)
     told.during(60, lambda at: (8.0 if at < 2 else 1.0, True))
     assert told.changes == []
+
+
+def test_short_steps_grow_too_though_each_has_a_moment_without_need() -> None:
+    told = Told(1, 8, step_seconds=4.0)
+    assert told.during(12, lambda at: (4.0, True) if at >= 1 else (0.0, False)) == 4
 
 
 def test_nothing_grows_for_groups_that_nobody_waits_for() -> None:

@@ -137,6 +137,19 @@ def test_a_death_after_service_counts_anew() -> None:
         assert kept.seats.figures() == SeatFigures(1, 1, 0, 12)
 
     kept.run(look)
+    assert kept.events == [("engine died", "e0"), ("engine joined", "e0")] * 12
+
+
+def test_a_worker_that_comes_later_is_news_and_the_first_are_not() -> None:
+    kept = Kept(1)
+
+    async def look() -> None:
+        await asyncio.sleep(2)
+        kept.seats.resize(2)
+        await asyncio.sleep(2)
+
+    kept.run(look)
+    assert kept.events == [("engine joined", "e1")]
 
 
 def test_the_run_ends_where_every_seat_is_given_up() -> None:
