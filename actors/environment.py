@@ -73,6 +73,7 @@ class EnvironmentWorker(Stays):
         self._rewards = Colleagues("reward worker", rewards)
         self._references = Colleagues("reference worker", references)
         self._work = Work()
+        self._edition = 0
         self._lanes: dict[str, Production] = {}
         self._opened: dict[str, Lane] = {}
         self._gold: dict[str, GoldRows] = {}
@@ -80,12 +81,16 @@ class EnvironmentWorker(Stays):
 
     async def meet(
         self,
+        edition: int,
         rewards: Sequence[ActorHandle[RewardWorker]],
         references: Sequence[ActorHandle[ReferenceWorker]],
     ) -> None:
-        """These are the reward and reference workers from now on."""
-        self._rewards.meet(rewards)
-        self._references.meet(references)
+        """These are the reward and reference workers from now on. Calls of one caller may overtake
+        each other: an earlier edition changes nothing."""
+        if edition >= self._edition:
+            self._edition = edition
+            self._rewards.meet(rewards)
+            self._references.meet(references)
 
     async def open(self, lane: Lane, versions: Mapping[str, str]) -> int:
         """Gets ready to make groups of `lane`, scored by rewards of these `versions`; the number

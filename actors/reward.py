@@ -32,11 +32,15 @@ class RewardWorker(Stays):
         self._scorers: dict[str, ScorerCalls] = {each.name: each.calls() for each in scorers}
         self._services = Services(scorers=self._scorers)
         self._work = Work()
+        self._edition = 0
 
-    async def meet(self, scorers: Sequence[ScorerPlace]) -> None:
-        """These are the workers of the scorers from now on."""
-        for each in scorers:
-            self._scorers[each.name].meet(each.endpoints())
+    async def meet(self, edition: int, scorers: Sequence[ScorerPlace]) -> None:
+        """These are the workers of the scorers from now on. Calls of one caller may overtake each
+        other: an earlier edition changes nothing."""
+        if edition >= self._edition:
+            self._edition = edition
+            for each in scorers:
+                self._scorers[each.name].meet(each.endpoints())
 
     async def open(
         self, lane: Lane, scorer_versions: Mapping[str, str] = MappingProxyType({})

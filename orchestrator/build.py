@@ -17,15 +17,16 @@ from manta.envs.records import Int32
 from manta.envs.tokenizer import build_tokenizer
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.environment_pool import EnvironmentPool
-from manta.orchestrator.learner_group import LearnerGroup
+from manta.orchestrator.learner_group import LearnerGroup, Restarts
 from manta.orchestrator.model_names import named_stage, parse_stage
 from manta.orchestrator.pools import MailboxClient, ModelSource
 from manta.orchestrator.probe import Tolerances, probe_rows
 from manta.orchestrator.products import Products
 from manta.orchestrator.publish import Publisher
 from manta.orchestrator.reference_pool import ReferencePool
+from manta.orchestrator.reference_use import stages_with_reference
 from manta.orchestrator.reward_pool import RewardPool
-from manta.orchestrator.role_needs import role_needs
+from manta.orchestrator.role_needs import RoleNeed, role_needs
 from manta.orchestrator.rollout_pool import RolloutPool
 from manta.orchestrator.scorer_pool import ScorerPool
 from manta.orchestrator.scorers import called_in, model_folder, role
@@ -68,7 +69,9 @@ def tokenizer_name(run_file: RunFile) -> str:
     return name
 
 
-def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> Crew:
+def build(
+    run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits, restarts: Restarts | None
+) -> Crew:
     """Starts every worker; none is waited for. Colocated engines follow when the learner's ranks
     have said where they are (`RolloutPool.start_beside`)."""
     needs = {need.role: need for need in role_needs(run_file)}
@@ -83,8 +86,7 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     learner = None
     if run_file.needs_learner:
         job = _learner_job(run_file, vocab_size, run_dir, probe, client, transport.direct)
-        need = needs["learner"]
-        learner = LearnerGroup(job, need.cpus, need.gpus, run_dir / "learner")
+        learner = _learner_group(job, needs["learner"], client, restarts)
     rollout = RolloutPool(
         model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic, transport
     )
@@ -103,17 +105,11 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     device = None
     if run_file.rollout.placement == "colocated":
         device = SharedDevice(rollout, client, waits, deadline)
-    publisher = Publisher(
-        rollout,
-        client,
-        probe,
-        Tolerances(run_file.publish.probe_tolerance, run_file.publish.engine_tolerance),
-        waits,
-        deadline,
-        device.publishing if device else nullcontext,
-        is_direct=transport.direct is not None,
-    )
-    if device is None and transport.direct is None:
+    tolerances = Tolerances(run_file.publish.probe_tolerance, run_file.publish.engine_tolerance)
+    turn = device.publishing if device else nullcontext
+    is_direct = transport.direct is not None
+    publisher = Publisher(rollout, client, probe, tolerances, waits, deadline, turn, is_direct)
+    if device is None and not is_direct:
         rollout.replace_through(publisher)
     return Crew(
         rollout,
@@ -142,13 +138,21 @@ def _introduce(
         references.tell = tell
 
 
+def _learner_group(
+    job: LearnerJob, need: RoleNeed, client: MailboxClient, restarts: Restarts | None
+) -> LearnerGroup:
+    """With `restarts` one that falls is followed by another, if engines need not go with it."""
+    follows = None if job.is_tied_to_engines else restarts
+    return LearnerGroup(job, need.cpus, need.gpus, Path(job.run_dir) / "learner", client, follows)
+
+
 def _references(
     run_file: RunFile,
     cpus: Mapping[str, float],
     model: ModelSource,
     transport: TransportSettings,
 ) -> ReferencePool | None:
-    if not run_file.needs_reference:
+    if not stages_with_reference(run_file):
         return None
     settings, temperature = run_file.reference, run_file.rollout.temperature
     if run_file.run.deterministic:

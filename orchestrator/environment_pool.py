@@ -48,6 +48,7 @@ class EnvironmentPool:
         self._cpus, self._tokenizer, self._rollout = cpus, tokenizer, rollout
         self._rewards, self._references = rewards, references
         self._numbers = itertools.count()
+        self._edition = 0
         self._lanes: dict[str, tuple[Lane, Mapping[str, str]]] = {}
         self._outstanding: Counter[str] = Counter()
         self._quiet: dict[str, asyncio.Event] = {}
@@ -85,10 +86,10 @@ class EnvironmentPool:
         """Lanes that open, and workers that come, while this one gets ready, it is told of with
         all others."""
         if name in self._living.workers:
-            await worker.meet.remote(self._rewards, self._references)
+            await self._introduce(worker)
             return
         self._living.newcomers[name] = worker
-        await worker.meet.remote(self._rewards, self._references)
+        await self._introduce(worker)
         for lane, versions in list(self._lanes.values()):
             await worker.open.remote(lane, versions)
         self._living.come(name)
@@ -122,8 +123,11 @@ class EnvironmentPool:
     ) -> None:
         """These are the reward and reference workers from now on."""
         self._rewards, self._references = rewards, references
-        everybody = {**self._living.workers, **self._living.newcomers}
-        await ask_each(everybody, lambda worker: worker.meet.remote(rewards, references))
+        self._edition += 1
+        await ask_each({**self._living.workers, **self._living.newcomers}, self._introduce)
+
+    async def _introduce(self, worker: ActorHandle[EnvironmentWorker]) -> None:
+        await worker.meet.remote(self._edition, self._rewards, self._references)
 
     async def open(self, lane: Lane, versions: Mapping[str, str]) -> int:
         """Opens `lane` on every worker, those to come too; the number of its tasks."""

@@ -19,8 +19,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from manta.actors.device_place import DevicePlace
 from manta.actors.hand_over import HandedOver, HandOver
-from manta.actors.mailbox import Adopt, Mailbox, Saved, StartOrder, StepReport, StepWork, Stop
+from manta.actors.mailbox import (
+    Adopt,
+    Fall,
+    Mailbox,
+    Saved,
+    StartOrder,
+    StepReport,
+    StepWork,
+    Stop,
+)
 from manta.actors.models.spec import ModelSpec
+from manta.actors.muster import Heartbeat
 from manta.actors.transports.protocol import Parcel
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_store import WeightStore
@@ -105,6 +115,21 @@ class MailboxClient:
 
     async def forget(self, step: int) -> None:
         await self.mailbox.forget.remote(step)
+
+    async def fall(self, number: int) -> Fall:
+        """The fall of a learner group with that number, counted from 0; waits for it."""
+        return await self.mailbox.fall.remote(number)
+
+    async def restart(self, order: StartOrder) -> int:
+        """Has the next learner group start from `order`; how many steps it replays.
+
+        Raises StepsForgotten where steps that it would need are no more.
+        """
+        return await self.mailbox.restart.remote(order)
+
+    async def heartbeats(self) -> tuple[Heartbeat, ...]:
+        """When each rank of the present group was last heard of, and the actor to kill it by."""
+        return await self.mailbox.heartbeats.remote()
 
     async def hand_over(self, order: HandOver) -> HandedOver:
         """Has the learner ranks obey `order`; rank 0's answer."""

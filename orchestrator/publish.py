@@ -33,7 +33,11 @@ DIED = "it died"
 
 
 class NoEngineLeft(RuntimeError):
-    """Every engine failed verification."""
+    """Every engine failed verification, and none is replaced."""
+
+
+class EnginesDied(NoEngineLeft):
+    """Every engine has died, and none is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +203,9 @@ class Publisher:
                 return outcome
             if not self._rollout.is_kept:
                 told = "; ".join(f"{name}: {problem}" for name, problem in outcome.problems)
-                raise NoEngineLeft(
+                have_died = all(problem == DIED for _, problem in outcome.problems)
+                kind = EnginesDied if have_died else NoEngineLeft
+                raise kind(
                     f"no engine proved that it serves weights {delivery.report.update.version}: "
                     f"{told or 'there is none'}"
                 )

@@ -29,6 +29,7 @@ class RewardPool:
     def __init__(self, workers: int, cpus: float, scorers: ScorerPool) -> None:
         self._cpus, self._scorers = cpus, scorers
         self._numbers = itertools.count()
+        self._edition = 0
         self._lanes: dict[str, tuple[Lane, Mapping[str, str]]] = {}
         self.tell: Callable[[], Awaitable[None]] = _nobody
         first = [self.start(seat) for seat in range(workers)]
@@ -54,10 +55,10 @@ class RewardPool:
     async def join(self, name: str, worker: ActorHandle[RewardWorker]) -> None:
         """Lanes that open while this one gets ready, it is told of with all others."""
         if name in self._living.workers:
-            await worker.meet.remote(self._scorers.places())
+            await self._introduce(worker)
             return
         self._living.newcomers[name] = worker
-        await worker.meet.remote(self._scorers.places())
+        await self._introduce(worker)
         for lane, versions in list(self._lanes.values()):
             await worker.open.remote(lane, versions)
         self._living.come(name)
@@ -114,9 +115,11 @@ class RewardPool:
         return found
 
     async def _meet(self) -> None:
-        places = self._scorers.places()
-        everybody = {**self._living.workers, **self._living.newcomers}
-        await ask_each(everybody, lambda worker: worker.meet.remote(places))
+        self._edition += 1
+        await ask_each({**self._living.workers, **self._living.newcomers}, self._introduce)
+
+    async def _introduce(self, worker: ActorHandle[RewardWorker]) -> None:
+        await worker.meet.remote(self._edition, self._scorers.places())
 
 
 async def _nobody() -> None:

@@ -151,12 +151,11 @@ class RolloutPool:
         self._leaving.add(name)
         await self._stand_in()
         await self.router.drain.remote(name)
+        await self._close(self._engine(name))
         await self._publisher.dismiss(name)
 
     async def end(self, name: str, worker: ActorHandle[RolloutWorker]) -> None:
-        with suppress(TimeoutError, ray.exceptions.RayActorError):
-            # What it started beside itself would live on
-            await asyncio.wait_for(_awaited(worker.close.remote()), _CLOSE_SECONDS)
+        await self._close(worker)
         ray.kill(worker)
 
     # What the publisher asks for
@@ -286,6 +285,11 @@ class RolloutPool:
         self._serving.discard(name)
         self._leaving.discard(name)
         return self._engines.pop(name, None)
+
+    async def _close(self, worker: ActorHandle[RolloutWorker]) -> None:
+        """Ends what an engine started beside its worker."""
+        with suppress(TimeoutError, ray.exceptions.RayActorError):
+            await asyncio.wait_for(_awaited(worker.close.remote()), _CLOSE_SECONDS)
 
     async def _pause(self, name: str) -> None:
         self._engine(name)

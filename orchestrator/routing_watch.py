@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from manta.actors.router_figures import EngineLife, RouterFigures
 from manta.envs.records import Json
-from manta.orchestrator.publish import NoEngineLeft
+from manta.orchestrator.publish import EnginesDied
 from manta.orchestrator.rollout_pool import RolloutPool
 
 _SECONDS = 1.0
@@ -33,7 +33,7 @@ class RoutingWatch:
         self._told: set[EngineLife] = set()
 
     async def run(self) -> None:
-        """Looks once a second, until cancelled. Raises NoEngineLeft where calls wait in vain."""
+        """Looks once a second, until cancelled. Raises EnginesDied where calls wait in vain."""
         while True:
             await self.look()
             await asyncio.sleep(_SECONDS)
@@ -49,7 +49,7 @@ class RoutingWatch:
         if self._rollout.is_kept:
             return
         if figures.waiting and all(e.state == "gone" for e in figures.engines.values()):
-            raise NoEngineLeft(
+            raise EnginesDied(
                 f"{figures.waiting} calls wait for an engine and none is left: "
                 f"{', '.join(figures.engines)} died or were taken out of service. Look at their "
                 "logs in the Ray session directory, then start the run again"

@@ -41,6 +41,10 @@ class NoWorkerLeft(RuntimeError):
     """Every seat of a role has lost its worker for good."""
 
 
+class NoWorkerStarts(RuntimeError):
+    """No worker of a role has survived its own constructor."""
+
+
 class Role(Protocol[Worker]):
     """What a kind of worker is to its seats. Whatever asks a worker raises RayActorError where
     it is gone."""
@@ -77,13 +81,16 @@ class Role(Protocol[Worker]):
 
 @dataclass(slots=True)
 class _Seat(Generic[Worker]):
-    """`is_news`: its worker was not there from the start; `seconds` bound its leaving."""
+    """`is_news`: its worker was not there from the start. `is_moving`: another seat takes its
+    place. `seconds` bound its leaving."""
 
     number: int
     name: str
     worker: Worker
     is_news: bool = False
     is_working: bool = False
+    is_moving: bool = False
+    joined: asyncio.Event = field(default_factory=asyncio.Event)
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
     seconds: float = LEAVE_SECONDS
 
@@ -127,7 +134,7 @@ class Seats(Generic[Worker]):
     async def run(self, event: Event) -> None:
         """Keeps seats filled until cancelled; tells `event` what happens to workers.
 
-        Raises NoWorkerLeft, and what `join` raises other than a worker's death.
+        Raises NoWorkerLeft, NoWorkerStarts, and what `join` raises other than a worker's death.
         """
         self._event = event
         try:
@@ -147,29 +154,40 @@ class Seats(Generic[Worker]):
         for seat in by_worth[: len(by_worth) - size]:
             seat.leaving.set()
 
-    def move(self, name: str, seconds: float) -> bool:
-        """The worker `name` has `seconds` to finish; another one is started at once. False where
-        it is none of these, or leaves already."""
+    def move(self, name: str, seconds: float) -> None:
+        """The worker `name` has `seconds`; another one is started at once, and takes over as soon
+        as it has joined, or when half of the time is over."""
         for seat in self._open():
             if seat.name == name:
-                seat.seconds = seconds
-                seat.leaving.set()
-                self._add()
-                return True
-        return False
+                assert self._tasks is not None, "seats change while somebody keeps them"
+                seat.is_moving = True
+                self._tasks.create_task(self._relieve(seat, self._add(), seconds))
 
     def workers(self) -> dict[str, Worker]:
         """Those that are up and are to stay."""
         return {seat.name: seat.worker for seat in self._open() if seat.is_working}
 
     def _open(self) -> list[_Seat[Worker]]:
-        return [seat for seat in self._seats.values() if not seat.leaving.is_set()]
+        """Those that are to stay."""
+        return [
+            seat
+            for seat in self._seats.values()
+            if not seat.is_moving and not seat.leaving.is_set()
+        ]
 
-    def _add(self) -> None:
+    async def _relieve(self, seat: _Seat[Worker], other: _Seat[Worker], seconds: float) -> None:
+        begun = asyncio.get_running_loop().time()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(other.joined.wait(), seconds / 2)
+        seat.seconds = max(0.0, seconds - (asyncio.get_running_loop().time() - begun))
+        seat.leaving.set()
+
+    def _add(self) -> _Seat[Worker]:
         assert self._tasks is not None, "seats change while somebody keeps them"
         number = next(i for i in itertools.count() if i not in self._seats)
         seat = self._seats[number] = _Seat(number, *self._role.start(number), is_news=True)
         self._tasks.create_task(self._hold(seat))
+        return seat
 
     async def _hold(self, seat: _Seat[Worker]) -> None:
         """One seat, one worker after the other."""
@@ -185,10 +203,12 @@ class Seats(Generic[Worker]):
             # What no constructor of the role has survived, the next one will not
             is_hopeless = death.actor_init_failed and not self._has_worked
             if in_a_row == self._max_deaths or is_hopeless:
-                self._give_up(seat, in_a_row, cause)
+                self._give_up(
+                    seat, in_a_row, cause, NoWorkerStarts if is_hopeless else NoWorkerLeft
+                )
                 return
             await asyncio.sleep(_PAUSE_SECONDS * (2**in_a_row - 1))
-            if seat.leaving.is_set():
+            if seat.is_moving or seat.leaving.is_set():
                 break
             seat.name, seat.worker = self._role.start(seat.number)
             seat.is_news = True
@@ -205,6 +225,7 @@ class Seats(Generic[Worker]):
                 with suppress(ray.exceptions.RayActorError):
                     joining.result()
                     seat.is_working = self._has_worked = True
+                    seat.joined.set()
                     if seat.is_news:
                         self._event(f"{self._role.role} joined", {"worker": seat.name})
                     await asyncio.wait({staying, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -224,12 +245,18 @@ class Seats(Generic[Worker]):
         await self._role.end(seat.name, seat.worker)
         self._event(f"{self._role.role} left", {"worker": seat.name})
 
-    def _give_up(self, seat: _Seat[Worker], in_a_row: int, cause: str) -> None:
+    def _give_up(
+        self,
+        seat: _Seat[Worker],
+        in_a_row: int,
+        cause: str,
+        kind: type[NoWorkerLeft | NoWorkerStarts],
+    ) -> None:
         del self._seats[seat.number]
         told = f"{in_a_row} died one after the other before any of them served"
         self._event(f"{self._role.role} not replaced", {"worker": seat.name, "why": told})
         if not self._seats:
-            raise NoWorkerLeft(
+            raise kind(
                 f"no {self._role.role} is left: {told}, the last one, {seat.name}, of: {cause}. "
                 "Look at their logs in the Ray session directory (out of memory?), then start the "
                 "run again"

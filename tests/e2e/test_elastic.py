@@ -14,6 +14,7 @@ import pytest
 from ray.util.state import list_actors
 
 from tests.e2e import runs
+from tests.e2e.conftest import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -27,8 +28,10 @@ model:
 env: {name: arithmetic, digits: 1, eval_size: 20}
 reward: {formula: short, components: {short: {reward: length, target: 3, limit: 6}}}
 stages:
-  - {name: much, algorithm: {name: grpo, samples_per_prompt: 4, kl: {coef: 0}}, steps: 1000,
+  - {name: much, algorithm: {name: grpo, samples_per_prompt: 4, kl: {coef: 0}}, steps: 40,
      prompts_per_step: 8, learning_rate: 1e-4}
+  - {name: little, algorithm: {name: grpo, samples_per_prompt: 4, kl: {coef: 0}}, steps: 1000,
+     prompts_per_step: 1, learning_rate: 1e-4}
 rollout:
   engine: simulated
   workers: {min: 1, max: 3, idle_seconds: 3}
@@ -50,8 +53,14 @@ class Nodes:
         self.alive: list[subprocess.Popen[bytes]] = []
 
     def add(self) -> None:
-        command = ["ray", "start", f"--address={self._cluster['RAY_ADDRESS']}", "--num-cpus=2",
-                   "--block", "--disable-usage-stats"]  # fmt: skip
+        # Each port its own, as for the head
+        agent, metrics, runtime = free_port(), free_port(), free_port()
+        command = [
+            "ray", "start", f"--address={self._cluster['RAY_ADDRESS']}", "--num-cpus=2", "--block",
+            "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}",
+            f"--metrics-export-port={metrics}", f"--runtime-env-agent-port={runtime}",
+            "--disable-usage-stats",
+        ]  # fmt: skip
         self.alive.append(
             subprocess.Popen(
                 command,
@@ -82,6 +91,17 @@ def nodes(cluster: runs.Environment) -> Iterator[Nodes]:
             node.wait(60)
 
 
+@contextmanager
+def started(
+    run_file: Path, folder: Path, cluster: runs.Environment
+) -> Iterator[subprocess.Popen[str]]:
+    process = runs.start(run_file, folder, env=cluster)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
 def until_pending(process: subprocess.Popen[str], cluster: runs.Environment, count: int) -> None:
     """Returns once so many engines wait for a node: the demand that Ray's autoscaler sees."""
     deadline = time.monotonic() + 60
@@ -103,8 +123,7 @@ def test_engines_follow_load_and_outlive_their_nodes(
     run_file = tmp_path / "elastic.yaml"
     run_file.write_text(RUN)
     run_dir = tmp_path / "elastic"
-    with nodes(cluster) as cloud:
-        process = runs.start(run_file, tmp_path, env=cluster)
+    with nodes(cluster) as cloud, started(run_file, tmp_path, cluster) as process:
         until_pending(process, cluster, 2)
         cloud.add()
         cloud.add()
@@ -112,12 +131,12 @@ def test_engines_follow_load_and_outlive_their_nodes(
         cloud.add()
         cloud.lose(cloud.alive[0])
         runs.wait_for_count(run_dir, "engine joined", 3)
-        step = int(runs.metrics(run_dir)[-1]["step"])
-        runs.wait_for_step(run_dir, step + 3)
+        runs.wait_for_count(run_dir, "engine left", 2)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=runs.SECONDS)
     assert process.returncode == 0, output
     lines = runs.metrics(run_dir)
     runs.check_history(run_dir, int(lines[-1]["step"]))
-    assert lines[-1]["pool/rollout/serving"] == 3
-    assert max(line["pool/rollout/deaths"] for line in lines) == 1
+    serving = [line["pool/rollout/serving"] for line in lines]
+    assert (serving[0], max(serving), lines[-1]["pool/rollout/target"]) == (1, 3, 1)
+    assert lines[-1]["pool/rollout/deaths"] == 1

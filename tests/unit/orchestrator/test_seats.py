@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from manta.envs.records import Json
-from manta.orchestrator.seats import NoWorkerLeft, SeatFigures, Seats
+from manta.orchestrator.seats import NoWorkerLeft, NoWorkerStarts, SeatFigures, Seats
 from tests import virtual_time
 
 
@@ -166,8 +166,9 @@ def test_a_constructor_that_nobody_survives_is_not_tried_again() -> None:
     broken = Worker(join_seconds=1e6, init_failed=True)
     broken.death.set()
     seats = Seats(role := Scripted(lambda: broken), [role.start(0)])
-    with pytest.raises(ExceptionGroup, match="unhandled errors"):
+    with pytest.raises(ExceptionGroup) as raised:
         virtual_time.run(seats.run(lambda name, fields: None))
+    assert isinstance(raised.value.exceptions[0], NoWorkerStarts)
     assert role.started == 1
 
 
@@ -201,24 +202,43 @@ def test_seats_grow_and_shrink_and_those_not_up_yet_go_first() -> None:
     assert kept.events == [("engine left", "e3"), ("engine left", "e2"), ("engine left", "e1")]
 
 
-def test_a_worker_that_moves_is_replaced_before_it_has_finished() -> None:
-    class Slow(Scripted):
-        async def leave(self, name: str) -> None:
-            await super().leave(name)
-            await asyncio.sleep(1e6)
+class Slow(Scripted):
+    """Whose workers never finish."""
 
+    async def leave(self, name: str) -> None:
+        await super().leave(name)
+        await asyncio.sleep(1e6)
+
+
+def test_a_worker_that_moves_leaves_when_another_has_taken_over() -> None:
     kept = Kept(1)
     kept.role = Slow()
     kept.seats = Seats(kept.role, [kept.role.start(0)])
 
     async def look() -> None:
         await asyncio.sleep(2)
-        assert kept.seats.move("e0", 10.0)
-        assert not kept.seats.move("e0", 10.0)
-        await asyncio.sleep(2)
+        kept.seats.move("e0", 10.0)
+        kept.seats.move("e0", 10.0)
+        await asyncio.sleep(0.5)
+        assert "leave e0" not in kept.role.log, "the other one is not up yet"
+        await asyncio.sleep(1.5)
         assert list(kept.seats.workers()) == ["e1"]
-        assert "lost e0" not in kept.role.log
+        assert kept.role.log[-2:] == ["join e1", "leave e0"]
         await asyncio.sleep(10)
         assert kept.role.log[-1] == "lost e0", "its time was up"
+        assert kept.seats.figures() == SeatFigures(1, 1, 0, 0)
+
+    kept.run(look)
+
+
+def test_a_worker_that_moves_does_not_wait_for_ever_for_the_other_one() -> None:
+    kept = Kept(1)
+
+    async def look() -> None:
+        await asyncio.sleep(2)
+        kept.role.new = lambda: Worker(join_seconds=1e6)
+        kept.seats.move("e0", 10.0)
+        await asyncio.sleep(5.5)
+        assert kept.role.log[-2:] == ["leave e0", "lost e0"]
 
     kept.run(look)
