@@ -1,4 +1,4 @@
-"""The base of every shell: it can be asked who it is, and for a sign of life."""
+"""The base of every shell: it can be asked who it is, for a sign of life, and to stay."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ class Alive:
     async def ping(self, wants_host: bool = False) -> LifeSign:
         """To be called in the group `LIFE`; with the machine's figures where they are wanted."""
         return self._pulse.sign(wants_host)
+
+    async def stay(self) -> None:
+        """Returns never: who awaits it is woken, by RayActorError, the moment this process is
+        gone."""
+        await asyncio.Event().wait()

@@ -1,34 +1,36 @@
 """The environment worker: a Ray shell that makes groups for the lanes it has opened.
 
 It finds engines through the router, and scores through the reward and reference workers it was
-given. How a group is made is in `manta.actors.production`.
+told of last. How a group is made is in `manta.actors.production`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextvars import ContextVar
 from itertools import accumulate, islice
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 import ray
 
 from manta.actors.alive import Alive
 from manta.actors.coalesce import Coalescer
+from manta.actors.colleagues import ColleagueLost, Colleagues
 from manta.actors.dispatch import Dispatch, DispatchSettings
 from manta.actors.lanes import Admission, BlockSummary, Broken, Lane
 from manta.actors.leases import Ask
 from manta.actors.production import GoldRows, Production, build_production, unscored
 from manta.actors.router_client import RemoteRouter
 from manta.actors.router_figures import EngineLife
+from manta.actors.work import Work
 from manta.envs.failures import WorldBroke
 from manta.envs.group import Scoring
 from manta.envs.packing import Block, pack
 from manta.envs.records import (
     Completion,
+    Float32,
     GenerateRequest,
     GroupId,
     GroupSummary,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from manta.actors.reward import RewardWorker
     from manta.actors.router import Router
 
+T = TypeVar("T")
 _Group: TypeAlias = tuple[Task, Sequence[Trajectory]]
 _COMPLETE: ContextVar[Coalescer[GenerateRequest, list[Completion]]] = ContextVar("complete")
 """The engine calls of the block that is being made: another block may go to another engine."""
@@ -67,12 +70,27 @@ class EnvironmentWorker(Alive):
         self._tokenizer = tokenizer
         self._router = RemoteRouter(router)
         self._dispatch = Dispatch(self._router, name, dispatch)
-        self._rewards = itertools.cycle(rewards)
-        self._references = itertools.cycle(references)
+        self._rewards = Colleagues("reward worker", rewards)
+        self._references = Colleagues("reference worker", references)
+        self._work = Work()
+        self._edition = 0
         self._lanes: dict[str, Production] = {}
         self._opened: dict[str, Lane] = {}
         self._gold: dict[str, GoldRows] = {}
         self._reference_statistics = Coalescer(self._score_reference)
+
+    async def meet(
+        self,
+        edition: int,
+        rewards: Sequence[ActorHandle[RewardWorker]],
+        references: Sequence[ActorHandle[ReferenceWorker]],
+    ) -> None:
+        """These are the reward and reference workers from now on. Calls of one caller may overtake
+        each other: an earlier edition changes nothing."""
+        if edition >= self._edition:
+            self._edition = edition
+            self._rewards.meet(rewards)
+            self._references.meet(references)
 
     async def open(self, lane: Lane, versions: Mapping[str, str]) -> int:
         """Gets ready to make groups of `lane`, scored by rewards of these `versions`; the number
@@ -82,7 +100,11 @@ class EnvironmentWorker(Alive):
             packed = pack([t for _, trajectories in groups for t in trajectories])
             tasks = [task for task, _ in groups]
             counts = [len(trajectories) for _, trajectories in groups]
-            return await next(self._rewards).score_groups.remote(lane.name, tasks, counts, packed)
+            return await self._rewards.ask(
+                lambda worker: _told_apart(
+                    worker.score_groups.remote(lane.name, tasks, counts, packed)
+                )
+            )
 
         scores: Coalescer[_Group, tuple[Score, ...]] = Coalescer(score)
 
@@ -122,6 +144,10 @@ class EnvironmentWorker(Alive):
         groups = tuple(result for result in results if not isinstance(result, Broken))
         return Block(groups), BlockSummary(tuple(summaries))
 
+    async def busy(self) -> float:
+        """See `Work.busy`."""
+        return self._work.busy()
+
     async def gold_logprob(self, lane: str, indices: Sequence[int]) -> list[float]:
         """Mean log-prob per token that an engine gives the gold answer of each task."""
         gold = self._gold.get(lane)
@@ -158,10 +184,21 @@ class EnvironmentWorker(Alive):
         self, groups: list[Sequence[Trajectory]]
     ) -> list[ReferenceStatistics]:
         flat = [trajectory for trajectories in groups for trajectory in trajectories]
-        version, logprobs = await next(self._references).score.remote(pack(flat))
+        packed = pack(flat)
+        answer: tuple[str, Float32] = await self._references.ask(
+            lambda worker: _told_apart(worker.score.remote(packed))
+        )
+        version, logprobs = answer
         ends = list(accumulate(len(trajectory.token_ids) for trajectory in flat))
         rows = iter(np.split(logprobs, ends[:-1]))
         return [
             ReferenceStatistics(version, tuple(islice(rows, len(trajectories))))
             for trajectories in groups
         ]
+
+
+async def _told_apart(answer: Awaitable[T]) -> T:
+    try:
+        return await answer
+    except ray.exceptions.RayActorError as error:
+        raise ColleagueLost(f"a worker was lost: {error}") from error

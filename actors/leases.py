@@ -220,7 +220,9 @@ class Leases:
         p50, longest = wait_figures(self._waits, [now - since for since in self._waiting.values()])
         waiting = len(self._waiting)
         lost = tuple(self._lost)
-        return RouterFigures(engines, waiting, p50, longest, self._retries, self._kept, lost)
+        rows = sum(ask.rows for _, _, ask, _ in self._queue if ask.ticket in self._waiting)
+        counts = self._retries, self._kept
+        return RouterFigures(engines, waiting, p50, longest, *counts, lost, rows)
 
     def _place(self, ask: Ask) -> str | None:
         """The engine for `ask`; None where none that serves has room."""

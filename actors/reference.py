@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from manta.actors.transports.settings import TransportSettings
 from manta.actors.weights import Receipt, Weights, content_hash
 from manta.envs.packing import PackedTrajectories
 from manta.envs.records import Float32, ReferenceStatistics
+
+if TYPE_CHECKING:
+    from manta.actors.scorers.following import ReferenceState
 
 
 class ReferenceWorker(Alive):
@@ -70,6 +74,14 @@ class ReferenceWorker(Alive):
     async def restore(self, folder: str) -> str:
         """Goes on from what `save` brought to `folder`; the version of that."""
         return await self._queue.between(lambda: self._restore(folder))
+
+    async def state(self) -> ReferenceState:
+        """What scores now, for another worker."""
+        return await self._queue.between(self._scorer.state)
+
+    async def adopt(self, state: ReferenceState) -> str:
+        """Goes on from another worker's `state`; the version of that."""
+        return await self._queue.between(lambda: self._scorer.adopt(state))
 
     async def version(self) -> str:
         """Of what scores now."""

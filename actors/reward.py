@@ -12,6 +12,7 @@ from manta.actors.lanes import Lane
 from manta.actors.mailbox import Place
 from manta.actors.scorer_calls import ScorerCalls
 from manta.actors.step_scores import FinalScores, score_step
+from manta.actors.work import Work
 from manta.envs.packing import Block, PackedTrajectories
 from manta.envs.protocols import Services
 from manta.envs.records import Score, Task
@@ -30,6 +31,16 @@ class RewardWorker(Alive):
         self._lanes: dict[str, Composition] = {}
         self._scorers: dict[str, ScorerCalls] = {each.name: each.calls() for each in scorers}
         self._services = Services(scorers=self._scorers)
+        self._work = Work()
+        self._edition = 0
+
+    async def meet(self, edition: int, scorers: Sequence[ScorerPlace]) -> None:
+        """These are the workers of the scorers from now on. Calls of one caller may overtake each
+        other: an earlier edition changes nothing."""
+        if edition >= self._edition:
+            self._edition = edition
+            for each in scorers:
+                self._scorers[each.name].meet(each.endpoints())
 
     async def open(
         self, lane: Lane, scorer_versions: Mapping[str, str] = MappingProxyType({})
@@ -59,12 +70,13 @@ class RewardWorker(Alive):
         """Scores of `counts[i]` trajectories of `tasks[i]`, all groups side by side."""
         flat = iter(packed.unpack())
         composition = self._lanes[lane]
-        return await side_by_side(
-            [
-                composition.score_group(task, list(islice(flat, count)), self._services)
-                for task, count in zip(tasks, counts, strict=True)
-            ]
-        )
+        with self._work.under_way():
+            return await side_by_side(
+                [
+                    composition.score_group(task, list(islice(flat, count)), self._services)
+                    for task, count in zip(tasks, counts, strict=True)
+                ]
+            )
 
     async def scores_steps(self, lane: str) -> bool:
         return bool(self._lanes[lane].batch_components)
@@ -73,4 +85,13 @@ class RewardWorker(Alive):
         self, lane: str, places: Sequence[Place], *blocks: Block
     ) -> list[FinalScores]:
         groups = [blocks[block].groups[entry] for block, entry in places]
-        return await score_step(self._lanes[lane], groups, self._services)
+        with self._work.under_way():
+            return await score_step(self._lanes[lane], groups, self._services)
+
+    async def quiet(self) -> None:
+        """Returns once nothing is being scored."""
+        await self._work.quiet()
+
+    async def busy(self) -> float:
+        """See `Work.busy`."""
+        return self._work.busy()

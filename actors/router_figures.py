@@ -34,10 +34,10 @@ class EngineFigures:
 
 @dataclass(frozen=True, slots=True)
 class RouterFigures:
-    """`waiting`: calls that have no engine yet. `wait_p50` and `wait_max` are seconds, over the
-    last calls that got one and those that still wait. `retries`: calls asked for again after an
-    engine was lost under them; `kept_tokens`: those that such calls went on from. `lost`: engines
-    that died under a call."""
+    """`waiting`: calls that have no engine yet, of `waiting_rows` rows. `wait_p50` and `wait_max`
+    are seconds, over the last calls that got one and those that still wait. `retries`: calls asked
+    for again after an engine was lost under them; `kept_tokens`: those that such calls went on
+    from. `lost`: engines that died under a call."""
 
     engines: Mapping[str, EngineFigures]
     waiting: int
@@ -46,6 +46,7 @@ class RouterFigures:
     retries: int
     kept_tokens: int
     lost: tuple[EngineLife, ...]
+    waiting_rows: int = 0
 
     @property
     def rows(self) -> int:

@@ -7,6 +7,7 @@ are `ScorerEndpoint`s (`manta.actors.scorer_client`).
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Awaitable, Sequence
 from itertools import islice
@@ -34,19 +35,27 @@ class ScorerCalls:
     """The scorer `name` as a reward calls it; what a turn of the event loop asks travels together.
 
     A call goes to the worker with the fewest late and then the fewest outstanding calls. Where that
-    dies the call is made again elsewhere; where none is left, or no answer comes within
-    `deadline_seconds`, the world broke, and whoever asked tries its group again.
+    dies the call is made again elsewhere, be it on one that comes later (`meet`); where no answer
+    comes within `deadline_seconds`, the world broke, and whoever asked tries its group again.
     """
 
     def __init__(
         self, name: str, endpoints: Sequence[ScorerEndpoint], deadline_seconds: float
     ) -> None:
         self._name, self._deadline = name, deadline_seconds
-        self._living = dict(enumerate(endpoints))
+        self._numbers = itertools.count()
+        self._living = self._numbered(endpoints)
+        self._come = asyncio.Event()
         self._outstanding: Counter[int] = Counter()
         self._late: Counter[int] = Counter()
         self._version: str | None = None
         self._asked: Coalescer[Sequence[Shown], list[Score]] = Coalescer(self._ask)
+
+    def meet(self, endpoints: Sequence[ScorerEndpoint]) -> None:
+        """From now on these are all that there are; they have their models. Calls under way go on
+        where they are."""
+        self._living = self._numbered(endpoints)
+        self._come.set()
 
     @property
     def version(self) -> str:
@@ -67,14 +76,16 @@ class ScorerCalls:
         try:
             scores = await asyncio.wait_for(self._by_any(packed), self._deadline)
         except TimeoutError:
-            raise WorldBroke(
-                f"scorer '{self._name}' gave no answer within {self._deadline:g} s"
-            ) from None
+            told = "gave no answer" if self._living else "has no worker, and none came back,"
+            raise WorldBroke(f"scorer '{self._name}' {told} within {self._deadline:g} s") from None
         flat = iter(scores)
         return [list(islice(flat, len(shown))) for shown in asked]
 
     async def _by_any(self, packed: PackedShown) -> list[Score]:
-        while self._living:
+        while True:
+            while not self._living:
+                self._come.clear()
+                await self._come.wait()
             i = min(self._living, key=lambda i: (self._late[i], self._outstanding[i]))
             self._outstanding[i] += 1
             try:
@@ -89,4 +100,6 @@ class ScorerCalls:
                 return scores
             finally:
                 self._outstanding[i] -= 1
-        raise WorldBroke(f"scorer '{self._name}' has no worker left: all have died")
+
+    def _numbered(self, endpoints: Sequence[ScorerEndpoint]) -> dict[int, ScorerEndpoint]:
+        return {next(self._numbers): endpoint for endpoint in endpoints}

@@ -38,6 +38,8 @@ class ScorerPlace:
     handles: tuple[ActorHandle[ScorerWorker], ...]
     deadline_seconds: float
 
+    def endpoints(self) -> list[RemoteScorer]:
+        return [RemoteScorer(handle) for handle in self.handles]
+
     def calls(self) -> ScorerCalls:
-        endpoints = [RemoteScorer(handle) for handle in self.handles]
-        return ScorerCalls(self.name, endpoints, self.deadline_seconds)
+        return ScorerCalls(self.name, self.endpoints(), self.deadline_seconds)

@@ -20,6 +20,10 @@ from manta.actors.weights import Weights, content_hash
 from manta.envs.records import WeightVersion
 
 
+class WeightsReplaced(ValueError):
+    """The weights that were asked for are gone: the store has newer ones."""
+
+
 class WeightStore(Alive):
     def __init__(self, transport: TransportSettings) -> None:
         self._transport = build_transport(transport)
@@ -63,14 +67,15 @@ class WeightStore(Alive):
         until `version` is there. In full unless the learner sent a delta from `base`; `afresh`
         makes the parcel again, since the one that there was may be damaged.
 
-        Raises ValueError where a newer version has replaced it, or the snapshot was damaged.
+        Raises WeightsReplaced where a newer version has replaced it, ValueError where the snapshot
+        was damaged.
         """
         async with self._changed:
             await self._changed.wait_for(
                 lambda: self._version is not None and self._version >= version
             )
         if self._version != version:
-            raise ValueError(f"weights {version} were replaced by {self._version}")
+            raise WeightsReplaced(f"weights {version} were replaced by {self._version}")
         is_delta = self._delta is not None and self._delta.base == base
         if afresh or is_delta not in self._parcels:
             self._parcels[is_delta] = asyncio.create_task(self._pack(is_delta))

@@ -1,19 +1,15 @@
-"""The run said back in words and numbers, and what each role asks of the cluster.
+"""The run said back in words and numbers.
 
-Owns the arithmetic of batches and the CPUs that a worker of a role reserves. What a cluster has,
-and who goes where, is `manta.orchestrator.placement`; bytes are `manta.orchestrator.memory`.
+Owns the arithmetic of batches. What workers ask of a cluster is `manta.orchestrator.role_needs`;
+bytes are `manta.orchestrator.memory`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-from manta.actors.transports.settings import DIRECT
 from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
 from manta.orchestrator.config import RunFile, StageConfig
-from manta.orchestrator.reference_use import stages_with_reference
-from manta.orchestrator.scorers import called_in, role
 from manta.orchestrator.stage_words import (
     annotation_told,
     left_told,
@@ -24,59 +20,6 @@ from manta.orchestrator.stage_words import (
 )
 from manta.orchestrator.stage_words import times as _times
 from manta.orchestrator.survey import Prompts, Survey
-
-SHARED_CPUS = 0.5
-"""What a worker of a computing role reserves when `threads` is 0: it shares the node's cores, and
-phases that alternate do not need them at the same time."""
-SCORER_CPUS = 0.25
-"""The same of a scorer, which computes in short bursts and may stand beside others of its kind."""
-WAITING_CPUS = 0.1
-"""What a worker reserves that mostly waits for others."""
-
-
-@dataclass(frozen=True, slots=True)
-class RoleNeed:
-    """`workers` workers of `role`, each with `cpus` and `gpus`."""
-
-    role: str
-    workers: int
-    cpus: float
-    gpus: float
-
-
-def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
-    """What each role of the run asks for; roles that no stage needs are left out."""
-    is_colocated = run_file.rollout.placement == "colocated"
-    needs = [RoleNeed("environment", run_file.environment.workers, WAITING_CPUS, 0)]
-    if run_file.needs_rollout:
-        rollout = run_file.rollout
-        cpus = WAITING_CPUS if rollout.engine == "simulated" else _computing(rollout.threads)
-        gpus = 0 if is_colocated else rollout.devices
-        needs.append(RoleNeed("rollout", rollout.workers, cpus, gpus))
-    if run_file.needs_reward:
-        needs.append(RoleNeed("reward", run_file.reward_workers.workers, WAITING_CPUS, 0))
-    for name in called_in(run_file):
-        scorer = run_file.scorers[name]
-        cpus = float(scorer.threads) or SCORER_CPUS
-        needs.append(RoleNeed(role(name), scorer.workers, cpus, scorer.devices))
-    if stages_with_reference(run_file):
-        reference = run_file.reference
-        cpus = _computing(reference.threads)
-        needs.append(RoleNeed("reference", reference.workers, cpus, 0))
-    if run_file.needs_learner:
-        learner = run_file.learner
-        cpus = _computing(learner.threads)
-        # It owns the GPUs that engines stand on, and sends from one what goes to engines directly
-        needs_gpu = learner.devices > 0 or (is_colocated and run_file.rollout.devices > 0)
-        needs_gpu |= run_file.publish.transport in DIRECT
-        gpus = 1 if needs_gpu else 0
-        needs.append(RoleNeed("learner", learner.workers, cpus, gpus))
-    return tuple(needs)
-
-
-def placement_needs(run_file: RunFile) -> list[tuple[str, int, float]]:
-    """(role, workers, CPUs each) of every role that the run needs."""
-    return [(need.role, need.workers, need.cpus) for need in role_needs(run_file)]
 
 
 def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]:
@@ -110,10 +53,6 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
     lines += [*weights_told(stage), *scorers_told(run_file, stage)]
     lines += _data(run_file, stage, prompts)
     return [*lines, *_evaluation(run_file, stage, prompts), left_told(stage)]
-
-
-def _computing(threads: int) -> float:
-    return float(threads) if threads > 0 else SHARED_CPUS
 
 
 def _tokens_per_completion(

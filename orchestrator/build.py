@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from manta.actors.learner import LearnerJob, LearnerStage
 from manta.actors.mailbox import StartOrder
@@ -14,24 +15,22 @@ from manta.actors.transports.settings import TransportSettings
 from manta.algorithms.presets import PRESETS
 from manta.envs.records import Int32
 from manta.envs.tokenizer import build_tokenizer
-from manta.orchestrator.batch_plan import RoleNeed, role_needs
 from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.environment_pool import EnvironmentPool
 from manta.orchestrator.learner_group import LearnerGroup, Restarts
 from manta.orchestrator.model_names import named_stage, parse_stage
-from manta.orchestrator.pools import (
-    EnvironmentPool,
-    MailboxClient,
-    ModelSource,
-    RolloutPool,
-)
+from manta.orchestrator.pools import MailboxClient, ModelSource
 from manta.orchestrator.probe import Tolerances, probe_rows
 from manta.orchestrator.products import Products
 from manta.orchestrator.publish import Publisher
 from manta.orchestrator.reference_pool import ReferencePool
 from manta.orchestrator.reference_use import stages_with_reference
 from manta.orchestrator.reward_pool import RewardPool
+from manta.orchestrator.role_needs import RoleNeed, role_needs
+from manta.orchestrator.rollout_pool import RolloutPool
 from manta.orchestrator.scorer_pool import ScorerPool
 from manta.orchestrator.scorers import called_in, model_folder, role
+from manta.orchestrator.seats import Seats
 from manta.orchestrator.shared_device import SharedDevice, StepMailbox
 from manta.orchestrator.wait import Waits
 
@@ -51,6 +50,16 @@ class Crew:
     learner: LearnerGroup | None
     publisher: Publisher
     device: SharedDevice | None
+
+    @property
+    def seats(self) -> list[Seats[Any]]:
+        """Who replaces workers that die, where they are replaced one by one."""
+        seats: list[Seats[Any]] = [self.rewards.seats, self.environment.seats, *self.scorers.seats]
+        if self.rollout.seats is not None:
+            seats.append(self.rollout.seats)
+        if self.references is not None:
+            seats.append(self.references.seats)
+        return seats
 
 
 def tokenizer_name(run_file: RunFile) -> str:
@@ -82,29 +91,26 @@ def build(
         model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic, transport
     )
     scorers = _scorer_pool(run_file, cpus, name, run_dir)
-    rewards = RewardPool(run_file.reward_workers.workers, cpus.get("reward", 0.0), scorers)
+    rewards = RewardPool(run_file.reward_workers.sizes.min, cpus.get("reward", 0.0), scorers)
     references = _references(run_file, cpus, model, transport)
     environment = EnvironmentPool(
-        run_file.environment.workers,
+        run_file.environment.sizes.min,
         cpus["environment"],
         name,
         rollout,
         rewards.handles,
         references.handles if references else [],
     )
+    _introduce(environment, rewards, references)
     device = None
     if run_file.rollout.placement == "colocated":
         device = SharedDevice(rollout, client, waits, deadline)
-    publisher = Publisher(
-        rollout,
-        client,
-        probe,
-        Tolerances(run_file.publish.probe_tolerance, run_file.publish.engine_tolerance),
-        waits,
-        deadline,
-        device.publishing if device else nullcontext,
-        is_direct=transport.direct is not None,
-    )
+    tolerances = Tolerances(run_file.publish.probe_tolerance, run_file.publish.engine_tolerance)
+    turn = device.publishing if device else nullcontext
+    is_direct = transport.direct is not None
+    publisher = Publisher(rollout, client, probe, tolerances, waits, deadline, turn, is_direct)
+    if device is None and not is_direct:
+        rollout.replace_through(publisher)
     return Crew(
         rollout,
         rewards,
@@ -117,6 +123,19 @@ def build(
         publisher,
         device,
     )
+
+
+def _introduce(
+    environment: EnvironmentPool, rewards: RewardPool, references: ReferencePool | None
+) -> None:
+    """Environment workers hear of reward and reference workers that come and go."""
+
+    async def tell() -> None:
+        await environment.meet(rewards.handles, references.handles if references else [])
+
+    rewards.tell = tell
+    if references is not None:
+        references.tell = tell
 
 
 def _learner_group(

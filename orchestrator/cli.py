@@ -22,6 +22,7 @@ from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.lives import Lives
 from manta.orchestrator.plan import options as plan_options
+from manta.orchestrator.role_needs import RoleNeed, role_needs
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.scorer_memory import scorer_parts
 from manta.orchestrator.strict import RunFileError
@@ -197,16 +198,13 @@ def _placement(loaded: RunFile) -> Table:
     table = Table(title="Placement", title_justify="left")
     for heading in ("role", "workers", "CPUs each", "GPUs each"):
         table.add_column(heading, justify="left" if heading == "role" else "right")
-    needs = batch_plan.role_needs(loaded)
+    needs = role_needs(loaded)
     for need in needs:
-        table.add_row(need.role, f"{need.workers}", f"{need.cpus:g}", f"{need.gpus:g}")
+        table.add_row(need.role, f"{need.sizes}", f"{need.cpus:g}", f"{need.gpus:g}")
     table.add_section()
-    table.add_row(
-        "total",
-        f"{sum(need.workers for need in needs)}",
-        f"{sum(need.workers * need.cpus for need in needs):g}",
-        f"{sum(need.workers * need.gpus for need in needs):g}",
-    )
+    table.add_row("total", *_totals(needs, [need.sizes.min for need in needs]))
+    if any(need.more for need in needs):
+        table.add_row("at most", *_totals(needs, [need.sizes.max for need in needs]))
     return table
 
 
@@ -220,6 +218,13 @@ def _estimated(loaded: RunFile, surveyed: Survey) -> dict[str, float]:
     for part in parts:
         total[part.role] = total.get(part.role, 0.0) + part.bytes
     return total
+
+
+def _totals(needs: Sequence[RoleNeed], workers: Sequence[int]) -> tuple[str, str, str]:
+    """Workers, CPUs and GPUs, where each role has so many `workers`."""
+    cpus = sum(count * need.cpus for need, count in zip(needs, workers, strict=True))
+    gpus = sum(count * need.gpus for need, count in zip(needs, workers, strict=True))
+    return f"{sum(workers)}", f"{cpus:g}", f"{gpus:g}"
 
 
 def _show_memory(loaded: RunFile, surveyed: Survey, console: Console, gpus: Sequence[int]) -> None:

@@ -53,9 +53,9 @@ def _engine(run_file: RunFile) -> Iterator[str]:
 
 def _learner(run_file: RunFile) -> Iterator[str]:
     rollout, learner = run_file.rollout, run_file.learner
-    wanted = rollout.workers * max(1, rollout.devices)
+    wanted = rollout.sizes.min * max(1, rollout.devices)
     if learner.workers != wanted:
-        engines = f"{rollout.workers} workers"
+        engines = f"{rollout.sizes.min} workers"
         if rollout.devices > 1:
             engines += f" of {rollout.devices} devices"
         yield (

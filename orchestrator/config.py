@@ -14,6 +14,7 @@ from manta.actors.backends.schedule import Schedule
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import ModelSpec
+from manta.actors.worker_range import WorkerRange, range_of
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import Json
 
@@ -187,14 +188,22 @@ class WorkersConfig:
     """Environment workers; `groups_per_call` tasks travel together (0: see
     `RunFile.groups_per_call`)."""
 
-    workers: int = 1
+    workers: int | WorkerRange = 1
     groups_per_call: int = 0
+
+    @property
+    def sizes(self) -> WorkerRange:
+        return range_of(self.workers)
 
 
 @dataclass(frozen=True, slots=True)
 class RewardWorkersConfig:
-    workers: int = 1
+    workers: int | WorkerRange = 1
     deadline_seconds: float = 30.0
+
+    @property
+    def sizes(self) -> WorkerRange:
+        return range_of(self.workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +364,7 @@ class RunFile:
         )
         if stage.samples_to_train and (is_race or drops):
             return 1
-        return max(1, stage.prompts_per_step // (CALLS_PER_WORKER * self.environment.workers))
+        return max(1, stage.prompts_per_step // (CALLS_PER_WORKER * self.environment.sizes.max))
 
     @property
     def needs_rollout(self) -> bool:

@@ -2,11 +2,11 @@
 
 Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
-`checkpoint_check`, `health_check`, `critic_check`, `pair_check` (losses that compare rows, reward
-models), `adapter_check` (`model.lora`), `name_check` (what stages say of one another),
-`scorer_check` (`scorers`, and rewards that call them) and `vllm_check` of `manta.orchestrator`.
-`manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.contradictions.check` at
-an algorithm alone, `manta.orchestrator.strict` at types.
+`checkpoint_check`, `health_check`, `pool_check` (numbers of workers), `critic_check`, `pair_check`
+(losses that compare rows, reward models), `adapter_check` (`model.lora`), `name_check` (what stages
+say of one another), `scorer_check` (`scorers`, and rewards that call them) and `vllm_check` of
+`manta.orchestrator`. `manta.orchestrator.survey` looks at tokenizer and data,
+`manta.algorithms.contradictions.check` at an algorithm alone, `manta.orchestrator.strict` at types.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from manta.orchestrator.model_folder import folder_config, is_missing
 from manta.orchestrator.model_names import STAGE_NAME
 from manta.orchestrator.name_check import name_problems, reference_problems
 from manta.orchestrator.pair_check import pair_problems
+from manta.orchestrator.pool_check import pool_problems
 from manta.orchestrator.scorer_check import scorer_problems
 from manta.orchestrator.staleness_check import staleness_problems
 from manta.orchestrator.strict import nearest
@@ -53,6 +54,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *_run(run_file),
         *_model(run_file),
         *_numbers(run_file),
+        *pool_problems(run_file),
         *_learner(run_file),
         *_sampling(run_file),
         *transport_problems(run_file),
@@ -149,7 +151,6 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
     at_least = {
         "run.max_restarts": (run_file.run.max_restarts, 0),
         "model.context": (run_file.model.context, 2),
-        "rollout.workers": (rollout.workers, 1),
         "rollout.threads": (rollout.threads, 0),
         "rollout.devices": (rollout.devices, 0),
         "rollout.max_rows": (rollout.max_rows, 1),
@@ -167,9 +168,7 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "reference.workers": (reference.workers, 1),
         "reference.threads": (reference.threads, 0),
         "reference.tokens_per_batch": (reference.tokens_per_batch, 1),
-        "environment.workers": (run_file.environment.workers, 1),
         "environment.groups_per_call": (run_file.environment.groups_per_call, 0),
-        "reward_workers.workers": (run_file.reward_workers.workers, 1),
     }
     for key, (value, least) in at_least.items():
         if value < least:

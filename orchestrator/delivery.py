@@ -16,8 +16,9 @@ from manta.actors.mailbox import StepReport
 from manta.actors.transports.protocol import Parcel
 from manta.envs.records import Int32
 from manta.envs.side_by_side import side_by_side
-from manta.orchestrator.pools import MailboxClient, RolloutPool
+from manta.orchestrator.pools import MailboxClient
 from manta.orchestrator.probe import Answer
+from manta.orchestrator.rollout_pool import RolloutPool
 
 
 class StoreDelivery:

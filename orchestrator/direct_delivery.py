@@ -19,8 +19,9 @@ from manta.actors.weights import Receipt
 from manta.envs.records import Int32
 from manta.envs.side_by_side import side_by_side
 from manta.orchestrator.delivery import StoreDelivery
-from manta.orchestrator.pools import MailboxClient, RolloutPool
+from manta.orchestrator.pools import MailboxClient
 from manta.orchestrator.probe import Answer
+from manta.orchestrator.rollout_pool import RolloutPool
 
 
 class DirectDelivery(StoreDelivery):

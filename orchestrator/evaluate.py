@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+import ray
 
-from manta.actors.lanes import Admission, Broken, Lane
+from manta.actors.lanes import Admission, BlockSummary, Broken, Lane
 from manta.envs.records import Float32, GroupId, GroupSummary
 from manta.orchestrator.config import EvaluateConfig
-from manta.orchestrator.pools import EnvironmentPool
+from manta.orchestrator.environment_pool import EnvironmentPool
+from manta.orchestrator.seats import MAX_TRIES
 
 _TASKS_PER_CALL = 64
 
@@ -44,11 +47,11 @@ async def evaluate(
     """
     count = min(settings.prompts, num_tasks)
     admissions = [Admission(GroupId(0, i, 0), i) for i in range(count)]
-    size = max(1, min(_TASKS_PER_CALL, -(-count // pool.num_workers)))
+    size = max(1, min(_TASKS_PER_CALL, -(-count // max(1, pool.num_workers))))
     blocks = [admissions[i : i + size] for i in range(0, count, size)]
-    results = await asyncio.gather(*(pool.run_block(lane.name, block) for block in blocks))
+    results = await asyncio.gather(*(_made(pool, lane, block) for block in blocks))
     summaries: list[GroupSummary] = []
-    for _, summary in results:
+    for summary in results:
         summaries.extend(s for s in summary.groups if not isinstance(s, Broken))
     if not summaries:
         raise NothingEvaluated(f"none of the {count} groups of lane {lane.name} could be made")
@@ -70,6 +73,14 @@ async def evaluate(
         reward_std=float(np.std(rewards)),
         gold_reward=None if held_against is None else _moments(_component(summaries, held_against)),
     )
+
+
+async def _made(pool: EnvironmentPool, lane: Lane, block: Sequence[Admission]) -> BlockSummary:
+    """The block's summary, from another worker where one dies under it."""
+    for _ in range(MAX_TRIES - 1):
+        with suppress(ray.exceptions.RayActorError):
+            return (await pool.run_block(lane.name, block))[1]
+    return (await pool.run_block(lane.name, block))[1]
 
 
 def _moments(values: Float32) -> tuple[float, float]:

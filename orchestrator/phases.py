@@ -78,6 +78,10 @@ class PhaseClock:
         """Seconds by phase since this clock was made."""
         return dict(self._totals)
 
+    def is_in(self, *names: str) -> bool:
+        """Is a phase of one of these names under way?"""
+        return not self._busy_rows.isdisjoint(names)
+
     def cpu_seconds(self) -> float:
         """Processor seconds that this process has used since this clock was made."""
         return time.process_time() - self._cpu_start

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import ray
 
 from manta.actors.cores import available_cores
-from manta.orchestrator.batch_plan import role_needs
 from manta.orchestrator.config import RunFile
+from manta.orchestrator.role_needs import role_needs
 from manta.orchestrator.status import RayStatus
 
 LOCAL_DEFAULTS = {

@@ -1,13 +1,15 @@
-"""Typed wrappers over the Ray actors of a run: the only place where the driver calls workers.
+"""How an actor of a run is started, and the driver's side of mailbox and weight store.
 
-A pool owns its handles; results that the driver asks for belong to the driver.
+Workers have typed wrappers of their own, the only places where the driver calls them:
+`rollout_pool`, `environment_pool`, `reward_pool`, `reference_pool` and `scorer_pool` of
+`manta.orchestrator`. A pool owns its handles; results that the driver asks for belong to the
+driver.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -16,14 +18,8 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from manta.actors.alive import LIFE
-from manta.actors.device_place import DevicePlace, beside
-from manta.actors.dispatch import DispatchSettings
-from manta.actors.engine_state import Word
-from manta.actors.engines.occupancy import RowSeconds
-from manta.actors.engines.settings import EngineSettings
-from manta.actors.environment import EnvironmentWorker
-from manta.actors.hand_over import HandedOver, HandOver, Receiver
-from manta.actors.lanes import Admission, BlockSummary, Lane
+from manta.actors.device_place import DevicePlace
+from manta.actors.hand_over import HandedOver, HandOver
 from manta.actors.mailbox import (
     Adopt,
     Fall,
@@ -36,21 +32,14 @@ from manta.actors.mailbox import (
 )
 from manta.actors.models.spec import ModelSpec
 from manta.actors.muster import Heartbeat
-from manta.actors.reference import ReferenceWorker
-from manta.actors.reward import RewardWorker
-from manta.actors.rollout import Renewed, RolloutWorker
-from manta.actors.router import Router
-from manta.actors.router_figures import RouterFigures
 from manta.actors.transports.protocol import Parcel
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_store import WeightStore
 from manta.actors.weights import Weights
-from manta.envs.packing import Block
-from manta.envs.records import Float32, GroupId, Int32, WeightVersion
+from manta.envs.records import WeightVersion
 
 T = TypeVar("T")
-
-CLOSE_SECONDS = 10.0
+Answer = TypeVar("Answer")
 
 
 def start(
@@ -77,6 +66,23 @@ def start(
     return cast("ActorHandle[T]", options.remote(*arguments))
 
 
+async def ask_each(
+    workers: Mapping[str, ActorHandle[T]], call: Callable[[ActorHandle[T]], Awaitable[Answer]]
+) -> list[Answer]:
+    """What each of `workers` answers, in order, without those that have died."""
+    answers = await asyncio.gather(
+        *(call(worker) for worker in workers.values()), return_exceptions=True
+    )
+    found: list[Answer] = []
+    for answer in answers:
+        if isinstance(answer, ray.exceptions.RayActorError):
+            continue
+        if isinstance(answer, BaseException):
+            raise answer
+        found.append(answer)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """What every worker that holds the model needs to build it."""
@@ -84,244 +90,6 @@ class ModelSource:
     spec: ModelSpec
     vocab_size: int
     seed: int
-
-
-class RolloutPool:
-    """The engines named `policy`, and the router before them, which is there before they are."""
-
-    def __init__(
-        self,
-        model: ModelSource,
-        settings: EngineSettings,
-        cpus: float,
-        deterministic: bool,
-        transport: TransportSettings,
-    ) -> None:
-        self.dispatch = DispatchSettings(
-            settings.rows_ahead, settings.progress_seconds, restarts=deterministic
-        )
-        self._processes = settings.vllm.tensor_parallel * settings.vllm.data_parallel
-        most_rows = settings.max_rows + settings.rows_ahead
-        self.router: ActorHandle[Router] = start(
-            Router, 0, settings.max_rows, most_rows, settings.adaptive_rows
-        )
-        self._settings, self._cpus = settings, cpus
-        self._arguments = (
-            settings,
-            model.spec,
-            model.vocab_size,
-            model.seed,
-            deterministic,
-            transport,
-        )
-        self._engines: dict[str, ActorHandle[RolloutWorker]] = {}
-        self._joining: list[ray.ObjectRef[None]] = []
-        if settings.placement == "disaggregated":
-            self._join([None] * settings.workers)
-
-    def start_beside(self, ranks: Sequence[DevicePlace]) -> None:
-        """Starts colocated engines on the devices of learner `ranks`, anew where they had others.
-
-        Raises ValueError where the two do not come out even.
-        """
-        places = beside(ranks, self._settings.workers, self._settings.devices)
-        for handle in self._engines.values():
-            ray.kill(handle)
-        self._join(places)
-
-    def _join(self, places: Sequence[DevicePlace | None]) -> None:
-        for i, place in enumerate(places):
-            handle = start(
-                RolloutWorker,
-                self._cpus,
-                *self._arguments,
-                gpus=self._settings.devices,
-                place=place,
-            )
-            self._engines[f"policy-{i}"] = handle
-            self._joining.append(self.router.join.remote(f"policy-{i}", handle))
-
-    async def _tell(self, name: str, word: Word) -> None:
-        # A word that overtakes the engine's `join` would be lost
-        await asyncio.gather(*self._joining)
-        await self.router.tell.remote(name, word)
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._engines)
-
-    def members(self) -> Mapping[str, ActorHandle[RolloutWorker]]:
-        """By name, those that have not been let go."""
-        return self._engines
-
-    async def renew(
-        self, name: str, parcel: ray.ObjectRef[Parcel], sha256: str, probe: Sequence[Int32]
-    ) -> Renewed:
-        """No more requests for the engine. It keeps those that it has, decodes nothing from when
-        the parcel is there, wakes if it sleeps, loads the weights with hash `sha256`, and scores
-        `probe`."""
-        await self._tell(name, "pause")
-        return await self._engines[name].renew.remote(parcel, sha256, probe)
-
-    async def pause(self, name: str) -> RowSeconds:
-        """No more requests for the engine; it keeps those that it has, and decodes nothing. How
-        busy its rows were since it was paused last."""
-        await self._tell(name, "pause")
-        return await self._engines[name].pause.remote()
-
-    async def sleep(self, name: str) -> bool:
-        """No more requests for the engine, whose memory is free afterwards; it keeps requests that
-        it has. False where it died. `renew` wakes it."""
-        await self._tell(name, "pause")
-        with suppress(ray.exceptions.RayActorError):
-            await self._engines[name].sleep.remote()
-            return True
-        return False
-
-    def receiver(self, name: str) -> Receiver:
-        """What a learner rank needs to bring weights to the engine itself."""
-        return Receiver(name, self._engines[name], self._processes)
-
-    async def logprobs(self, name: str, rows: Sequence[Int32]) -> list[Float32]:
-        return await self._engines[name].logprobs.remote(rows)
-
-    async def resume(self, name: str) -> None:
-        await self._engines[name].resume.remote()
-
-    async def serve(self, name: str) -> None:
-        """Requests for a verified engine, again or for the first time."""
-        await self._tell(name, "serve")
-
-    async def serve_all(self) -> None:
-        """For runs without a learner: engines serve the weights that they built."""
-        await asyncio.gather(*(self.serve(name) for name in self.names))
-
-    async def retire(self, name: str) -> None:
-        """Takes an engine out of service and ends it, so that requests that it keeps fail, and are
-        made again elsewhere, instead of waiting for a resume that never comes."""
-        await self._tell(name, "lose")
-        ray.kill(self._engines.pop(name))
-
-    async def drain(self, name: str) -> None:
-        """Ends an engine once it has finished what it has."""
-        await self.router.drain.remote(name)
-        ray.kill(self._engines.pop(name))
-
-    async def forget(self, holder: str) -> None:
-        """The environment worker `holder` died: nothing of its calls is waited for."""
-        await self.router.forget.remote(holder)
-
-    async def close(self) -> None:
-        """Ends what engines started beside their workers; one that is gone, or does not answer, is
-        left to Ray."""
-        calls = [engine.close.remote() for engine in self._engines.values()]
-        with suppress(TimeoutError):
-            ended = asyncio.gather(*calls, return_exceptions=True)
-            await asyncio.wait_for(ended, CLOSE_SECONDS)
-
-    async def figures(self) -> RouterFigures:
-        return await self.router.figures.remote()
-
-
-_BLOCKS_STAY = {"RAY_max_direct_call_object_size": "8192"}
-"""Ray sends what a call returns to its owner, the driver, if it is smaller than this (100 KiB by
-default), and everybody else fetches it there. So blocks of tokens stay where they were made."""
-
-
-class NoEnvironmentWorkerLeft(RuntimeError):
-    """Every environment worker has died."""
-
-
-class EnvironmentPool:
-    """Environment workers; a block goes to the living one with the fewest blocks under way."""
-
-    def __init__(
-        self,
-        workers: int,
-        cpus: float,
-        tokenizer: str,
-        rollout: RolloutPool,
-        rewards: Sequence[ActorHandle[RewardWorker]],
-        references: Sequence[ActorHandle[ReferenceWorker]],
-    ) -> None:
-        self._workers = {
-            i: start(
-                EnvironmentWorker,
-                cpus,
-                _holder(i),
-                tokenizer,
-                rollout.router,
-                rollout.dispatch,
-                rewards,
-                references,
-                variables=_BLOCKS_STAY,
-            )
-            for i in range(workers)
-        }
-        self._outstanding = [0] * workers
-        self._rollout = rollout
-
-    @property
-    def num_workers(self) -> int:
-        """Those that live, as far as is known."""
-        return len(self._workers)
-
-    def members(self) -> Mapping[str, ActorHandle[EnvironmentWorker]]:
-        """By name, those that live, as far as is known."""
-        return {_holder(i): handle for i, handle in self._workers.items()}
-
-    async def open(self, lane: Lane, versions: Mapping[str, str]) -> int:
-        """Opens `lane` on every worker; the number of its tasks."""
-        sizes: list[int] = await asyncio.gather(
-            *(worker.open.remote(lane, versions) for worker in self._workers.values())
-        )
-        return int(sizes[0])
-
-    async def run_block(
-        self, lane: str, admissions: Sequence[Admission]
-    ) -> tuple[ray.ObjectRef[Block], BlockSummary]:
-        """The block's reference, owned by the driver, and its summary.
-
-        Raises ActorDiedError where the worker died under way; it gets no more blocks then. A block
-        that is not waited for any more is given up, down to its rows in the engines.
-        """
-        i = self._idlest()
-        self._outstanding[i] += 1
-        refs: tuple[ray.ObjectRef[Block], ray.ObjectRef[BlockSummary]]
-        refs = self._workers[i].run_block.remote(lane, admissions)
-        try:
-            return refs[0], await refs[1]
-        except asyncio.CancelledError:
-            ray.cancel(refs[1], recursive=False)
-            raise
-        except ray.exceptions.ActorDiedError:
-            self._workers.pop(i, None)
-            await self._rollout.forget(_holder(i))
-            raise
-        finally:
-            self._outstanding[i] -= 1
-
-    async def write(
-        self, path: str, step: int, ids: Sequence[GroupId], blocks: Sequence[ray.ObjectRef[Block]]
-    ) -> None:
-        """Writes the groups `ids`, which `blocks` hold, as trajectories, on a worker."""
-        await self._workers[self._idlest()].write.remote(path, step, ids, *blocks)
-
-    async def gold_logprob(self, lane: str, indices: Sequence[int]) -> list[float]:
-        return await self._workers[self._idlest()].gold_logprob.remote(lane, indices)
-
-    def _idlest(self) -> int:
-        if not self._workers:
-            raise NoEnvironmentWorkerLeft(
-                f"all {len(self._outstanding)} environment workers have died: look at their logs "
-                "in the Ray session directory (out of memory?), then start the run again"
-            )
-        return min(self._workers, key=lambda i: self._outstanding[i])
-
-
-def _holder(worker: int) -> str:
-    """What the router knows an environment worker by."""
-    return f"environment-{worker}"
 
 
 class MailboxClient:

@@ -12,13 +12,15 @@ from collections.abc import Iterator
 import ray
 
 from manta.orchestrator.learner_group import LearnerLost
-from manta.orchestrator.pools import NoEnvironmentWorkerLeft
-from manta.orchestrator.scorer_pool import NoScorerLeft
+from manta.orchestrator.publish import EnginesDied
+from manta.orchestrator.reference_pool import ReferenceLost
+from manta.orchestrator.seats import NoWorkerLeft
 
 _HEALED = (
     LearnerLost,
-    NoEnvironmentWorkerLeft,
-    NoScorerLeft,
+    EnginesDied,
+    NoWorkerLeft,
+    ReferenceLost,
     ray.exceptions.RayActorError,
     ray.exceptions.ObjectLostError,
     ray.exceptions.RaySystemError,

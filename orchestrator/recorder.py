@@ -87,6 +87,7 @@ class Recorder:
         self._at_step: tuple[int, dict[str, float]] = (-1, {})
         self._routing: RouterFigures | None = None
         self._scoring: Mapping[str, float] = {}
+        self._pools: Mapping[str, float] = {}
         self._golds = {s.name: s.reward.gold for s in run_file.stages if s.reward is not None}
         self._turns: DeviceTurns | None = None
         self._stage = ("start-up", 0)
@@ -150,7 +151,7 @@ class Recorder:
         metrics[DRIVER_CPU] = cpu - self._step_cpu
         if self._routing is not None:
             metrics |= self._routing.metrics()
-        metrics |= self._scoring
+        metrics |= {**self._scoring, **self._pools}
         if (gold := self._golds.get(progress.stage)) is not None:
             metrics |= reward_gap.agreement(summaries, gold)
         if self._turns is not None:
@@ -209,6 +210,14 @@ class Recorder:
     def routing(self, figures: RouterFigures) -> None:
         """What the router said last: part of every step's metrics, and of the display."""
         self._routing = figures
+
+    def is_in(self, *phases: str) -> bool:
+        """Is one of these phases under way?"""
+        return self._clock.is_in(*phases)
+
+    def pools(self, metrics: Mapping[str, float]) -> None:
+        """How many workers there are: part of every step's metrics."""
+        self._pools = metrics
 
     def scoring(self, metrics: Mapping[str, float]) -> None:
         """What the scorers said last: part of every step's metrics."""

@@ -1,14 +1,17 @@
 """Typed wrapper over the reference workers of a run; all of them hold the same weights.
 
-See `manta.orchestrator.pools` for the others.
+Owns how a new worker comes by them: from one that has them, else from where they came.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import ray
+from ray.actor import ActorHandle
 
 from manta.actors.reference import ReferenceWorker
 from manta.actors.stored_folder import WrittenFile
@@ -16,10 +19,23 @@ from manta.actors.transports.protocol import Parcel
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weights import Receipt, Weights
 from manta.orchestrator.config import ReferenceConfig
-from manta.orchestrator.pools import ModelSource, start
+from manta.orchestrator.living import Living
+from manta.orchestrator.pools import ModelSource, ask_each, start
+from manta.orchestrator.seats import Seats
+
+T = TypeVar("T")
+
+
+class ReferenceLost(RuntimeError):
+    """No worker holds the moving average any more."""
 
 
 class ReferencePool:
+    """`tell` is awaited whenever other workers can be called. Weights and newcomers come one after
+    the other, so that no worker misses a change."""
+
+    role = "reference worker"
+
     def __init__(
         self,
         settings: ReferenceConfig,
@@ -28,46 +44,121 @@ class ReferencePool:
         temperature: float,
         transport: TransportSettings,
     ) -> None:
-        self.handles = [
-            start(
-                ReferenceWorker,
-                cpus,
-                model.spec,
-                model.vocab_size,
-                model.seed,
-                settings.threads,
-                settings.tokens_per_batch,
-                temperature,
-                transport,
-            )
-            for _ in range(settings.workers)
-        ]
+        self._cpus = cpus
+        self._arguments = (
+            model.spec,
+            model.vocab_size,
+            model.seed,
+            settings.threads,
+            settings.tokens_per_batch,
+            temperature,
+            transport,
+        )
+        self._numbers = itertools.count()
+        self._changing = asyncio.Lock()
+        self._again: Callable[[ActorHandle[ReferenceWorker]], Awaitable[object]] | None = _as_built
+        """What brings a worker that was just built to what the others hold; None where only they
+        can."""
+        self.tell: Callable[[], Awaitable[None]] | None = None
+        first = [self.start(seat) for seat in range(settings.workers)]
+        self._living = Living(self.role, dict(first))
+        self.seats = Seats(self, first)
+        self._living.is_kept = lambda: self.seats.is_running
+
+    @property
+    def handles(self) -> list[ActorHandle[ReferenceWorker]]:
+        """Those that can be called now."""
+        return list(self._living.workers.values())
+
+    # As the role of its seats
+
+    def start(self, seat: int) -> tuple[str, ActorHandle[ReferenceWorker]]:
+        handle = start(ReferenceWorker, self._cpus, *self._arguments)
+        return f"reference-{next(self._numbers)}", handle
+
+    async def stay(self, worker: ActorHandle[ReferenceWorker]) -> None:
+        await worker.stay.remote()
+
+    async def join(self, name: str, worker: ActorHandle[ReferenceWorker]) -> None:
+        """Raises ReferenceLost where nobody has what it should hold."""
+        await worker.version.remote()
+        async with self._changing:
+            if name not in self._living.workers:
+                await self._bring_up(worker)
+                self._living.newcomers[name] = worker
+                self._living.come(name)
+        await self._changed()
+
+    async def lost(self, name: str) -> None:
+        self._living.go(name)
+        await self._changed()
+
+    async def leave(self, name: str) -> None:
+        """Calls that it has are made again elsewhere."""
+        await self.lost(name)
+
+    async def end(self, name: str, worker: ActorHandle[ReferenceWorker]) -> None:
+        ray.kill(worker)
+
+    # What the rest of the driver asks for
 
     async def load(self, weights: Weights, name: str) -> list[Receipt]:
         """Makes `weights` the reference, called `name`."""
         stored = ray.put(weights)
-        return await asyncio.gather(*(handle.load.remote(stored, name) for handle in self.handles))
+        return await self._all_take(lambda worker: worker.load.remote(stored, name))
 
     async def follow(
         self, parcel: ray.ObjectRef[Parcel], sha256: str, name: str, decay: float | None
     ) -> list[Receipt]:
         """See `ReferenceWorker.follow`."""
-        return await asyncio.gather(
-            *(handle.follow.remote(parcel, sha256, name, decay) for handle in self.handles)
+        return await self._all_take(
+            lambda worker: worker.follow.remote(parcel, sha256, name, decay), decay is None
         )
+
+    async def restore(self, folder: str) -> str:
+        """Every worker goes on from what was saved; the version of that."""
+        versions: list[str] = await self._all_take(lambda worker: worker.restore.remote(folder))
+        return versions[0]
 
     def save(self, folder: str) -> Awaitable[tuple[WrittenFile, ...]]:
         """One worker brings the reference to `folder`, as it is when this is called."""
         return self.handles[0].save.remote(folder)
 
-    async def restore(self, folder: str) -> str:
-        """Every worker goes on from what was saved; the version of that."""
-        versions: list[str] = await asyncio.gather(
-            *(handle.restore.remote(folder) for handle in self.handles)
-        )
-        return versions[0]
-
     async def version(self) -> str:
         """Of what scores now."""
-        version: str = await self.handles[0].version.remote()
+        version: str = await self._living.ask_one(lambda worker: worker.version.remote())
         return version
+
+    async def _all_take(
+        self, take: Callable[[ActorHandle[ReferenceWorker]], Awaitable[T]], can_begin: bool = True
+    ) -> list[T]:
+        """What each worker answers that takes other weights. Where it `can_begin` with them, so
+        can one that was just built."""
+        async with self._changing:
+            answers = await ask_each(self._living.workers, take)
+            self._again = take if can_begin else None
+        if not answers:
+            name = await self._living.one()
+            answers = [await take(self._living.workers[name])] if can_begin else []
+        return answers
+
+    async def _bring_up(self, worker: ActorHandle[ReferenceWorker]) -> None:
+        for peer in self.handles:
+            if await ask_each({"": peer}, lambda peer: peer.version.remote()):
+                await worker.adopt.remote(peer.state.remote())
+                return
+        if self._again is None:
+            raise ReferenceLost(
+                "every reference worker has died, and with them the moving average that they "
+                "held: the run goes on from its newest checkpoint. With reference.workers: 2 one "
+                "has it from the other"
+            )
+        await self._again(worker)
+
+    async def _changed(self) -> None:
+        if self.tell is not None:
+            await self.tell()
+
+
+async def _as_built(worker: ActorHandle[ReferenceWorker]) -> None:
+    """It holds what all held at first."""

@@ -21,13 +21,12 @@ def roster(crew: Crew) -> list[Member]:
         "mailbox": cast("ActorHandle[Alive]", client.mailbox),
         "weight_store": cast("ActorHandle[Alive]", client.weight_store),
     }
-    handles = references.handles if references else []
     return [
         *_members("rollout", crew.rollout.members()),
-        *_members("environment", crew.environment.members()),
-        *_members("reward", {f"reward-{i}": h for i, h in enumerate(crew.rewards.handles)}),
-        *_members("reference", {f"reference-{i}": h for i, h in enumerate(handles)}),
-        *_members("scorer", crew.scorers.members()),
+        *_members("environment", crew.environment.seats.members()),
+        *_members("reward", crew.rewards.seats.members()),
+        *_members("reference", references.seats.members() if references else {}),
+        *(each for seats in crew.scorers.seats for each in _members("scorer", seats.members())),
         *(Member(name, name, handle) for name, handle in posts.items()),
     ]
 

@@ -19,6 +19,8 @@ from manta.orchestrator.build import Crew, build
 from manta.orchestrator.checkpoint import Checkpoints
 from manta.orchestrator.commits import Commits
 from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.draining_nodes import DrainingNodes
+from manta.orchestrator.elastic import Elastic, Sizes
 from manta.orchestrator.examiner import Examiner
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.generate_stage import GenerateStage
@@ -174,23 +176,44 @@ class _Driver:
                 await crew.rollout.close()
 
     async def _watched(self, run: RunContext, order: StartOrder) -> State:
-        """Waits for the workers, and goes through the stages with an eye on the router."""
-        with run.recorder.phase("start_up"):
-            self._watch_signals(run.should_stop, run.recorder)
-            await self._start(run, order)
-        self._status.state = "running"
-        # What is there now lives as long as the run: the collector need not go through it again.
-        gc.collect()
-        gc.freeze()
-        watch = RoutingWatch(run.crew.rollout, run.recorder.routing, run.recorder.event)
-        scoring = ScorerWatch(run.crew.scorers, run.recorder.scoring, run.recorder.event)
+        """Waits for the workers, and goes through the stages; meanwhile workers that die are
+        replaced, and there is an eye on the router."""
+        recorder, crew = run.recorder, run.crew
+        watch = RoutingWatch(crew.rollout, recorder.routing, recorder.event, recorder.pools)
+        scoring = ScorerWatch(crew.scorers, recorder.scoring)
+        draining = DrainingNodes(crew.seats, recorder.event)
+        watches = [watch.run, scoring.run, draining.run, self._elastic(run).run]
         async with asyncio.TaskGroup() as tasks:
-            watching = [tasks.create_task(each.run()) for each in (watch, scoring)]
+            beside = [tasks.create_task(each.run(recorder.event)) for each in crew.seats]
+            with run.recorder.phase("start_up"):
+                self._watch_signals(run.should_stop, run.recorder)
+                await self._start(run, order)
+            self._status.state = "running"
+            # What is there now lives as long as the run: the collector need not go through it
+            # again.
+            gc.collect()
+            gc.freeze()
+            beside += [tasks.create_task(each()) for each in watches]
             state = await self._stages(run)
-            for each in watching:
+            for each in beside:
                 each.cancel()
         await watch.look()
         return state
+
+    def _elastic(self, run: RunContext) -> Elastic:
+        run_file, crew = self._run_file, run.crew
+        return Elastic(
+            Sizes(
+                run_file.rollout.sizes, run_file.environment.sizes, run_file.reward_workers.sizes
+            ),
+            run_file.rollout.max_rows,
+            crew.rollout,
+            crew.environment,
+            crew.rewards,
+            lambda: run.recorder.is_in("generate", "evaluate"),
+            lambda: run.progress.step,
+            run.recorder.event,
+        )
 
     async def _stages(self, run: RunContext) -> State:
         """Goes through what is left of the stages."""
@@ -245,11 +268,7 @@ class _Driver:
     async def _start(self, run: RunContext, order: StartOrder) -> None:
         """Waits for the workers; afterwards the engines serve the learner's weights, verified."""
         if run.crew.learner is None:
-            await self._waits.wait(
-                f"engines {', '.join(run.crew.rollout.names)} to start",
-                run.crew.rollout.serve_all(),
-                run.deadline_seconds,
-            )
+            await run.crew.publisher.serve_own()
             return
         reports = await self._waits.wait(
             "the learner group to start",

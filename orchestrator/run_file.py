@@ -46,10 +46,10 @@ _MAY_CHANGE = re.compile(
     r"run\.(max_hours|deadline_minutes|dir|max_restarts)"
     r"|(track|publish|mismatch_guard|health)\..*"
     r"|checkpoint\.(every_steps|keep|keep_best|best_by)"
-    r"|(rollout|learner|reference|environment|reward_workers)\.(workers|threads)"
+    r"|(rollout|learner|reference|environment|reward_workers)\.(workers(\.\w+)?|threads)"
     r"|learner\.(devices|max_restarts)"
     r"|scorers\.[^.]+\.(workers|threads|deadline_seconds)"
-    r"|rollout\.(placement|queue_rows|adaptive_rows|progress_seconds)"
+    r"|rollout\.(placement|standby|queue_rows|adaptive_rows|progress_seconds)"
     r"|learner\.(backend|fsdp\.(checkpoint_activations|offload)|deepspeed\..*)"
 )
 _MAY_GROW = re.compile(r"stages\[\d+\]\.steps")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -13,17 +13,98 @@ from manta.actors.scorer import ScorerWorker
 from manta.actors.scorer_client import ScorerPlace
 from manta.actors.scoring_queue import QueueFigures
 from manta.orchestrator.config import ScorerConfig
-from manta.orchestrator.pools import start
+from manta.orchestrator.living import Living
+from manta.orchestrator.pools import ask_each, start
+from manta.orchestrator.scorers import role
+from manta.orchestrator.seats import Seats
 
-T = TypeVar("T")
 
+class _Scorer:
+    """The workers of one scorer, as the role of their seats. A new one loads the model that the
+    others have before it is called."""
 
-class NoScorerLeft(RuntimeError):
-    """Every worker of a scorer has died."""
+    def __init__(
+        self,
+        name: str,
+        config: ScorerConfig,
+        cpus: float,
+        tokenizer: str,
+        deterministic: bool,
+        changed: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.role = f"worker of {role(name)}"
+        self.config, self._name, self._cpus = config, name, cpus
+        self._tokenizer, self._deterministic = tokenizer, deterministic
+        self._changed = changed
+        self._numbers = itertools.count()
+        self.folder = self.version = ""
+        first = [self.start(seat) for seat in range(config.workers)]
+        self.living = Living(self.role, dict(first))
+        self.seats = Seats(self, first)
+        self.living.is_kept = lambda: self.seats.is_running
+
+    def start(self, seat: int) -> tuple[str, ActorHandle[ScorerWorker]]:
+        config = self.config
+        handle = start(
+            ScorerWorker,
+            self._cpus,
+            self._tokenizer,
+            config.threads,
+            # What is scored together decides the last bit: then every row goes alone
+            1 if self._deterministic else config.tokens_per_batch,
+            config.dtype,
+            config.devices > 0,
+            gpus=config.devices,
+        )
+        return f"{self._name}-{next(self._numbers)}", handle
+
+    async def stay(self, worker: ActorHandle[ScorerWorker]) -> None:
+        await worker.stay.remote()
+
+    async def join(self, name: str, worker: ActorHandle[ScorerWorker]) -> None:
+        if name in self.living.workers:
+            await worker.figures.remote()
+            return
+        loaded = None
+        while loaded != self.folder:
+            loaded = self.folder
+            self._check([await worker.load.remote(loaded)] if loaded else [])
+        self.living.newcomers[name] = worker
+        self.living.come(name)
+        await self._changed()
+
+    async def lost(self, name: str) -> None:
+        self.living.go(name)
+        await self._changed()
+
+    async def leave(self, name: str) -> None:
+        """Calls that it has are made again elsewhere."""
+        await self.lost(name)
+
+    async def end(self, name: str, worker: ActorHandle[ScorerWorker]) -> None:
+        ray.kill(worker)
+
+    async def load(self, folder: str) -> str:
+        """The version of the model in `folder`, which all workers hold from now on."""
+        if self.folder != folder:
+            self.folder, self.version = folder, ""
+            self._check(await self.living.tell_all(lambda worker: worker.load.remote(folder)))
+        return self.version
+
+    def _check(self, versions: Sequence[str]) -> None:
+        found = {*versions, *([self.version] if self.version else [])}
+        if len(found) > 1:
+            raise RuntimeError(
+                f"the workers of scorer '{self._name}' read different models from "
+                f"'{self.folder}': {', '.join(sorted(found))}; the folder must be the same on all "
+                "nodes"
+            )
+        self.version = "".join(found)
 
 
 class ScorerPool:
-    """`folder` says where the model of a scorer is, once a lane needs it."""
+    """`folder` says where the model of a scorer is, once a lane needs it. `tell` is awaited
+    whenever other workers can be called."""
 
     def __init__(
         self,
@@ -33,41 +114,23 @@ class ScorerPool:
         deterministic: bool,
         folder: Callable[[str], str],
     ) -> None:
-        self._scorers, self._folder = scorers, folder
-        self._handles: dict[str, dict[int, ActorHandle[ScorerWorker]]] = {
-            name: {
-                i: start(
-                    ScorerWorker,
-                    cpus[name],
-                    tokenizer,
-                    config.threads,
-                    # What is scored together decides the last bit: then every row goes alone
-                    1 if deterministic else config.tokens_per_batch,
-                    config.dtype,
-                    config.devices > 0,
-                    gpus=config.devices,
-                )
-                for i in range(config.workers)
-            }
+        self._folder = folder
+        self.tell: Callable[[], Awaitable[None]] | None = None
+        self._scorers = {
+            name: _Scorer(name, config, cpus[name], tokenizer, deterministic, self._changed)
             for name, config in scorers.items()
         }
-        self._loaded: dict[str, tuple[str, str]] = {}
-        self.lost: list[tuple[str, int]] = []
+
+    @property
+    def seats(self) -> list[Seats[ActorHandle[ScorerWorker]]]:
+        return [scorer.seats for scorer in self._scorers.values()]
 
     def places(self) -> list[ScorerPlace]:
         """What a reward worker needs to call the scorers."""
         return [
-            ScorerPlace(name, tuple(handles.values()), self._scorers[name].deadline_seconds)
-            for name, handles in self._handles.items()
+            ScorerPlace(name, tuple(scorer.living.workers.values()), scorer.config.deadline_seconds)
+            for name, scorer in self._scorers.items()
         ]
-
-    def members(self) -> Mapping[str, ActorHandle[ScorerWorker]]:
-        """By name, those that live, as far as is known."""
-        return {
-            f"{name}-{i}": handle
-            for name, handles in self._handles.items()
-            for i, handle in handles.items()
-        }
 
     async def ready(self, names: Sequence[str]) -> Mapping[str, str]:
         """The versions of the models of `names`, which their workers hold from now on.
@@ -79,51 +142,24 @@ class ScorerPool:
         return dict(zip(names, versions, strict=True))
 
     async def figures(self) -> Mapping[str, QueueFigures]:
-        """By scorer, over its living workers. Workers that died are in `lost` from then on; raises
-        NoScorerLeft where a scorer has no other."""
-        return {name: await self._figures(name) for name in self._handles}
+        """By scorer, over its living workers."""
+        return {name: await _figures(scorer) for name, scorer in self._scorers.items()}
 
     async def _ready(self, name: str) -> str:
         folder = await asyncio.to_thread(self._folder, name)
-        if self._loaded.get(name, ("", ""))[0] != folder:
-            versions: list[str] = await self._living(
-                name, lambda handle: handle.load.remote(folder)
-            )
-            if len(set(versions)) > 1:
-                raise RuntimeError(
-                    f"the workers of scorer '{name}' read different models from '{folder}': "
-                    f"{', '.join(sorted(set(versions)))}; the folder must be the same on all nodes"
-                )
-            self._loaded[name] = folder, versions[0]
-        return self._loaded[name][1]
+        return await self._scorers[name].load(folder)
 
-    async def _figures(self, name: str) -> QueueFigures:
-        found: list[QueueFigures] = await self._living(name, lambda handle: handle.figures.remote())
-        return QueueFigures(
-            sum(each.calls for each in found),
-            sum(each.waiting for each in found),
-            tuple(seconds for each in found for seconds in each.seconds),
-        )
+    async def _changed(self) -> None:
+        if self.tell is not None:
+            await self.tell()
 
-    async def _living(
-        self, name: str, call: Callable[[ActorHandle[ScorerWorker]], Awaitable[T]]
-    ) -> list[T]:
-        """What each living worker answers; those that died are noted. Raises NoScorerLeft."""
-        handles = self._handles[name]
-        asked = list(handles)
-        answers = await asyncio.gather(*(call(handles[i]) for i in asked), return_exceptions=True)
-        found: list[T] = []
-        for i, answer in zip(asked, answers, strict=True):
-            if isinstance(answer, ray.exceptions.RayActorError):
-                if handles.pop(i, None) is not None:
-                    self.lost.append((name, i))
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                found.append(answer)
-        if not found:
-            raise NoScorerLeft(
-                f"all {self._scorers[name].workers} workers of scorer '{name}' have died: look at "
-                "their logs in the Ray session directory (out of memory?), then start the run again"
-            )
-        return found
+
+async def _figures(scorer: _Scorer) -> QueueFigures:
+    found: list[QueueFigures] = await ask_each(
+        scorer.living.workers, lambda worker: worker.figures.remote()
+    )
+    return QueueFigures(
+        sum(each.calls for each in found),
+        sum(each.waiting for each in found),
+        tuple(seconds for each in found for seconds in each.seconds),
+    )

@@ -1,6 +1,6 @@
-"""The driver's look at the scorers: figures for metrics, events for workers lost.
+"""The driver's look at the scorers: figures for metrics.
 
-Owns how often it looks. Ends a run that has lost all workers of a scorer.
+Owns how often it looks.
 """
 
 from __future__ import annotations
@@ -11,38 +11,22 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from manta.actors.scoring_queue import QueueFigures
-from manta.envs.records import Json
 from manta.orchestrator.scorer_pool import ScorerPool
 
 _SECONDS = 1.0
 
 
 class ScorerWatch:
-    """`show` gets every new figure, `event` each worker that died, once."""
+    """`show` gets every new figure."""
 
-    def __init__(
-        self,
-        scorers: ScorerPool,
-        show: Callable[[Mapping[str, float]], None],
-        event: Callable[[str, Mapping[str, Json]], None],
-    ) -> None:
-        self._scorers, self._show, self._event = scorers, show, event
-        self._told = 0
+    def __init__(self, scorers: ScorerPool, show: Callable[[Mapping[str, float]], None]) -> None:
+        self._scorers, self._show = scorers, show
 
     async def run(self) -> None:
-        """Looks once a second, until cancelled. Raises NoScorerLeft."""
+        """Looks once a second, until cancelled."""
         while True:
-            await self.look()
+            self._show(scorer_metrics(await self._scorers.figures()))
             await asyncio.sleep(_SECONDS)
-
-    async def look(self) -> None:
-        try:
-            figures = await self._scorers.figures()
-        finally:
-            lost, self._told = self._scorers.lost[self._told :], len(self._scorers.lost)
-            for name, worker in lost:
-                self._event("scorer worker lost", {"scorer": name, "worker": worker})
-        self._show(scorer_metrics(figures))
 
 
 def scorer_metrics(figures: Mapping[str, QueueFigures]) -> dict[str, float]:

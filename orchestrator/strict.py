@@ -1,8 +1,9 @@
 """From a YAML tree to frozen dataclasses by their type hints, strictly.
 
 Owns what a value of a type may look like and how a wrong one is told. Knows dataclasses,
-`X | None`, `Literal`, tuples, `Mapping[str, X]`, `Json`, bool, int, float and str; whole numbers
-stand for floats. All problems of a tree are collected. Does not know what the values mean.
+`X | None`, `int | dataclass`, `Literal`, tuples, `Mapping[str, X]`, `Json`, bool, int, float and
+str; whole numbers stand for floats. All problems of a tree are collected. Does not know what the
+values mean.
 """
 
 from __future__ import annotations
@@ -92,8 +93,12 @@ def _read(node: Node, hint: Any, problems: list[str]) -> object:
 
 def _read_optional(node: Node, hint: Any, problems: list[str]) -> object:
     inner = [kind for kind in get_args(hint) if kind is not NoneType]
+    if len(inner) == 2 and inner[0] is int and dataclasses.is_dataclass(inner[1]):
+        return _read(node, inner[isinstance(node, Entries)], problems)
     if len(inner) != 1 or NoneType not in get_args(hint):
-        raise TypeError(f"the strict loader knows no union but X | None, got {hint}")
+        raise TypeError(
+            f"the strict loader knows no union but X | None and int | dataclass, got {hint}"
+        )
     if isinstance(node, Scalar) and node.value is None:
         return None
     return _read(node, inner[0], problems)

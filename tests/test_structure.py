@@ -34,7 +34,11 @@ MAY_USE_RAY = {
     "orchestrator/direct_delivery.py",
     "orchestrator/doctor_tasks.py",
     "orchestrator/health_watch.py",
+    "orchestrator/draining_nodes.py",
+    "orchestrator/environment_pool.py",
+    "orchestrator/evaluate.py",
     "orchestrator/learner_group.py",
+    "orchestrator/living.py",
     "orchestrator/past_life.py",
     "orchestrator/placement.py",
     "orchestrator/pools.py",
@@ -44,9 +48,11 @@ MAY_USE_RAY = {
     "orchestrator/reward_pool.py",
     "orchestrator/rank_signs.py",
     "orchestrator/roster.py",
+    "orchestrator/rollout_pool.py",
     "orchestrator/run.py",
     "orchestrator/run_evaluation.py",
     "orchestrator/scorer_pool.py",
+    "orchestrator/seats.py",
     "orchestrator/supply.py",
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from manta.actors.worker_range import WorkerRange, range_of
 from manta.envs.records import Json
 
 WhenTooOld: TypeAlias = Literal["wait", "drop_and_replace", "mask_tokens"]
@@ -57,7 +58,9 @@ class CapSettings:
 class EngineSettings:
     """`rollout:` in a run file: the engine named `policy`.
 
-    `max_rows` bounds the samples decoded side by side in one engine; `threads` are torch threads
+    There are `workers` engines that serve, or as many between two bounds as there is work for, and
+    `standby` more that hold the same weights and serve at once where one dies. `max_rows` bounds
+    the samples decoded side by side in one engine; `threads` are torch threads
     of each worker (0: all cores that it may use), `devices` its GPUs (0: it runs on the CPU). With
     `ignore_eos` the end token ends nothing: every sample has exactly its budget of tokens.
 
@@ -84,7 +87,8 @@ class EngineSettings:
 
     engine: Literal["embedded", "vllm", "simulated"] = "embedded"
     placement: Literal["disaggregated", "colocated"] = "disaggregated"
-    workers: int = 1
+    workers: int | WorkerRange = 1
+    standby: int = 0
     threads: int = 0
     devices: int = 0
     max_rows: int = 256
@@ -107,6 +111,10 @@ class EngineSettings:
     adaptive_rows: bool = False
     progress_seconds: float = 5.0
     simulated: SimulatedSettings = field(default_factory=SimulatedSettings)
+
+    @property
+    def sizes(self) -> WorkerRange:
+        return range_of(self.workers)
 
     @property
     def rows_ahead(self) -> int:

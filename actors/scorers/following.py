@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,11 +19,21 @@ from torch import Tensor, nn
 
 from manta.actors.models.causal import load_state, model_state
 from manta.actors.scorers.logprob import LogprobScorer
-from manta.actors.weight_tensors import refuse_mismatch, stream_hash, unpack
+from manta.actors.weight_tensors import pack, refuse_mismatch, stream_hash, unpack
 from manta.actors.weights import Receipt, Weights, content_hash, label
-from manta.envs.records import ReferenceStatistics, Trajectory
+from manta.envs.records import ReferenceStatistics, Trajectory, WeightVersion
 
 REFERENCE_FILE = "reference.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceState:
+    """A reference as one worker hands it to another: its weights or, with `is_average`, the moving
+    average in float32, and its name and hash."""
+
+    weights: Weights
+    named: tuple[str, str]
+    is_average: bool
 
 
 class FollowingScorer:
@@ -86,6 +97,20 @@ class FollowingScorer:
         name, sha256 = self._named
         metadata = {"name": name, "sha256": sha256, "is_average": str(is_average)}
         return partial(_write, copy, metadata)
+
+    def state(self) -> ReferenceState:
+        """What it scores with now, for another worker."""
+        is_average = self._average is not None
+        state = self._average if self._average is not None else model_state(self._model)
+        return ReferenceState(pack(state, WeightVersion(0, 0)), self._named, is_average)
+
+    def adopt(self, state: ReferenceState) -> str:
+        """Goes on from another worker's `state`; the version of that."""
+        named = unpack(state.weights)
+        load_state(self._model, named)
+        self._average = named if state.is_average else None
+        self._name(state.named)
+        return self.version
 
     def restore(self, folder: Path) -> str:
         """Goes on from what a `snapshot` wrote; the version of that.

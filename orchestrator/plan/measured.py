@@ -37,7 +37,7 @@ def basis_of(found: Calibration, stage: StageConfig) -> Basis:
 def own_step(found: Calibration) -> float:
     """Seconds of a step of the calibrating run itself, as it is simulated."""
     simulated = Simulated(found.run_file, found.stage)
-    workers = found.run_file.rollout.workers, found.run_file.learner.workers
+    workers = found.run_file.rollout.sizes.max, found.run_file.learner.workers
     return simulated.predict(basis_of(found, found.stage), *workers).step_seconds
 
 
@@ -45,7 +45,7 @@ def fitted(found: Calibration) -> Calibration:
     """`found` with what its parts do not explain of its own step put on the environment workers,
     for each group; with a line that says how much that is, and what it leaves unexplained."""
     goal = found.step_seconds
-    low, high = 0.0, goal * found.run_file.environment.workers / found.stage.prompts_per_step
+    low, high = 0.0, goal * found.run_file.environment.sizes.max / found.stage.prompts_per_step
     best = found
     took = own_step(best)
     if took < goal:

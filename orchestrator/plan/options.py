@@ -79,5 +79,5 @@ def checkable(run_file: RunFile) -> RunFile:
         rollout = replace(rollout, engine="embedded", devices=0, vllm=VllmSettings())
         publish = replace(publish, transport="object_store", path=None)
         if rollout.placement == "colocated":
-            learner = replace(learner, workers=rollout.workers)
+            learner = replace(learner, workers=rollout.sizes.max)
     return replace(run_file, rollout=rollout, publish=publish, learner=learner)

@@ -78,7 +78,7 @@ class Simulated:
             max_new_tokens=rollout.max_new_tokens,
             is_adaptive=rollout.adaptive_rows,
             spare_samples=rollout.redundant_samples,
-            environment_workers=run_file.environment.workers,
+            environment_workers=run_file.environment.sizes.max,
             reference_workers=run_file.reference.workers
             if needs_reference(run_file, self.stage)
             else 0,

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,9 @@ def doctor(run_dir: Path) -> subprocess.CompletedProcess[str]:
 
 
 def events(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "events.jsonl").read_text().split("\n")[:-1]]
+    path = run_dir / "events.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def alarms(run_dir: Path) -> list[str]:
@@ -105,6 +107,29 @@ def wait_for_step(run_dir: Path, step: int) -> None:
             return
         time.sleep(0.02)
     raise TimeoutError(f"{run_dir} did not reach step {step}")
+
+
+def wait_for_events(run_dir: Path, names: Set[str]) -> None:
+    """Returns once all of these have happened."""
+    deadline = time.monotonic() + SECONDS
+    while names - {name for name, _ in events(run_dir)}:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{run_dir}: of {names} there were only {events(run_dir)}")
+        time.sleep(0.05)
+
+
+def wait_for_count(run_dir: Path, name: str, count: int) -> None:
+    """Returns once that has happened so often."""
+    deadline = time.monotonic() + SECONDS
+    while sum(name == found for found, _ in worker_events(run_dir)) < count:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{run_dir}: not {count} times {name}: {worker_events(run_dir)}")
+        time.sleep(0.05)
+
+
+def worker_events(run_dir: Path) -> list[tuple[str, str]]:
+    """The name of each event, and the worker that it tells of."""
+    return [(event["name"], event["fields"].get("worker", "")) for event in events(run_dir)]
 
 
 def signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +24,11 @@ from manta.actors.transports.object_store import ObjectStoreTransport
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weights import Weights, content_hash
 from manta.envs.records import GroupId, VersionSpan, WeightVersion
-from manta.orchestrator.pools import EnvironmentPool, ModelSource, RolloutPool, start
+from manta.orchestrator.environment_pool import EnvironmentPool
+from manta.orchestrator.ledger import read_ledger
+from manta.orchestrator.pools import ModelSource, start
+from manta.orchestrator.rollout_pool import RolloutPool
+from manta.orchestrator.supply import MAX_ATTEMPTS
 from tests.e2e import runs
 
 pytestmark = pytest.mark.e2e
@@ -33,11 +37,11 @@ BUDGET, SPEED, SAMPLES = 600, 150.0, 4
 FIRST, SECOND = WeightVersion(0, 0), WeightVersion(1, 0)
 
 
-def engine_processes(cluster: runs.Environment) -> list[int]:
-    """Process ids of the rollout workers that live on this cluster, oldest first."""
+def processes(cluster: runs.Environment, kind: str) -> list[int]:
+    """Process ids of the workers of that class that live on this cluster, oldest first."""
     found = list_actors(
         address=cluster["RAY_API_SERVER_ADDRESS"],
-        filters=[("class_name", "=", "RolloutWorker"), ("state", "=", "ALIVE")],
+        filters=[("class_name", "=", kind), ("state", "=", "ALIVE")],
     )
     return [actor.pid for actor in sorted(found, key=lambda actor: actor.actor_id) if actor.pid]
 
@@ -123,8 +127,8 @@ def test_what_nobody_waits_for_leaves_the_engines(pools: Pools) -> None:
         await pools.until(lambda f: f.rows == 2 * SAMPLES and f.waiting == 0)
         assert time.monotonic() - begin < BUDGET / SPEED, "they ran to their end"
         await asyncio.gather(*blocks[:2], return_exceptions=True)
-        worker = next(i for i, n in enumerate(pools.environment._outstanding) if n)
-        ray.kill(pools.environment._workers[worker])
+        worker = next(i for i, n in pools.environment._outstanding.items() if n)
+        ray.kill(pools.environment._living.workers[worker])
         with pytest.raises(ray.exceptions.ActorDiedError):
             await blocks[2]
         await pools.until(lambda f: f.rows == 0)
@@ -177,24 +181,45 @@ async def _block(
     return summary, list((await block).groups[0].trajectories)
 
 
-def test_a_run_goes_on_when_an_engine_is_killed(tmp_path: Path, cluster: runs.Environment) -> None:
+def test_workers_that_are_killed_during_a_run_are_replaced(
+    tmp_path: Path, cluster: runs.Environment
+) -> None:
+    """An engine, an environment worker and a reward worker; then the run is stopped."""
     overrides = (
         "rollout.workers=2",
-        "rollout.threads=0",
         "rollout.max_staleness=1",
-        "stages.rl.algorithm.kl.coef=0",
-        "stages.rl.steps=20",
+        "environment.workers=2",
+        "stages.rl.steps=2000",
+        "checkpoint.every_steps=500",
+        "evaluate.every_steps=500",
     )
-    before = set(engine_processes(cluster))
+    kinds = ("RolloutWorker", "EnvironmentWorker", "RewardWorker")
+    before = {pid for kind in kinds for pid in processes(cluster, kind)}
     process = runs.start(runs.TINY, tmp_path, *overrides, env=cluster)
     run_dir = tmp_path / "tiny"
     runs.wait_for_step(run_dir, 8)
-    os.kill((set(engine_processes(cluster)) - before).pop(), signal.SIGKILL)
+    for kind in kinds:
+        os.kill((set(processes(cluster, kind)) - before).pop(), signal.SIGKILL)
+    wanted = {"engine joined", "environment worker joined", "reward worker joined"}
+    runs.wait_for_events(run_dir, wanted)
+    runs.wait_for_step(run_dir, int(runs.metrics(run_dir)[-1]["step"]) + 8)
+    process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=runs.SECONDS)
     assert process.returncode == 0, output
-    runs.check_history(run_dir, 24)
-    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
-    gone = [e["fields"]["engine"] for e in events if e["name"] in ("engine lost", "engine retired")]
-    assert set(gone) in ({"policy-0"}, {"policy-1"})
-    last = runs.metrics(run_dir)[-2:]
-    assert any("router/waiting" in line for line in last)
+    lines = runs.metrics(run_dir)
+    entries = runs.check_history(run_dir, int(lines[-1]["step"]))
+    events = runs.worker_events(run_dir)
+    died = {name: worker for name, worker in events if name.endswith("died")}
+    assert died.keys() == {"engine died", "environment worker died", "reward worker died"}
+    assert ("engine joined", died["engine died"]) in events
+    last = lines[-1]
+    assert (last["pool/rollout/serving"], last["pool/rollout/deaths"]) == (2, 1)
+    assert last["publish/probe_gap"] < 1e-3
+    dropped = Counter(
+        (entry.stage, *entry.group[:2])
+        for entry in read_ledger(run_dir / "ledger.jsonl")
+        if entry.outcome == "dropped"
+    )
+    assert max(dropped.values()) < MAX_ATTEMPTS, "a group was dropped for good"
+    made = {(entry.stage, *entry.group[:2]) for entry in entries}
+    assert len(dropped.keys() - made) <= 2 * 8, "more than was under way at the end"

@@ -3,7 +3,6 @@ reward, through the death of a worker."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -72,8 +71,10 @@ def test_a_chain_learns_from_its_reward_model_and_outlives_a_worker(
     output, _ = process.communicate(timeout=runs.SECONDS)
     assert process.returncode == 0, output
     runs.check_history(run_dir, BEFORE + 16, writing=range(61, 63))
-    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
-    assert [e["fields"]["scorer"] for e in events if e["name"] == "scorer worker lost"] == ["judge"]
+    died = [
+        who for name, who in runs.worker_events(run_dir) if name == "worker of scorer judge died"
+    ]
+    assert len(died) == 1 and died[0].startswith("judge-")
     stages = runs.summary(run_dir)["stages"]
     assert isinstance(stages, list)
     rewards = stages[-1]["rewards"]

@@ -81,14 +81,27 @@ async def test_a_frozen_worker_breaks_the_world_and_is_asked_last_from_then_on()
 
 
 async def test_without_a_worker_samples_stay_unscored_and_other_components_count() -> None:
-    calls = ScorerCalls("preference", [Worker("dead"), Worker("dead")], 5.0)
+    calls = ScorerCalls("preference", [Worker("dead"), Worker("dead")], 0.05)
     components = {"preference": RewardModel("preference"), "correct": Exact()}
     services = Services(scorers={"preference": calls})
     alone = Composition(Formula("preference"), components)
     [score] = await alone.score_group(task(), [said("7")], services)
     assert math.isnan(score.value)
     assert score.components == {"correct": 1.0}
-    assert score.note == "preference: scorer 'preference' has no worker left: all have died"
+    assert score.note == (
+        "preference: scorer 'preference' has no worker, and none came back, within 0.05 s"
+    )
+
+
+async def test_a_call_whose_workers_have_died_goes_to_one_that_comes() -> None:
+    calls = ScorerCalls("preference", [Worker("dead")], 5.0)
+    call = asyncio.create_task(calls(shown("a")))
+    await asyncio.sleep(0.01)
+    assert not call.done()
+    newcomer = Worker()
+    calls.meet([newcomer])
+    assert values(await call) == [1.0]
+    assert newcomer.asked == [1]
 
 
 async def test_the_component_is_measured_beside_a_formula_without_it() -> None:

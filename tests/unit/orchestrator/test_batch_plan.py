@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from manta.orchestrator import batch_plan, survey
-from manta.orchestrator.batch_plan import RoleNeed
+from manta.orchestrator.role_needs import RoleNeed, placement_needs, role_needs
 from tests.unit.orchestrator.tiny_run import load
 
 
@@ -131,13 +131,13 @@ def test_written_trajectories_are_named(tmp_path: Path) -> None:
 
 def test_roles_ask_for_what_they_use(tmp_path: Path) -> None:
     loaded = load(tmp_path, "rollout.threads=4", "rollout.workers=2", "environment.workers=3")
-    assert batch_plan.role_needs(loaded) == (
+    assert role_needs(loaded) == (
         RoleNeed("environment", 3, 0.1, 0),
         RoleNeed("rollout", 2, 4.0, 0),
         RoleNeed("reward", 1, 0.1, 0),
         RoleNeed("learner", 1, 0.5, 0),
     )
-    assert batch_plan.placement_needs(loaded) == [
+    assert placement_needs(loaded) == [
         ("environment", 3, 0.1), ("rollout", 2, 4.0), ("reward", 1, 0.1), ("learner", 1, 0.5),
     ]  # fmt: skip
 
@@ -145,13 +145,13 @@ def test_roles_ask_for_what_they_use(tmp_path: Path) -> None:
 def test_shared_gpus_are_the_learner_s(tmp_path: Path) -> None:
     gpus = ("rollout.engine=vllm", "rollout.workers=2", "rollout.devices=2")
     for overrides, asked in (((), [4, 0]), (("rollout.placement=colocated",), [0, 4])):
-        needs = batch_plan.role_needs(load(tmp_path, *gpus, "learner.workers=4", *overrides))
+        needs = role_needs(load(tmp_path, *gpus, "learner.workers=4", *overrides))
         by_role = {need.role: need.workers * need.gpus for need in needs}
         assert [by_role["rollout"], by_role["learner"]] == asked
 
 
 def test_a_learner_that_computes_on_gpus_has_one_a_rank(tmp_path: Path) -> None:
-    needs = batch_plan.role_needs(load(tmp_path, "learner.devices=1", "learner.workers=4"))
+    needs = role_needs(load(tmp_path, "learner.devices=1", "learner.workers=4"))
     assert next(n for n in needs if n.role == "learner") == RoleNeed("learner", 4, 0.5, 1)
 
 
@@ -169,12 +169,12 @@ def test_roles_that_no_stage_needs_are_left_out(
     tmp_path: Path, overrides: str, roles: list[str]
 ) -> None:
     loaded = load(tmp_path, *overrides.split())
-    assert [need.role for need in batch_plan.role_needs(loaded)] == roles
+    assert [need.role for need in role_needs(loaded)] == roles
 
 
 def test_the_defaults_of_all_roles_fit_two_cores(tmp_path: Path) -> None:
     loaded = load(tmp_path, "stages.rl.algorithm.kl.coef=1")
-    assert sum(count * cpus for _, count, cpus in batch_plan.placement_needs(loaded)) <= 2
+    assert sum(count * cpus for _, count, cpus in placement_needs(loaded)) <= 2
 
 
 @pytest.mark.parametrize(

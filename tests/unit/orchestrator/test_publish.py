@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from manta.actors.engines.occupancy import RowSeconds
 from manta.actors.mailbox import StepReport
 from manta.actors.rollout import Renewed
 from manta.actors.transports.protocol import Delivery
+from manta.actors.weight_store import WeightsReplaced
 from manta.actors.weights import Receipt
 from manta.envs.records import Float32, Int32, Update, WeightVersion
 from manta.orchestrator.probe import Tolerances, probe_rows
@@ -33,11 +35,14 @@ def report_of(step: int) -> StepReport:
 
 class ScriptedRollout:
     """`faults[engine]` holds one fault a delivery: a wrong `hash`, a wrong `version`, a `refusal`,
-    `death` at load or at `resume`, `stale` weights behind a right receipt, or a number that is
-    added to one log-prob; what is not scripted is right."""
+    `death` at load or at `resume`, weights that were `replaced`, `stale` weights behind a right
+    receipt, or a number that is added to one log-prob; what is not scripted is right."""
 
     def __init__(self, faults: dict[str, list[str | float]]) -> None:
         self._names = list(faults)
+        self.arrived: list[str] = []
+        self.is_kept = False
+        self._has_arrived = asyncio.Event()
         self.events: list[str] = []
         self._faults = {name: iter(scripted) for name, scripted in faults.items()}
         self._now: dict[str, str | float] = {}
@@ -46,6 +51,21 @@ class ScriptedRollout:
     @property
     def names(self) -> list[str]:
         return list(self._names)
+
+    def take_in(self) -> list[str]:
+        self._names += self.arrived
+        self.arrived = []
+        self._has_arrived.clear()
+        return self.names
+
+    def arrive(self, name: str, *faults: str | float) -> None:
+        """An engine of that name has come up."""
+        self.arrived.append(name)
+        self._faults[name] = iter(faults)
+        self._has_arrived.set()
+
+    async def arrival(self) -> None:
+        await self._has_arrived.wait()
 
     def of(self, name: str) -> list[str]:
         return [event.split()[1] for event in self.events if event.startswith(f"{name} ")]
@@ -73,6 +93,8 @@ class ScriptedRollout:
         num_bytes = FULL if base is None else DELTA
         if fault == "death":
             raise ray.exceptions.ActorDiedError()
+        if fault == "replaced":
+            raise WeightsReplaced("gone")
         if fault == "refusal":
             return Delivery(Receipt(version, ""), num_bytes, "the file was cut")
         if fault != "stale":
@@ -97,7 +119,8 @@ class ScriptedRollout:
 
     async def retire(self, name: str) -> None:
         self.events.append(f"{name} retire")
-        self._names.remove(name)
+        if name in self._names:
+            self._names.remove(name)
 
 
 class Client:
@@ -163,6 +186,99 @@ async def test_a_joiner_gets_the_weights_in_full_while_the_others_get_the_delta(
     assert rollout.of("joiner") == ["pause", "full", "resume", "serve"]
     await publisher.publish(report_of(5))
     assert rollout.of("joiner")[4:] == ["pause", "delta", "resume", "serve"]
+
+
+async def test_a_joiner_proves_the_newest_weights_outside_of_a_publish() -> None:
+    publisher, rollout = publisher_of(a=[])
+    await publisher.publish(report_of(3))
+    rollout.arrive("joiner", 5e-4)
+    await publisher.welcome("joiner")
+    assert rollout.of("joiner") == ["pause", "full", "resume", "serve"]
+    assert publisher.gaps == {"a": 0.0, "joiner": pytest.approx(5e-4, rel=0.01)}
+    assert rollout.of("a") == ["pause", "full", "resume", "serve"], "nobody else is held up"
+    await publisher.publish(report_of(4))
+    assert rollout.of("joiner")[4:] == ["pause", "delta", "resume", "serve"]
+
+
+async def test_a_joiner_is_held_to_the_peers_that_serve() -> None:
+    publisher, rollout = publisher_of(Tolerances(0.1, 1e-3), a=[0.01])
+    await publisher.publish(report_of(3))
+    rollout.arrive("odd", 0.05, 0.05)
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        await publisher.welcome("odd")
+    assert rollout.of("odd") == ["pause", "full", "pause", "full", "retire"]
+    assert publisher.gaps == {"a": pytest.approx(0.01, rel=0.01)}
+
+
+async def test_a_new_life_of_a_name_has_proved_nothing() -> None:
+    publisher, rollout = publisher_of(a=[], b=[])
+    await publisher.publish(report_of(3))
+    rollout._names.remove("a")
+    publisher.forget("a")
+    rollout.arrive("a", "stale", "stale")
+    rollout._step["a"] = 2
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        await publisher.welcome("a")
+    assert rollout.of("a")[4:] == ["pause", "full", "pause", "full", "retire"]
+    rollout.arrive("a")
+    await publisher.welcome("a")
+    assert set(publisher.gaps) == {"a", "b"}
+
+
+async def test_a_joiner_waits_for_the_first_publish_which_takes_it_along() -> None:
+    publisher, rollout = publisher_of(a=[])
+    rollout.arrive("early")
+    welcome = asyncio.create_task(publisher.welcome("early"))
+    await asyncio.sleep(0)
+    assert rollout.events == []
+    await publisher.publish(report_of(3))
+    await asyncio.wait_for(welcome, 1)
+    assert rollout.of("early") == ["pause", "full", "resume", "serve"], "once, and not again"
+
+
+async def test_a_joiner_too_late_for_the_weights_is_taken_along_by_the_publish_that_follows() -> (
+    None
+):
+    publisher, rollout = publisher_of(a=[])
+    await publisher.publish(report_of(3))
+    rollout.arrive("joiner", "replaced")
+    welcome = asyncio.create_task(publisher.welcome("joiner"))
+    while "joiner full" not in rollout.events:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not welcome.done()
+    await publisher.publish(report_of(4))
+    await asyncio.wait_for(welcome, 1)
+    assert rollout.of("joiner") == ["pause", "full", "pause", "full", "resume", "serve"]
+
+
+async def test_a_publish_and_a_welcome_take_turns() -> None:
+    publisher, rollout = publisher_of(a=[])
+    await publisher.publish(report_of(3))
+    rollout.arrive("joiner")
+    both = asyncio.create_task(publisher.welcome("joiner"))
+    await publisher.publish(report_of(4))
+    await both
+    assert set(publisher.gaps) == {"a", "joiner"}
+    assert rollout.of("joiner") in (
+        ["pause", "full", "resume", "serve"],
+        ["pause", "full", "resume", "serve", "pause", "delta", "resume", "serve"],
+    )
+
+
+async def test_where_all_engines_are_dead_a_publish_waits_for_those_that_replace_them() -> None:
+    publisher, rollout = publisher_of(a=["death"], b=["hash", "hash"])
+    rollout.is_kept = True
+    publishing = asyncio.create_task(publisher.publish(report_of(3)))
+    while "b retire" not in rollout.events:
+        await asyncio.sleep(0)
+    rollout.arrive("c", "death")
+    while "c retire" not in rollout.events:
+        await asyncio.sleep(0)
+    rollout.arrive("d")
+    published = await asyncio.wait_for(publishing, 1)
+    assert published.retired == ("a", "b", "c")
+    assert publisher.gaps == {"d": 0.0}
 
 
 FAULTS = ["hash", "version", "refusal", "stale", 0.1, float("nan"), float("inf")]

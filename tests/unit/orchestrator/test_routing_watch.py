@@ -22,8 +22,13 @@ def figures(
 class Rollout:
     """Says `figures` one after the other, the last one for ever."""
 
+    is_kept = False
+
     def __init__(self, *figures: RouterFigures) -> None:
         self._figures = list(figures)
+
+    def metrics(self) -> dict[str, float]:
+        return {"pool/rollout/serving": 2.0}
 
     async def figures(self) -> RouterFigures:
         return self._figures.pop(0) if len(self._figures) > 1 else self._figures[0]
@@ -32,11 +37,14 @@ class Rollout:
 class Notes:
     def __init__(self, *said: RouterFigures) -> None:
         self.shown: list[RouterFigures] = []
+        self.pools: list[Mapping[str, float]] = []
         self.events: list[tuple[str, Mapping[str, Json]]] = []
+        self.rollout = Rollout(*said)
         self.watch = RoutingWatch(
-            Rollout(*said),  # type: ignore[arg-type]
+            self.rollout,  # type: ignore[arg-type]
             self.shown.append,
             lambda name, fields: self.events.append((name, fields)),
+            self.pools.append,
         )
 
 
@@ -52,6 +60,7 @@ async def test_an_engine_that_is_lost_is_an_event_once_in_each_life() -> None:
     for _ in said:
         await notes.watch.look()
     assert notes.shown == said
+    assert notes.pools[-1] == {"pool/rollout/serving": 2.0}
     assert notes.events == [
         ("engine lost", {"engine": "a", "life": 0}),
         ("engine lost", {"engine": "a", "life": 1}),
@@ -70,6 +79,13 @@ async def test_an_engine_that_may_serve_is_worth_waiting_for(state: EngineState)
     notes = Notes(figures(2, a="gone", b=state))
     await notes.watch.look()
     assert notes.events == []
+
+
+async def test_where_engines_are_replaced_calls_wait_for_the_new_ones() -> None:
+    notes = Notes(figures(2, a="gone", b="gone"))
+    notes.rollout.is_kept = True
+    await notes.watch.look()
+    assert len(notes.shown) == 1
 
 
 async def test_a_run_that_asks_for_nothing_needs_no_engine() -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from manta.orchestrator import survey
-from manta.orchestrator.batch_plan import describe, placement_needs
+from manta.orchestrator.batch_plan import describe
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.lanes import eval_lane, train_lane
 from manta.orchestrator.products import Products
+from manta.orchestrator.role_needs import placement_needs
 from manta.orchestrator.run_file import fingerprint
 from manta.orchestrator.scorer_memory import scorer_parts
 from manta.orchestrator.scorers import called_in, model_folder

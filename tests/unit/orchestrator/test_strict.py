@@ -29,6 +29,7 @@ class Car:
     electric: bool = False
     extras: Mapping[str, Json] = field(default_factory=dict)
     by_name: Mapping[str, Wheel] = field(default_factory=dict)
+    doors: int | Wheel = 2
 
     def __post_init__(self) -> None:
         if self.seats < 0:
@@ -56,6 +57,8 @@ ACCEPTED = [
     ("{name: a, by_name: {front: {size: 3}}}", Car("a", by_name={"front": Wheel(3.0)})),
     ("{name: a, extras: {x: 1e-3, y: [on, null, {z: 2024-01-01}]}}",
      Car("a", extras={"x": 1e-3, "y": ["on", None, {"z": "2024-01-01"}]})),
+    ("{name: a, doors: 3}", Car("a", doors=3)),
+    ("{name: a, doors: {size: 1}}", Car("a", doors=Wheel(1.0))),
     ("{name: a, wheels: [&w {size: 1}, *w]}", Car("a", wheels=(Wheel(1.0), Wheel(1.0)))),
 ]  # fmt: skip
 

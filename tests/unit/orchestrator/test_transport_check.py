@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from manta.orchestrator.batch_plan import role_needs
+from manta.orchestrator.role_needs import role_needs
 from manta.orchestrator.transport_check import transport_problems
 from tests.unit.orchestrator.tiny_run import load
 
