@@ -11,6 +11,7 @@ from manta.envs.sources.order import EpochOrder
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.plan.basis import Basis
+from manta.orchestrator.reference_use import needs_reference
 from manta.orchestrator.simulation.predict import Prediction, predict
 from manta.orchestrator.simulation.stage import SimulatedStage
 from manta.orchestrator.simulation.world import WorldShape
@@ -69,6 +70,7 @@ class Simulated:
     def _world(self, basis: Basis, engines: int, seed: int) -> WorldShape:
         run_file, rollout = self.run_file, self.run_file.rollout
         max_rows = min(rollout.max_rows, basis.max_rows)
+        has_reference = needs_reference(run_file, self.stage)
         return WorldShape(
             engines=engines,
             max_rows=max_rows,
@@ -78,7 +80,7 @@ class Simulated:
             is_adaptive=rollout.adaptive_rows,
             spare_samples=rollout.redundant_samples,
             environment_workers=run_file.environment.workers,
-            reference_workers=run_file.reference.workers if self.stage.needs_reference else 0,
+            reference_workers=run_file.reference.workers if has_reference else 0,
             flat_share=basis.flat_share,
             recomputes=rollout.kv_on_publish == "recompute",
             seed=seed,
