@@ -70,6 +70,7 @@ class Simulated:
     def _world(self, basis: Basis, engines: int, seed: int) -> WorldShape:
         run_file, rollout = self.run_file, self.run_file.rollout
         max_rows = min(rollout.max_rows, basis.max_rows)
+        has_reference = needs_reference(run_file, self.stage)
         return WorldShape(
             engines=engines,
             max_rows=max_rows,
@@ -79,9 +80,7 @@ class Simulated:
             is_adaptive=rollout.adaptive_rows,
             spare_samples=rollout.redundant_samples,
             environment_workers=run_file.environment.sizes.max,
-            reference_workers=run_file.reference.workers
-            if needs_reference(run_file, self.stage)
-            else 0,
+            reference_workers=run_file.reference.workers if has_reference else 0,
             flat_share=basis.flat_share,
             recomputes=rollout.kv_on_publish == "recompute",
             seed=seed,

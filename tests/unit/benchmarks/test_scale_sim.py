@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from benchmarks.scale_sim import Look, Looks, Scale, figures_of, measure
+from benchmarks.scale_sim import Look, Looks, Scale, figures_of, growth, measure
 from benchmarks.stopwatch import Stopwatch
 
 
@@ -59,6 +59,12 @@ def test_what_neither_world_nor_router_used_is_the_driver_s() -> None:
     seen = [Look(1, 10.0, 2.0, 1.0, 100, 50), Look(3, 12.0, 2.5, 1.1, 110, 51)]
     [(driver, router, world)] = Looks(4, seen).windows()
     assert (driver, router, world) == pytest.approx((1e3 * 1.4 / 8, 1e3 * 0.1 / 8, 1e3 * 0.5 / 8))
+
+
+def test_a_machine_that_slows_down_is_no_growth() -> None:
+    steady = [(1.0 + i / 10, 2.0 + i / 5) for i in range(10)]
+    assert growth(steady) == pytest.approx(1.0)
+    assert growth([(driver + i / 10, world) for i, (driver, world) in enumerate(steady)]) > 1.3
 
 
 def test_a_small_scale_is_measured() -> None:
