@@ -268,7 +268,11 @@ class _Driver:
     async def _start(self, run: RunContext, order: StartOrder) -> None:
         """Waits for the workers; afterwards the engines serve the learner's weights, verified."""
         if run.crew.learner is None:
-            await run.crew.publisher.serve_own()
+            await self._waits.wait(
+                f"engines {', '.join(run.crew.rollout.names)} to start",
+                run.crew.publisher.serve_own(),
+                run.deadline_seconds,
+            )
             return
         reports = await self._waits.wait(
             "the learner group to start",
