@@ -18,6 +18,7 @@ from manta.orchestrator.batch_plan import role_needs
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.learner_group import LearnerGroup
 from manta.orchestrator.model_names import named_stage, parse_stage
+from manta.orchestrator.placement import offered_nodes
 from manta.orchestrator.pools import (
     EnvironmentPool,
     MailboxClient,
@@ -29,6 +30,7 @@ from manta.orchestrator.products import Products
 from manta.orchestrator.publish import Publisher
 from manta.orchestrator.reference_pool import ReferencePool
 from manta.orchestrator.reward_pool import RewardPool
+from manta.orchestrator.role_resources import asked
 from manta.orchestrator.scorer_pool import ScorerPool
 from manta.orchestrator.scorers import called_in, model_folder, role
 from manta.orchestrator.shared_device import SharedDevice, StepMailbox
@@ -75,7 +77,8 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     if run_file.needs_learner:
         job = _learner_job(run_file, vocab_size, run_dir, probe, client, transport.direct)
         need = needs["learner"]
-        learner = LearnerGroup(job, need.cpus, need.gpus, run_dir / "learner")
+        nodes = asked("learner", offered_nodes())
+        learner = LearnerGroup(job, need.cpus, need.gpus, nodes, run_dir / "learner")
     rollout = RolloutPool(
         model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic, transport
     )

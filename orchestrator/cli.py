@@ -1,4 +1,4 @@
-"""The command line: `manta train`, `manta check`, `manta eval`, `manta export`.
+"""The command line: `manta train`, `check`, `eval`, `export`, `submit`, `runs`, `cluster check`.
 
 Owns arguments, exit codes and what `check` prints. Loads no torch or ray before a run starts, so
 that mistakes are told at once. Exit codes: 0 done, 2 a run file or command that cannot work; a
@@ -17,13 +17,15 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 import manta
-from manta.orchestrator import batch_plan, memory, memory_table, run_file, survey
+from manta.orchestrator import batch_plan, cluster_check, memory, memory_table, run_file, survey
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.lives import Lives
 from manta.orchestrator.run_directory import RunDirectory
+from manta.orchestrator.runs import add_arguments as add_runs_arguments
 from manta.orchestrator.scorer_memory import scorer_parts
 from manta.orchestrator.strict import RunFileError
+from manta.orchestrator.submit import add_arguments as add_submit_arguments
 from manta.orchestrator.survey import Survey
 
 GIB = 1 << 30
@@ -37,6 +39,9 @@ examples:
   manta eval recipes/demo.yaml --checkpoint runs/demo/checkpoints/step=000040
   manta export runs/demo exported/demo
   manta export runs/demo@40 exported/demo-40
+  manta cluster check cluster.yaml --run recipes/demo.yaml rollout.workers=4
+  manta submit recipes/demo.yaml run.dir=/shared/runs --address http://127.0.0.1:8265
+  manta runs status demo --address http://127.0.0.1:8265
 
 KEY=VALUE sets any key of the run file; list items go by index or name (stages.0.steps,
 stages.rl.steps), values are YAML (learner.betas=[0.9,0.99]).
@@ -48,26 +53,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     chosen, rest = parser.parse_known_args(arguments)
     # argparse leaves positionals behind that follow an option: eval RUN --checkpoint PATH KEY=VALUE
-    if any(each.startswith("-") for each in rest):
+    if any(each.startswith("-") for each in rest) or (rest and not _takes_overrides(chosen)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if chosen.command == "export":
-        if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        return _export(chosen.run_dir, chosen.folder)
-    chosen.overrides += rest
     try:
-        loaded, surveyed = checked(chosen.run_file, chosen.overrides)
+        if chosen.command == "export":
+            return _export(chosen.run_dir, chosen.folder)
+        if chosen.command == "cluster":
+            cluster_check.check([*chosen.words, *rest], chosen.run, Console())
+            return 0
+        if chosen.command == "runs":
+            return _runs(chosen)
+        chosen.overrides += rest
+        return _on_run_file(chosen)
     except ValueError as error:
         print(f"manta {chosen.command}: {told(error)}", file=sys.stderr)
         return 2
+
+
+def _takes_overrides(chosen: argparse.Namespace) -> bool:
+    return chosen.command not in ("export", "runs")
+
+
+def _on_run_file(chosen: argparse.Namespace) -> int:
+    """The commands that begin with a run file. Raises ValueError."""
+    if chosen.command == "submit":
+        from manta.orchestrator.submit import submit
+
+        if chosen.check_there:
+            return submit(chosen, run_file.load(chosen.run_file, chosen.overrides))
+        return submit(chosen, checked(chosen.run_file, chosen.overrides)[0])
+    loaded, surveyed = checked(chosen.run_file, chosen.overrides)
     if chosen.command == "check":
         show(loaded, surveyed, Console(), chosen.gpus)
         return 0
-    try:
-        return _run(chosen, loaded)
-    except ValueError as error:
-        print(f"manta {chosen.command}: {told(error)}", file=sys.stderr)
-        return 2
+    return _run(chosen, loaded)
 
 
 def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
@@ -81,9 +100,13 @@ def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
                 "to go on, or choose another run.name to start anew"
             )
             return 0
+        from manta.actors.job_variables import forget
         from manta.orchestrator.run import train
 
-        return train(loaded, lives)
+        try:
+            return train(loaded, lives)
+        finally:
+            forget()
     from manta.orchestrator.run_evaluation import evaluate
 
     return evaluate(loaded, chosen.checkpoint)
@@ -92,11 +115,13 @@ def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
 def _export(run_dir: str, folder: str) -> int:
     from manta.orchestrator.export import export
 
-    try:
-        return export(run_dir, Path(folder))
-    except ValueError as error:
-        print(f"manta export: {told(error)}", file=sys.stderr)
-        return 2
+    return export(run_dir, Path(folder))
+
+
+def _runs(chosen: argparse.Namespace) -> int:
+    from manta.orchestrator.runs import runs
+
+    return runs(chosen)
 
 
 def checked(path: str, overrides: Sequence[str]) -> tuple[RunFile, Survey]:
@@ -209,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train", "run the stages of a run file, or resume them"),
         ("check", "say what a run file would do, and start nothing"),
         ("eval", "evaluate a checkpoint with the evaluation of a run file"),
+        ("submit", "send a run to a running cluster"),
     ):
         command = commands.add_parser(
             name,
@@ -221,6 +247,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
         if name == "eval":
             command.add_argument("--checkpoint", metavar="PATH", help="default: the run's newest")
+        if name == "submit":
+            add_submit_arguments(command)
         if name == "check":
             command.add_argument(
                 "--gpus",
@@ -233,4 +261,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("export", help=told, description=told)
     command.add_argument("run_dir", metavar="RUN_DIR[@STEP]", help="default: its newest checkpoint")
     command.add_argument("folder", metavar="FOLDER", help="what to write; it must be new or empty")
+    told = "the runs that were submitted to a cluster"
+    add_runs_arguments(commands.add_parser("runs", help=told, description=told))
+    told = "what a cluster file offers, and whether a run fits on it"
+    command = commands.add_parser("cluster", help=told, description=told)
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    cluster_check.add_arguments(actions.add_parser("check", help=told, description=told))
     return parser

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray.train
@@ -23,8 +24,14 @@ class LearnerFailed(RuntimeError):
 
 class LearnerGroup:
     def __init__(
-        self, job: LearnerJob, cpus_per_rank: float, gpus_per_rank: float, storage: Path
+        self,
+        job: LearnerJob,
+        cpus_per_rank: float,
+        gpus_per_rank: float,
+        nodes: Mapping[str, float],
+        storage: Path,
     ) -> None:
+        """`nodes` is what each rank asks for beside: a resource of the nodes it may stand on."""
         self._trainer = TorchTrainer(
             learner_loop,
             train_loop_config={"job": job},
@@ -32,7 +39,7 @@ class LearnerGroup:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=job.settings.workers,
                 use_gpu=gpus_per_rank > 0,
-                resources_per_worker={"CPU": cpus_per_rank, "GPU": gpus_per_rank},
+                resources_per_worker={"CPU": cpus_per_rank, "GPU": gpus_per_rank, **nodes},
             ),
             run_config=ray.train.RunConfig(name="learner", storage_path=str(storage)),
         )

@@ -19,6 +19,7 @@ MAY_IMPORT = {
 MAY_USE_RAY = {
     "actors/environment.py",
     "actors/hand_over.py",
+    "actors/job_variables.py",
     "actors/learner.py",
     "actors/mailbox.py",
     "actors/meeting.py",
@@ -29,6 +30,7 @@ MAY_USE_RAY = {
     "orchestrator/adoption.py",
     "orchestrator/delivery.py",
     "orchestrator/direct_delivery.py",
+    "orchestrator/job_server.py",
     "orchestrator/learner_group.py",
     "orchestrator/placement.py",
     "orchestrator/pools.py",
