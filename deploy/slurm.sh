@@ -78,7 +78,8 @@ start "$head" --head --node-ip-address="$head_ip" --port="$port" --dashboard-hos
 until_it_answers "$port" "${steps[0]}"
 for number in "${!nodes[@]}"; do
   [ "$number" -eq 0 ] && continue
-  start "${nodes[$number]}" --address="$head_ip:$port" --resources="$(roles "$number")"
+  start "${nodes[$number]}" --address="$head_ip:$port" --dashboard-agent-listen-port=0 \
+    --resources="$(roles "$number")"
 done
 until_it_answers "$dashboard_port" "${steps[0]}"
 

@@ -78,7 +78,7 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
         job = _learner_job(run_file, vocab_size, run_dir, probe, client, transport.direct)
         need = needs["learner"]
         nodes = asked("learner", offered_nodes())
-        learner = LearnerGroup(job, need.cpus, need.gpus, nodes, run_dir / "learner")
+        learner = LearnerGroup(job, need.cpus, need.gpus, run_dir / "learner", nodes)
     rollout = RolloutPool(
         model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic, transport
     )

@@ -28,8 +28,8 @@ class LearnerGroup:
         job: LearnerJob,
         cpus_per_rank: float,
         gpus_per_rank: float,
-        nodes: Mapping[str, float],
         storage: Path,
+        nodes: Mapping[str, float],
     ) -> None:
         """`nodes` is what each rank asks for beside: a resource of the nodes it may stand on."""
         self._trainer = TorchTrainer(
