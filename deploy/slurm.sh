@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # One run on Slurm: a Ray head on the first node of the allocation, workers on the others.
 #   sbatch --nodes=4 --gpus-per-node=8 deploy/slurm.sh recipes/gsm8k.yaml run.dir=/shared/runs
-# Ten minutes before the time is up, and at scancel, the run saves at the end of its step and stops;
-# the same command goes on from there. LEARNER_NODES=N reserves the first N nodes for learners and the
-# others for rollouts; without it every role may stand on every node. Manta must be on the PATH of
+# Ten minutes before the time is up, and at scancel --batch --signal=TERM, the run saves at the end of
+# its step and stops; the same command goes on from there. With LEARNER_NODES=N the first N nodes offer
+# themselves to learners and the others to rollouts (docs/cluster.md). Manta must be on the PATH of
 # all nodes, which share the run directory and the home directory.
 #SBATCH --job-name=manta
 #SBATCH --nodes=2
@@ -100,7 +100,7 @@ while (there := sum(node["Alive"] for node in ray.nodes())) < wanted:
 WAIT
 
 stop() {
-  echo "the time is up, or scancel: saving at the end of the step"
+  echo "SIGTERM (the time is up, or scancel): saving at the end of the step"
   manta runs stop "$(sed -n 's/^submitted \([^ ]*\) .*/\1/p' "$folder/submit.log" | head -n 1)" \
     --address "$address" || true
 }

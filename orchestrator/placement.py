@@ -74,12 +74,12 @@ def connect(working_dir: str) -> Cluster:
                 configure_logging=False,
             )
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-            raise ValueError(_unreached(address, error)) from error
+            raise ValueError(unreached(address, error)) from error
     resources = _within_reach()
     return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
 
 
-def _unreached(address: str, error: Exception) -> str:
+def unreached(address: str, error: Exception) -> str:
     """Why the cluster could not be joined; Ray hides a refused token in what it retried."""
     told = f"{error} {error.__cause__}"
     if isinstance(error, ray.exceptions.AuthenticationError) or "InvalidAuthToken" in told:

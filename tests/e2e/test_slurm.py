@@ -93,5 +93,5 @@ def test_slurm_script(tmp_path: Path) -> None:
     assert process.returncode == 0, printed
     assert (tmp_path / "saved").exists()
     assert "trains tests/e2e/tiny.yaml token\n" in printed
-    assert "the time is up, or scancel: saving at the end of the step\n" in printed
+    assert "SIGTERM (the time is up, or scancel): saving at the end of the step\n" in printed
     assert not (tmp_path / "slurm-7").exists()

@@ -95,3 +95,15 @@ def test_a_submitted_run_shows_how_far_it_is_keeps_secrets_and_stops_when_it_has
     for secret in SECRETS.values():
         assert secret not in printed + described + everything + stopped + logs + jobs(cluster)
         assert not [path for path in written if secret.encode() in path.read_bytes()]
+
+
+def test_what_an_autoscaler_may_start_counts_as_there(cluster: runs.Environment) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.declared"],
+        cwd=runs.ROOT, env=cluster, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "4 CPUs, 0 GPUs, []",
+        "300 CPUs, 12 GPUs, ['learner_node']",
+    ]
