@@ -12,8 +12,11 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -56,11 +59,23 @@ def take() -> None:
     os.environ.update(json.loads(found))
 
 
-def forget() -> None:
-    """In the job's driver, when the run has ended: takes the values out of the store."""
+@contextmanager
+def forgotten_at_the_end() -> Iterator[None]:
+    """Around a job's driver: takes the values out of the store when it is over, however it ends,
+    short of SIGKILL."""
     name, address = os.environ.get(NAME), os.environ.get("RAY_ADDRESS")
     if name is None or address is None:
+        yield
         return
-    # The driver has left the cluster by now; the store outlives it
-    with suppress(ray.exceptions.RpcError):
-        GcsClient(address=address).internal_kv_del(f"gcs://{name}".encode(), False, None)
+    # Until the run watches for it, a stop would end the process on the spot
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        # The driver has left the cluster by now; the store outlives it
+        with suppress(ray.exceptions.RpcError):
+            GcsClient(address=address).internal_kv_del(f"gcs://{name}".encode(), False, None)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)

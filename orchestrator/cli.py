@@ -100,13 +100,11 @@ def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
                 "to go on, or choose another run.name to start anew"
             )
             return 0
-        from manta.actors.job_variables import forget
+        from manta.actors.job_variables import forgotten_at_the_end
         from manta.orchestrator.run import train
 
-        try:
+        with forgotten_at_the_end():
             return train(loaded, lives)
-        finally:
-            forget()
     from manta.orchestrator.run_evaluation import evaluate
 
     return evaluate(loaded, chosen.checkpoint)

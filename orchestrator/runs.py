@@ -182,8 +182,9 @@ def stop(server: JobServer, job: Job, now: bool) -> int:
         return 0
     server.stop(job.id)
     if now:
+        told = f"{job.id}: ending it at once; what was not saved is made again on resume"
+        print(told, flush=True)
         _end(server, job)
-        print(f"{job.id}: ending it at once; what was not saved is made again on resume")
     else:
         progress = _printed(server, job)
         where = f"step {progress} of {progress.stage}" if progress else "start-up"
@@ -208,7 +209,13 @@ def _end(server: JobServer, job: Job) -> None:
         return
     pid, node = job.driver
     id = f"{job.id}-end"
-    server.submit(f"kill -TERM {pid}; sleep 2; kill -KILL {pid} || true", id, {}, {}, at=node)
+    # A second SIGTERM has the driver leave without saving; it gets 10 s for that
+    command = (
+        f"kill -TERM {pid}; i=0; "
+        f"while kill -0 {pid} && [ $i -lt 50 ]; do sleep 0.2; i=$((i + 1)); done; "
+        f"kill -KILL {pid} || true"
+    )
+    server.submit(command, id, {}, {}, at=node)
     _ended(server, id)
     server.delete(id)
 
