@@ -4,7 +4,8 @@ Owns how their values reach the job's processes. Ray shows a job's runtime envir
 who may list jobs, so the values are not in it: they lie in the cluster's key-value store under a
 random name, and only that name is in the runtime environment. Ray calls `take` in every worker
 process of the job as it starts; the driver inherits from the job's supervisor, and deletes them
-when the run ends. Who may run code on the cluster can read them until then.
+when the run ends. Who may run code on the cluster can read them until then. Ray loads only where
+there are some.
 """
 
 from __future__ import annotations
@@ -17,10 +18,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
-
-import ray
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
-from ray.experimental import internal_kv
 
 NAME = "MANTA_JOB_VARIABLES"
 """The environment variable that has the name of the values."""
@@ -50,6 +47,8 @@ def take() -> None:
     name = os.environ.get(NAME)
     if name is None:
         return
+    from ray.experimental import internal_kv
+
     found = internal_kv._internal_kv_get(f"gcs://{name}")
     if found is None:
         raise VariablesGone(
@@ -72,8 +71,11 @@ def forgotten_at_the_end() -> Iterator[None]:
     try:
         yield
     finally:
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+        from ray.exceptions import RpcError
+
         # The driver has left the cluster by now; the store outlives it
-        with suppress(ray.exceptions.RpcError):
+        with suppress(RpcError):
             GcsClient(address=address).internal_kv_del(f"gcs://{name}".encode(), False, None)
 
 

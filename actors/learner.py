@@ -1,27 +1,33 @@
 """The learner's shell: what a rank needs to start, and the function that Ray Train runs on each.
 
-Takes steps from the mailbox until it says stop. Loads torch only where it runs, not in the driver
-that names it.
+Takes steps from the mailbox until it says stop, and tells it once a second that the process lives.
+Loads torch only where it runs, not in the driver that names it.
 """
 
 from __future__ import annotations
 
+import os
+import threading
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
 import ray.train
 from ray.actor import ActorHandle
+from ray.train.collective import broadcast_from_rank_zero
 
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.cores import available_cores
 from manta.actors.device_place import DevicePlace
 from manta.actors.hand_over import HandOver
-from manta.actors.mailbox import Adopt, Mailbox, StartOrder, StepReport, Stop
+from manta.actors.mailbox import Mailbox
 from manta.actors.models.spec import ModelSpec
+from manta.actors.muster import BEAT_SECONDS, Member
+from manta.actors.step_work import Adopt, StartOrder, Stop
 from manta.actors.weight_store import WeightStore
 from manta.algorithms.settings import AlgorithmSettings
-from manta.envs.records import Int32, Update, WeightVersion
+from manta.envs.records import Int32, WeightVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,12 @@ class LearnerJob:
     is_colocated: bool = False
     direct: str | None = None
 
+    @property
+    def is_tied_to_engines(self) -> bool:
+        """Do engines hold what the ranks' processes lend them: a device, or a communicator? Other
+        ranks would not fit them."""
+        return self.is_colocated or self.direct is not None
+
 
 def learner_loop(config: dict[str, LearnerJob]) -> None:
     """Ray Train's entry on every worker: steps until the mailbox says stop."""
@@ -71,19 +83,18 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
     threads = job.settings.threads or max(1, available_cores() // context.get_local_world_size())
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(job.deterministic)
-    order: StartOrder = ray.get(job.mailbox.enlist.remote(world_size))  # type: ignore[assignment]
-    start = WeightVersion(order.step, order.incarnation)
+    order = _enlist(job, rank_index, world_size)
+    incarnation = order.incarnation
+    start = WeightVersion(order.step, incarnation)
     rank = Rank(job, rank_index, world_size, start)
     rank.enter(order.stage)
     if order.restore_from is not None:
         rank.load(order.restore_from)
-    update, probe = Update(start, {}, rank.publish(start)), rank.probe()
-    rank.leave_device()
-    report = StepReport(update, probe, {}, _here())
-    ray.get(job.mailbox.report.remote(order.step, rank_index, report))
+    report = rank.first_report(order, _here())
+    ray.get(job.mailbox.report.remote(order.step, rank_index, incarnation, report))
     step, handed, adopted = order.step, 0, 0
     while True:
-        work = ray.get(job.mailbox.take.remote(step, order.incarnation, handed, adopted))
+        work = ray.get(job.mailbox.take.remote(step, incarnation, handed, adopted))
         if isinstance(work, Stop):
             break
         if isinstance(work, HandOver):
@@ -94,13 +105,32 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
         if isinstance(work, Adopt):
             adopted, step = work.number, work.version.step
             report = rank.adopt(work)
-            ray.get(job.mailbox.adopted.remote(adopted, rank_index, report))
+            ray.get(job.mailbox.adopted.remote(adopted, rank_index, incarnation, report))
             continue
         step = work.plan.step
-        report = rank.step(work, order.incarnation)
-        ray.get(job.mailbox.report.remote(step, rank_index, report))
+        report = rank.step(work, incarnation)
+        ray.get(job.mailbox.report.remote(step, rank_index, incarnation, report))
     rank.save(step, work.save_to)
     rank.close()
+
+
+def _enlist(job: LearnerJob, rank: int, world_size: int) -> StartOrder:
+    """Says who this rank is, and from then on that it lives; where its group starts from."""
+    group = broadcast_from_rank_zero(uuid.uuid4().hex)
+    context = ray.get_runtime_context()
+    member = Member(rank, os.getpid(), context.get_node_id(), context.current_actor)
+    order: StartOrder = ray.get(job.mailbox.enlist.remote(group, world_size, member))  # type: ignore[assignment]
+    beating = threading.Thread(
+        target=_beat, args=(job.mailbox, rank, order.incarnation), name="heartbeat", daemon=True
+    )
+    beating.start()
+    return order
+
+
+def _beat(mailbox: ActorHandle[Mailbox], rank: int, incarnation: int) -> None:
+    never = threading.Event()
+    while not never.wait(BEAT_SECONDS):
+        mailbox.alive.remote(rank, incarnation)
 
 
 def _here() -> DevicePlace:

@@ -7,8 +7,9 @@ computes is in `manta.actors.learning`.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import ray
 import torch
@@ -27,16 +28,18 @@ from manta.actors.backends.residents import build_residents
 from manta.actors.backends.settings import OFFLOADING
 from manta.actors.checkpoint_writer import CheckpointWriter
 from manta.actors.collectives import alone, sum_over
+from manta.actors.device_place import DevicePlace
 from manta.actors.hand_over import HandedOver, HandOver
 from manta.actors.learner import LearnerJob
+from manta.actors.learner_falls import GroupsLost
 from manta.actors.learning import Learner
-from manta.actors.mailbox import Adopt, Saved, StepReport, StepWork
 from manta.actors.models.causal import attention_tokens
 from manta.actors.models.lora import build_policy
 from manta.actors.models.policy import token_logprobs
 from manta.actors.rank_files import RankFiles
 from manta.actors.rows import rows_of
 from manta.actors.sharding import IntArray
+from manta.actors.step_work import Adopt, Saved, StartOrder, StepReport, StepWork
 from manta.actors.stored_folder import StoredFolder
 from manta.actors.transports.outbox import Outbox
 from manta.actors.weight_tensors import unpack
@@ -46,6 +49,8 @@ from manta.envs.records import Float32, GroupId, ScoredGroup, Update, WeightVers
 if TYPE_CHECKING:
     from manta.actors.meeting import Meetings
 
+T = TypeVar("T")
+
 
 class Rank:
     """One rank's state between steps."""
@@ -53,7 +58,7 @@ class Rank:
     def __init__(self, job: LearnerJob, rank: int, world_size: int, held: WeightVersion) -> None:
         """`held` names the weights that the rank starts from."""
         self._job, self._rank, self._world_size = job, rank, world_size
-        self._held = held
+        self._held, self._incarnation = held, held.incarnation
         self._files = RankFiles(Path(job.run_dir), rank)
         self._writer = CheckpointWriter(self._tell_saved)
         model = build_policy(job.model, job.vocab_size, job.seed)
@@ -90,6 +95,14 @@ class Rank:
             attention_tokens=self._attention_tokens,
         )
         return self._backend
+
+    def first_report(self, order: StartOrder, here: DevicePlace) -> StepReport:
+        """What the rank says before any step: where it is, and what it starts from, if anybody
+        waits for that."""
+        weights_hash = self.publish(self._held) if order.hand_over else ""
+        probe = self.probe() if order.hand_over else ()
+        self.leave_device()
+        return StepReport(Update(self._held, {}, weights_hash), probe, {}, here)
 
     def publish(self, version: WeightVersion) -> str:
         """Rank 0 hands the weights to the store, as a delta where that is smaller; their hash.
@@ -142,7 +155,8 @@ class Rank:
         self._writer.wait()
 
     def _tell_saved(self, step: int, saved: Saved) -> None:
-        ray.get(self._job.mailbox.saved.remote(step, self._rank, saved))
+        incarnation = self._incarnation
+        ray.get(self._job.mailbox.saved.remote(step, self._rank, incarnation, saved))
 
     def _lend_shards(self) -> None:
         if isinstance(self._backend, Sharded):
@@ -161,7 +175,7 @@ class Rank:
         """Goes on with other weights, whatever it learnt so far: in the order's stage, with a fresh
         optimizer and residents that start from them."""
         self._take_device()
-        weights = ray.get(order.weights)
+        [weights] = _fetched([order.weights], f"the weights of stage {order.stage}")
         if content_hash(weights.specs, weights.data) != weights.sha256:
             raise RuntimeError(f"weights {weights.sha256[:12]} came damaged to rank {self._rank}")
         if not isinstance(self._backend, TakesParameters):
@@ -173,9 +187,10 @@ class Rank:
         self._backend.take(unpack(weights))
         self.enter(order.stage)
         self._held = order.version
-        update = Update(order.version, {}, self.publish(order.version))
+        weights_hash = self.publish(order.version) if order.hand_over else ""
+        update = Update(order.version, {}, weights_hash)
         self.save(order.version.step, order.save_to)
-        probe = self.probe()
+        probe = self.probe() if order.hand_over else ()
         self.leave_device()
         return StepReport(update, probe, {})
 
@@ -232,12 +247,22 @@ class Rank:
         """The groups that hold this rank's rows."""
         needed = sorted({int(work.plan.group_N[i]) for i in indices})
         blocks = sorted({work.place_G[g][0] for g in needed})
-        pulled = dict(zip(blocks, ray.get([work.blocks[b] for b in blocks]), strict=True))
+        what = f"the groups of step {work.plan.step}"
+        pulled = dict(zip(blocks, _fetched([work.blocks[b] for b in blocks], what), strict=True))
         places = [work.place_G[g] for g in needed]
         return {
             work.plan.groups[g]: pulled[block].groups[entry]
             for g, (block, entry) in zip(needed, places, strict=True)
         }
+
+
+def _fetched(refs: Sequence[ray.ObjectRef[T]], what: str) -> list[T]:
+    """The objects. Raises GroupsLost where a node took one of them with it."""
+    try:
+        return ray.get(list(refs))
+    except ray.exceptions.ObjectLostError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise GroupsLost(f"{what} cannot be fetched any more: {first}") from error
 
 
 def save_part(

@@ -103,8 +103,10 @@ def _row(
 
 
 def _sampled_under(version: WeightVersion, trajectory: Trajectory) -> Bool:
-    """bool[L], True where a token stands in a span of `version`."""
+    """bool[L], True where a token stands in a span of the step of `version`: within the history
+    that counts, a step has one set of weights, which a restarted learner comes back to under a
+    later incarnation."""
     is_under = np.zeros(len(trajectory.token_ids), np.bool_)
     for span in trajectory.weight_versions:
-        is_under[span.start :] = span.version == version
+        is_under[span.start :] = span.version.step == version.step
     return is_under

@@ -14,9 +14,9 @@ from manta.actors.transports.settings import TransportSettings
 from manta.algorithms.presets import PRESETS
 from manta.envs.records import Int32
 from manta.envs.tokenizer import build_tokenizer
-from manta.orchestrator.batch_plan import role_needs
+from manta.orchestrator.batch_plan import RoleNeed, role_needs
 from manta.orchestrator.config import RunFile, StageConfig
-from manta.orchestrator.learner_group import LearnerGroup
+from manta.orchestrator.learner_group import LearnerGroup, Restarts
 from manta.orchestrator.model_names import named_stage, parse_stage
 from manta.orchestrator.placement import offered_nodes
 from manta.orchestrator.pools import (
@@ -29,6 +29,7 @@ from manta.orchestrator.probe import Tolerances, probe_rows
 from manta.orchestrator.products import Products
 from manta.orchestrator.publish import Publisher
 from manta.orchestrator.reference_pool import ReferencePool
+from manta.orchestrator.reference_use import stages_with_reference
 from manta.orchestrator.reward_pool import RewardPool
 from manta.orchestrator.role_resources import asked
 from manta.orchestrator.scorer_pool import ScorerPool
@@ -61,7 +62,9 @@ def tokenizer_name(run_file: RunFile) -> str:
     return name
 
 
-def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> Crew:
+def build(
+    run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits, restarts: Restarts | None
+) -> Crew:
     """Starts every worker; none is waited for. Colocated engines follow when the learner's ranks
     have said where they are (`RolloutPool.start_beside`)."""
     needs = {need.role: need for need in role_needs(run_file)}
@@ -76,9 +79,7 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     learner = None
     if run_file.needs_learner:
         job = _learner_job(run_file, vocab_size, run_dir, probe, client, transport.direct)
-        need = needs["learner"]
-        nodes = asked("learner", offered_nodes())
-        learner = LearnerGroup(job, need.cpus, need.gpus, run_dir / "learner", nodes)
+        learner = _learner_group(job, needs["learner"], client, restarts)
     rollout = RolloutPool(
         model, run_file.rollout, cpus.get("rollout", 0.0), run_file.run.deterministic, transport
     )
@@ -120,13 +121,22 @@ def build(run_file: RunFile, run_dir: Path, order: StartOrder, waits: Waits) -> 
     )
 
 
+def _learner_group(
+    job: LearnerJob, need: RoleNeed, client: MailboxClient, restarts: Restarts | None
+) -> LearnerGroup:
+    """With `restarts` one that falls is followed by another, if engines need not go with it."""
+    follows = None if job.is_tied_to_engines else restarts
+    storage, nodes = Path(job.run_dir) / "learner", asked("learner", offered_nodes())
+    return LearnerGroup(job, need.cpus, need.gpus, storage, nodes, client, follows)
+
+
 def _references(
     run_file: RunFile,
     cpus: Mapping[str, float],
     model: ModelSource,
     transport: TransportSettings,
 ) -> ReferencePool | None:
-    if not run_file.needs_reference:
+    if not stages_with_reference(run_file):
         return None
     settings, temperature = run_file.reference, run_file.rollout.temperature
     if run_file.run.deterministic:

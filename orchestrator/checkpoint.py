@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NoReturn
@@ -55,6 +56,8 @@ class Checkpoints:
         `keep_best`: how many beside these, those of the highest score."""
         self._folder, self._keep, self._keep_best = folder, keep, keep_best
         self._named = named
+        # Commits and restarts of the learner run on threads: what one reads the other may remove
+        self._lock = threading.Lock()
 
     def begin(self, step: int) -> str:
         """Where ranks bring the learner's files, an empty folder; leftovers of a crash are cleared.
@@ -80,13 +83,14 @@ class Checkpoints:
         removed.
         """
         partial = self._partial(state.step)
-        try:
-            files = _seal(partial, state, written)
-            final = self._visible(state.step, partial)
-        except OSError as error:
-            self.abandon(state.step)
-            raise self._failed(state.step, error) from error
-        self._prune(state.step)
+        with self._lock:
+            try:
+                files = _seal(partial, state, written)
+                final = self._visible(state.step, partial)
+            except OSError as error:
+                self.abandon(state.step)
+                raise self._failed(state.step, error) from error
+            self._prune(state.step)
         return Checkpoint(final, state, files)
 
     def fail(self, step: int, problems: Sequence[str]) -> NoReturn:
@@ -104,11 +108,12 @@ class Checkpoints:
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint, and a warning for each damaged one passed over."""
         warnings: list[str] = []
-        for _, folder in self._newest_first():
-            try:
-                return self.read(folder), warnings
-            except ValueError as error:
-                warnings.append(str(error))
+        with self._lock:
+            for _, folder in self._newest_first():
+                try:
+                    return self.read(folder), warnings
+                except ValueError as error:
+                    warnings.append(str(error))
         return None, warnings
 
     def steps(self) -> list[int]:
@@ -241,6 +246,7 @@ def _seal(
                 f"{learner}/{file.name} does not hold the {file.num_bytes} bytes that its rank "
                 f"wrote: {'it is not there' if found is None else f'it has {found}'}"
             )
+    learner.remove_unfinished()
     stated = partial.write(_STATE, json.dumps(asdict(state), indent=1))
     entries = {f"{_LEARNER}/{file.name}": file for file in written} | {_STATE: stated}
     files = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 import manta
+from manta.actors.job_variables import forgotten_at_the_end
 from manta.orchestrator import batch_plan, cluster_check, memory, memory_table, run_file, survey
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
@@ -64,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.command == "runs":
             return _runs(chosen)
         chosen.overrides += rest
-        return _on_run_file(chosen)
+        with forgotten_at_the_end() if chosen.command == "train" else nullcontext():
+            return _on_run_file(chosen)
     except ValueError as error:
         print(f"manta {chosen.command}: {told(error)}", file=sys.stderr)
         return 2
@@ -100,11 +103,9 @@ def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
                 "to go on, or choose another run.name to start anew"
             )
             return 0
-        from manta.actors.job_variables import forgotten_at_the_end
         from manta.orchestrator.run import train
 
-        with forgotten_at_the_end():
-            return train(loaded, lives)
+        return train(loaded, lives)
     from manta.orchestrator.run_evaluation import evaluate
 
     return evaluate(loaded, chosen.checkpoint)

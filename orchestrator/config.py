@@ -21,7 +21,9 @@ from manta.envs.records import Json
 @dataclass(frozen=True, slots=True)
 class RunConfig:
     """`dir` is the folder that holds run directories; this run's is `dir/name`. A wait that takes
-    longer than `deadline_minutes` ends the run with its name."""
+    longer than `deadline_minutes` ends the run with its name. What cannot be healed within the run
+    has it begin anew from its newest checkpoint, at most `max_restarts` times in a row without a
+    newly committed one."""
 
     name: str
     seed: int = 0
@@ -29,6 +31,7 @@ class RunConfig:
     max_hours: float | None = None
     deadline_minutes: float = 30.0
     deterministic: bool = False
+    max_restarts: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +161,13 @@ class StageConfig:
         )
 
     @property
-    def needs_reference(self) -> bool:
-        """Is what it makes scored by the reference model?"""
+    def compares_with_reference(self) -> bool:
+        """Does what it makes, or trains on, need the log-probs of a reference? Who computes them
+        is `manta.orchestrator.reference_use`'s."""
         if self.kind == "annotate":
             return self.reference_logprobs
         return (
-            self.kind == "train"
-            and self.algorithm is not None
-            and self.algorithm.needs_reference
-            and (self.trajectories is None or self.algorithm.is_coupled)
+            self.kind == "train" and self.algorithm is not None and self.algorithm.needs_reference
         )
 
     @property
@@ -361,16 +362,6 @@ class RunFile:
     @property
     def needs_learner(self) -> bool:
         return any(stage.needs_learner for stage in self.stages)
-
-    @property
-    def needs_reference(self) -> bool:
-        return any(stage.needs_reference for stage in self.stages)
-
-    @property
-    def has_moving_reference(self) -> bool:
-        """Do reference workers hold a moving average beside the weights?"""
-        users = (stage for stage in self.stages if stage.needs_reference)
-        return any(self.reference_of(stage).is_average for stage in users)
 
     @property
     def needs_reward(self) -> bool:

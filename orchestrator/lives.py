@@ -1,6 +1,7 @@
-"""The lives of a run: whether its directory fits the run file, and the count of driver starts.
+"""The lives of a run: whether its directory fits the run file, and the count of starts.
 
-`incarnations.jsonl` has a line for every start: its number and the step it went on from. With it a
+`incarnations.jsonl` has a line for every start of the driver, and for every learner group that took
+the place of another: its number and the step it went on from. With it a
 reader tells which of the steps that ranks wrote down belong to the history that led to the final
 weights: a step of an incarnation counts unless a later one started from before it.
 """
@@ -19,6 +20,7 @@ from manta.orchestrator.run_file import differences, dump, load
 class Lives:
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
+        self.incarnation = 0
 
     def check(self, run_file: RunFile) -> None:
         """Raises ValueError where the directory holds a run of another configuration."""
@@ -49,12 +51,13 @@ class Lives:
         atomic_write(self.directory.config, dump(run_file))
 
     def begin(self, step: int) -> int:
-        """Notes a start from `step`; its number, counted from 0."""
+        """Notes a start from `step`; its number, counted from 0, is `incarnation` from now on."""
         path = self.directory.incarnations
         with LineFile(path) as file:
             number = len(_starts(path))
             file.append(json.dumps({"incarnation": number, "step": step}))
             file.position()
+        self.incarnation = number
         return number
 
 

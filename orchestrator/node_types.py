@@ -183,8 +183,9 @@ def _problems(cluster: ClusterFile) -> list[str]:
             )
         if each.is_spot and LEARNER_NODE in each.roles:
             problems.append(
-                f"node type '{each.name}' offers {LEARNER_NODE} and is on spot machines: a run "
-                "ends when a learner rank is taken back; let it be on-demand"
+                f"node type '{each.name}' offers {LEARNER_NODE} and is on spot machines: each "
+                "time one is taken back the learner starts again from a checkpoint, and reference "
+                "workers are gone; let it be on-demand"
             )
     least = sum(each.least for each in cluster.node_types if not each.is_head)
     if least > cluster.max_workers:

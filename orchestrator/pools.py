@@ -23,8 +23,18 @@ from manta.actors.engines.settings import EngineSettings
 from manta.actors.environment import EnvironmentWorker
 from manta.actors.hand_over import HandedOver, HandOver, Receiver
 from manta.actors.lanes import Admission, BlockSummary, Lane
-from manta.actors.mailbox import Adopt, Mailbox, Saved, StartOrder, StepReport, StepWork, Stop
+from manta.actors.mailbox import (
+    Adopt,
+    Fall,
+    Mailbox,
+    Saved,
+    StartOrder,
+    StepReport,
+    StepWork,
+    Stop,
+)
 from manta.actors.models.spec import ModelSpec
+from manta.actors.muster import Heartbeat
 from manta.actors.reference import ReferenceWorker
 from manta.actors.reward import RewardWorker
 from manta.actors.rollout import Renewed, RolloutWorker
@@ -329,6 +339,21 @@ class MailboxClient:
 
     async def forget(self, step: int) -> None:
         await self.mailbox.forget.remote(step)
+
+    async def fall(self, number: int) -> Fall:
+        """The fall of a learner group with that number, counted from 0; waits for it."""
+        return await self.mailbox.fall.remote(number)
+
+    async def restart(self, order: StartOrder) -> int:
+        """Has the next learner group start from `order`; how many steps it replays.
+
+        Raises StepsForgotten where steps that it would need are no more.
+        """
+        return await self.mailbox.restart.remote(order)
+
+    async def heartbeats(self) -> tuple[Heartbeat, ...]:
+        """When each rank of the present group was last heard of, and the actor to kill it by."""
+        return await self.mailbox.heartbeats.remote()
 
     async def hand_over(self, order: HandOver) -> HandedOver:
         """Has the learner ranks obey `order`; rank 0's answer."""

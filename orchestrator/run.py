@@ -22,14 +22,19 @@ from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.examiner import Examiner
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.generate_stage import GenerateStage
+from manta.orchestrator.learner_group import Restarts
+from manta.orchestrator.learner_starts import LearnerStarts
 from manta.orchestrator.ledger import Entry, Ledger, truncate
 from manta.orchestrator.lives import Lives
 from manta.orchestrator.merge_stage import merge
+from manta.orchestrator.metrics import BEGINS_ANEW
 from manta.orchestrator.model_names import steps_named
 from manta.orchestrator.named_weights import NamedWeights
+from manta.orchestrator.past_life import PastLife
 from manta.orchestrator.placement import check_resources, connect
 from manta.orchestrator.products import Products
 from manta.orchestrator.progress import Progress
+from manta.orchestrator.rebirth import Rebirths
 from manta.orchestrator.recorder import Recorder
 from manta.orchestrator.routing_watch import RoutingWatch
 from manta.orchestrator.run_context import RunContext
@@ -47,24 +52,41 @@ def train(run_file: RunFile, lives: Lives) -> int:
 
     `lives` has checked that the run directory fits. Returns the exit code: 0 finished or stopped, 1
     failed. Raises ValueError where the cluster or the directory cannot take the run.
+
+    A life that ends in what another may heal is followed by one, `run.max_restarts` times in a row
+    without a newly committed checkpoint.
     """
     directory = lives.directory
     directory.create()
+    rebirths = Rebirths(run_file.run.max_restarts)
+    past: PastLife | None = None
     with directory.lock():
-        cluster = connect(os.getcwd())
-        try:
-            check_resources(run_file, cluster)
-            lives.save(run_file)
-            return asyncio.run(_Driver(run_file, directory, lives).run())
-        finally:
-            ray.shutdown()
+        while True:
+            cluster = connect(os.getcwd())
+            try:
+                if past is not None and cluster.address:
+                    past.await_end_of_actors()
+                check_resources(run_file, cluster)
+                lives.save(run_file)
+                code = asyncio.run(_Driver(run_file, directory, lives, rebirths).run())
+                if code is not None:
+                    return code
+                past = PastLife()
+            finally:
+                ray.shutdown()
+            if not cluster.address:
+                past.await_end_of_processes()
 
 
 class _Driver:
-    """The driver's life, from start-up to summary."""
+    """A life of the driver, from start-up to summary."""
 
-    def __init__(self, run_file: RunFile, directory: RunDirectory, lives: Lives) -> None:
+    def __init__(
+        self, run_file: RunFile, directory: RunDirectory, lives: Lives, rebirths: Rebirths
+    ) -> None:
         self._run_file, self._directory = run_file, directory
+        self._lives, self._rebirths = lives, rebirths
+        self._should_stop = asyncio.Event()
         self._waits = Waits()
         keeping = run_file.checkpoint
         directory.place_checkpoints(keeping.path)
@@ -75,7 +97,8 @@ class _Driver:
         self._checkpoint, self._warnings = self._checkpoints.latest()
         state = self._checkpoint.state if self._checkpoint else None
         step = state.step if state else 0
-        self._incarnation = lives.begin(step)
+        lives.begin(step)
+        self._starts = LearnerStarts(run_file, self._checkpoints, lives)
         truncate(directory.ledger, state.ledger_position if state else 0)
         left = self._unfinished()
         goes_on = state is not None and bool(left) and left[0].name == state.stage
@@ -83,7 +106,8 @@ class _Driver:
         directory.discard_trajectories_after(step)
         self._metrics_position = state.metrics_position if state else 0
 
-    async def run(self) -> int:
+    async def run(self) -> int | None:
+        """The exit code; None where the run begins anew."""
         recorder = Recorder(
             self._run_file,
             resolved(self._run_file),
@@ -92,31 +116,46 @@ class _Driver:
             self._metrics_position,
         )
         ledger = Ledger(self._directory.ledger)
-        error = None
+        error, is_followed = None, False
         with recorder:
             try:
                 state = await self._work(recorder, ledger)
+            # Any part's failure, and nobody above hears of it: what is recorded, shown and told by
+            # the exit code is why the run ended, and what it left is written down all the same
             except* Exception as errors:  # noqa: BLE001 - whatever ends the run is shown as its cause
                 error = _causes(errors)
                 state = "failed"
+                is_followed = self._is_followed(errors)
+                if is_followed:
+                    recorder.event(BEGINS_ANEW, {"why": error})
             left = left_by(self._products)
             summary = recorder.finish(state, ledger.totals, error, left)
         ledger.close()
+        if is_followed:
+            return None
         recorder.print_summary(summary)
         return 1 if error else 0
+
+    def _is_followed(self, error: BaseException) -> bool:
+        newest = self._checkpoints.steps()[-1:]
+        follows = self._rebirths.follows(error, newest[0] if newest else 0)
+        return follows and not self._should_stop.is_set()
 
     async def _work(self, recorder: Recorder, ledger: Ledger) -> State:
         """Builds the crew and goes through the stages; how the run ended."""
         for warning in self._warnings:
             recorder.event("damaged checkpoint passed over", {"why": warning})
         with recorder.phase("start_up"):
-            order = self._order()
-            crew = build(self._run_file, self._directory.root, order, self._waits)
+            order = self._starts.order(self._checkpoint)
+            restarts = Restarts(self._starts, self._run_file.learner.max_restarts, recorder.event)
+            crew = build(self._run_file, self._directory.root, order, self._waits, restarts)
         context = self._context(crew, recorder, ledger)
         try:
             return await self._watched(context, order)
         finally:
             await context.commits.close()
+            if crew.learner is not None:
+                await crew.learner.close()
             await crew.rollout.close()
 
     async def _watched(self, run: RunContext, order: StartOrder) -> State:
@@ -156,26 +195,6 @@ class _Driver:
             await run.crew.learner.ended()
         return "finished"
 
-    def _order(self) -> StartOrder:
-        """Where the learner group starts from."""
-        state = self._checkpoint.state if self._checkpoint else None
-        learner = self._checkpoint.learner if self._checkpoint else None
-        if state is not None and learner is None:
-            learner = self._checkpoints.newest_learner(state.step)
-        stages = self._run_file.stages
-        stage = next((stage.name for stage in stages if stage.needs_learner), "")
-        if state is not None:
-            # The one that wrote the learner's files: what stands beside the policy is the stage's
-            names = [stage.name for stage in stages]
-            before = stages[: names.index(state.stage) + 1]
-            stage = ([each.name for each in before if each.makes_policy] or [stage])[-1]
-        return StartOrder(
-            step=state.step if state else 0,
-            incarnation=self._incarnation,
-            stage=stage,
-            restore_from=learner.location if learner else None,
-        )
-
     def _context(self, crew: Crew, recorder: Recorder, ledger: Ledger) -> RunContext:
         max_hours = self._run_file.run.max_hours
         return RunContext(
@@ -194,9 +213,10 @@ class _Driver:
             recorder=recorder,
             progress=Progress(self._run_file.stages[0].name),
             waits=self._waits,
-            incarnation=self._incarnation,
+            lives=self._lives,
             products=self._products,
             named=NamedWeights(self._run_file, self._checkpoints, self._products),
+            should_stop=self._should_stop,
             deadline=time.monotonic() + max_hours * 3600 if max_hours else float("inf"),
         )
 

@@ -15,6 +15,7 @@ from manta.orchestrator.commits import Commits
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.ledger import Ledger
+from manta.orchestrator.lives import Lives
 from manta.orchestrator.named_weights import NamedWeights
 from manta.orchestrator.products import Products
 from manta.orchestrator.progress import Progress
@@ -40,13 +41,18 @@ class RunContext:
     recorder: Recorder
     progress: Progress
     waits: Waits
-    incarnation: int
+    lives: Lives
     products: Products
     named: NamedWeights
     adoptions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     should_stop: asyncio.Event = field(default_factory=asyncio.Event)
     saved_step: int = -1
     deadline: float = float("inf")
+
+    @property
+    def incarnation(self) -> int:
+        """The number of the present learner group's life."""
+        return self.lives.incarnation
 
     @property
     def deadline_seconds(self) -> float:

@@ -81,7 +81,7 @@ def _checkpoint(directory: RunDirectory, folder: str | None) -> Checkpoint:
 
 
 async def _evaluate(run_file: RunFile, checkpoint: Checkpoint, run_dir: Path) -> Evaluation:
-    crew = build(run_file, run_dir, StartOrder(0, 0, "", None), Waits())
+    crew = build(run_file, run_dir, StartOrder(0, 0, "", None), Waits(), None)
     try:
         return await _examine(run_file, crew, checkpoint)
     finally:

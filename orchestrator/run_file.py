@@ -43,10 +43,10 @@ _INHERITED_BY: Mapping[str, Collection[str]] = {"annotate": ("env", "reward"), "
 """By kind of stage, where it is not all of them."""
 
 _MAY_CHANGE = re.compile(
-    r"run\.(max_hours|deadline_minutes|dir)|(track|publish|mismatch_guard)\..*"
+    r"run\.(max_hours|deadline_minutes|dir|max_restarts)|(track|publish|mismatch_guard)\..*"
     r"|checkpoint\.(every_steps|keep|keep_best|best_by)"
     r"|(rollout|learner|reference|environment|reward_workers)\.(workers|threads)"
-    r"|learner\.devices"
+    r"|learner\.(devices|max_restarts)"
     r"|scorers\.[^.]+\.(workers|threads|deadline_seconds)"
     r"|rollout\.(placement|queue_rows|adaptive_rows|progress_seconds)"
     r"|learner\.(backend|fsdp\.(checkpoint_activations|offload)|deepspeed\..*)"

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import manta
+from manta.actors.job_variables import HOOK, NAME
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.job_address import add_argument, address_of, prepare_token
 
@@ -79,8 +80,6 @@ def submit(chosen: argparse.Namespace, loaded: RunFile) -> int:
         "env_vars": environment,
     }
     if variables:
-        from manta.actors.job_variables import HOOK, NAME
-
         environment[NAME] = server.keep(variables)
         runtime_env["worker_process_setup_hook"] = HOOK
     metadata = {

@@ -20,7 +20,9 @@ from rich.text import Text
 
 from manta.orchestrator.metrics import (
     ACCURACY,
+    BEGINS_ANEW,
     IDLE_SHARE,
+    LEARNER_FELL,
     LOGPROB_GAP,
     MAX_STALENESS,
     SAMPLES,
@@ -62,6 +64,7 @@ class Summary:
     no sample was decoded.
     `max_logprob_gap` is the largest |engine - learner| over tokens for which both had the same
     weights; None where there were none. `products` are what its stages left: kinds by name.
+    `restarts` say what fell, and was replaced, over all lives: the learner group, or the whole run.
     """
 
     state: State
@@ -82,12 +85,14 @@ class Summary:
     ledger: Mapping[str, int]
     idle_share: float | None = None
     products: Mapping[str, str] = field(default_factory=dict)
+    restarts: tuple[str, ...] = ()
 
     def figures(self) -> dict[str, float | str]:
         """The scalars by flat name, as a tracker wants them; what is absent is left out."""
         plain = asdict(self)
-        for nested in ("stages", "seconds_by_phase", "ledger", "products"):
+        for nested in ("stages", "seconds_by_phase", "ledger", "products", "restarts"):
             del plain[nested]
+        plain["restarts"] = float(len(self.restarts))
         plain |= {f"phase_seconds/{name}": value for name, value in self.seconds_by_phase.items()}
         plain |= {f"ledger/{name}": value for name, value in self.ledger.items()}
         return {name: value for name, value in plain.items() if value is not None}
@@ -144,6 +149,19 @@ def summarise_run(
         driver_cpu_ms_per_step=1e3 * driver.cpu_seconds / driver.steps if driver.steps else None,
         ledger=driver.ledger,
         idle_share=_idle_share(lines),
+        restarts=_restarts(directory),
+    )
+
+
+def _restarts(directory: RunDirectory) -> tuple[str, ...]:
+    """What the events say of them; events of all lives stay."""
+    if not directory.events.exists():
+        return ()
+    events = [json.loads(line) for line in directory.events.read_text().split("\n")[:-1]]
+    return tuple(
+        f"{event['name']}: {event['fields']['why']}"
+        for event in events
+        if event["name"] in (LEARNER_FELL, BEGINS_ANEW)
     )
 
 
@@ -219,6 +237,8 @@ def _notes(summary: Summary) -> list[tuple[str, str]]:
     if summary.products:
         left = ", ".join(f"{name} ({kind})" for name, kind in summary.products.items())
         notes.append(("products", left))
+    if summary.restarts:
+        notes.append(("restarts", f"{len(summary.restarts)}: {'; '.join(summary.restarts)}"))
     if summary.error is not None:
         notes.append(("error", summary.error))
     return [*notes, ("run directory", summary.run_directory)]

@@ -76,8 +76,9 @@ class LearnerSettings:
     `learning_rate`, `warmup_steps` (a linear ramp) and `decay` hold for stages that say nothing
     else; `threads` are torch threads of each rank (0: all cores that
     it may use, shared among the node's ranks); with `devices` 1 each rank computes on a GPU of its
-    own, with 0 on the CPU. `fsdp` and `deepspeed` are for the backends of these
-    names.
+    own, with 0 on the CPU. A group whose ranks die is followed by another, at most `max_restarts`
+    times in a row without a newly finished step. `fsdp` and `deepspeed` are for the backends of
+    these names.
     """
 
     backend: str = "plain"
@@ -95,5 +96,6 @@ class LearnerSettings:
     clip_norm: float = 1.0
     warmup_steps: int = 0
     decay: Literal["constant", "linear"] = "constant"
+    max_restarts: int = 3
     fsdp: FsdpSettings = field(default_factory=FsdpSettings)
     deepspeed: DeepSpeedSettings = field(default_factory=DeepSpeedSettings)

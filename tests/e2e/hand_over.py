@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from manta.actors.meeting import Meetings
 from manta.actors.models.causal import build_model, model_state
 from manta.actors.models.policy import token_logprobs
 from manta.actors.models.spec import BuildSpec, ModelSpec
+from manta.actors.muster import Member
 from manta.actors.transports.direct import DirectSender
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_tensors import pack
@@ -78,7 +80,7 @@ async def publish_three_times(folder: Path) -> list[Published]:
     SpoolTrainer.folder = folder
     settings = EngineSettings(workers=2, threads=1)
     client = pools.MailboxClient(StartOrder(0, 0, "rl", None), NCCL)
-    await client.mailbox.enlist.remote(1)
+    await client.mailbox.enlist.remote("ranks", 1, Member(0, os.getpid(), "", None))
     rollout = pools.RolloutPool(pools.ModelSource(SPEC, VOCAB, 0), settings, 0.5, False, NCCL)
     probe = probe_rows(VOCAB, SPEC.context)
     tolerances = Tolerances(1e-3, 1e-4)

@@ -382,3 +382,14 @@ def write(folder):
 
 CheckpointWriter(lambda step, saved: None).start(6, sys.argv[1], lambda: write)
 """
+
+
+def test_what_a_killed_writer_left_is_in_no_checkpoint(tmp_path: Path) -> None:
+    place = StoredFolder.at(str(tmp_path))
+    checkpoints = opened(place)
+    learner = Path(checkpoints.begin(4))
+    (learner / ".unfinished-abc").mkdir()
+    (learner / ".unfinished-abc" / "model.safetensors").write_text("half")
+    checkpoints.commit(state(4), written(place, 4, "whole"))
+    left = [path.name for path in (tmp_path / "step=000004" / "learner").iterdir()]
+    assert left == ["model.safetensors"]

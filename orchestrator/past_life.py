@@ -1,0 +1,78 @@
+"""The actors of a life of the driver that is over: all of them are gone before the next one builds.
+
+Ray ends the actors of a driver that left it, in its own time. Owns the wait for that, and the end
+of processes on this machine that cannot end themselves, since they were stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray._private import state  # the public one asks the dashboard, which a local Ray does without
+
+_SECONDS = 30.0
+_LOOK_SECONDS = 0.05
+
+
+class PastLife:
+    """Take it while the life is connected to Ray."""
+
+    def __init__(self) -> None:
+        context = ray.get_runtime_context()
+        self._job = ray.JobID.from_hex(context.get_job_id())
+        here = context.get_node_id()
+        self._pids = [actor.pid for actor in _living(self._job) if actor.node == here and actor.pid]
+
+    def await_end_of_processes(self, seconds: float = _SECONDS) -> None:
+        """After the life left a Ray of its own: until its processes have ended; those that have not
+        after `seconds` are killed."""
+        deadline = time.monotonic() + seconds
+        while left := [pid for pid in self._pids if _is_worker(pid)]:
+            if time.monotonic() > deadline:
+                for pid in left:
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(_LOOK_SECONDS)
+
+    def await_end_of_actors(self, seconds: float = _SECONDS) -> None:
+        """After the next life has joined the same cluster: until no actor of the last one lives.
+
+        Raises TimeoutError, with their names, where some still do after `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        while left := _living(self._job):
+            if time.monotonic() > deadline:
+                names = ", ".join(sorted(actor.kind for actor in left))
+                raise TimeoutError(
+                    f"actors of the life before still run after {seconds:g} s: {names}. Stop them "
+                    "(or their nodes), then start the run again"
+                )
+            time.sleep(_LOOK_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Actor:
+    kind: str
+    pid: int
+    node: str
+
+
+def _living(job: ray.JobID) -> list[_Actor]:
+    """The actors of `job` that are not dead. Detached ones of Ray Train look after themselves."""
+    return [
+        _Actor(actor["ActorClassName"], actor["Pid"], actor["Address"]["NodeID"])
+        for actor in state.actors(job_id=job).values()
+        if actor["State"] != "DEAD" and not actor["IsDetached"]
+    ]
+
+
+def _is_worker(pid: int) -> bool:
+    """Is that process (still) a worker of Ray?"""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
+    except OSError:
+        return False

@@ -1,0 +1,52 @@
+"""Whether the end of one life of the driver is followed by another in the same command.
+
+A life that ends because workers are gone, and nothing within it can take their place, begins anew
+from the newest checkpoint, as a resume does. Mistakes of the run file, checkpoints that cannot be
+written, a guard that stops the run and Ctrl-C are no such end. Owns the count and the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import ray
+
+from manta.orchestrator.learner_group import LearnerLost
+from manta.orchestrator.pools import NoEnvironmentWorkerLeft
+from manta.orchestrator.scorer_pool import NoScorerLeft
+
+_HEALED = (
+    LearnerLost,
+    NoEnvironmentWorkerLeft,
+    NoScorerLeft,
+    ray.exceptions.RayActorError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.RaySystemError,
+)
+
+
+class Rebirths:
+    """`most` in a row without a newly committed checkpoint."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._in_a_row = 0
+        self._step: int | None = None
+
+    def follows(self, error: BaseException, step: int) -> bool:
+        """Does another life follow one that `error` ended, with the checkpoint of `step` the newest
+        (0: none)?"""
+        if self._step is None or step > self._step:
+            self._in_a_row, self._step = 0, step
+        if not all(isinstance(each, _HEALED) for each in _leaves(error)):
+            return False
+        self._in_a_row += 1
+        return self._in_a_row <= self._most
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

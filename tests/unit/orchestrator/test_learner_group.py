@@ -1,0 +1,122 @@
+"""What follows when a learner group falls, and where the next one starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from manta.actors.learner_falls import GroupsLost, fall_of
+from manta.actors.step_work import Fall
+from manta.orchestrator.checkpoint import Checkpoints
+from manta.orchestrator.learner_group import LearnerFailed, LearnerLost, judge
+from manta.orchestrator.learner_starts import LearnerStarts
+from manta.orchestrator.lives import Lives
+from manta.orchestrator.rebirth import Rebirths
+from manta.orchestrator.run_directory import RunDirectory
+from tests.trained_run import TrainedRun
+from tests.unit.orchestrator.tiny_run import load
+
+
+class HealthCheckFailed(Exception):
+    """As Ray Train tells of a rank whose actor died."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__("a check failed")
+        self.health_check_failure = failure
+
+
+DEAD = HealthCheckFailed(ray.exceptions.RayActorError())
+PEER = RuntimeError("Connection closed by peer\nsomewhere in gloo")
+
+
+def test_a_rank_that_died_takes_its_peers_with_it() -> None:
+    fall = fall_of({1: PEER, 0: DEAD})
+    assert fall.kind == "died"
+    assert fall.causes == (
+        "rank 1: RuntimeError: Connection closed by peer somewhere in gloo",
+        "rank 0: its process ended",
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("learner.backend cannot"), "refused"),
+        (GroupsLost("the groups of step 3"), "lost"),
+        (ray.exceptions.RayActorError(), "lost"),
+    ],
+)
+def test_what_another_group_would_meet_again_is_told_apart(error: Exception, kind: str) -> None:
+    assert fall_of({0: error}).kind == kind
+    assert fall_of({0: PEER, 1: error}).kind == kind
+
+
+def test_a_group_that_died_is_followed_so_many_times_in_a_row() -> None:
+    falls = [Fall("died", (f"rank 0: cause {i}",)) for i in range(3)]
+    for number in (1, 2):
+        judge(falls[:number], most=2)
+    with pytest.raises(
+        LearnerFailed, match=r"3 times in a row.*cause 0; .*cause 1; .*cause 2"
+    ) as e:
+        judge(falls, most=2)
+    assert not isinstance(e.value, LearnerLost), "another life would meet the same"
+
+
+def test_lost_groups_end_the_life_and_refusals_the_run() -> None:
+    with pytest.raises(LearnerLost, match="step 3 cannot be fetched"):
+        judge([Fall("lost", ("rank 0: step 3 cannot be fetched",))], most=3)
+    with pytest.raises(LearnerFailed) as refused:
+        judge([Fall("refused", ("rank 0: ValueError",))], most=3)
+    assert not isinstance(refused.value, LearnerLost)
+
+
+def test_a_group_starts_from_the_newest_whole_checkpoint_under_its_own_number(
+    tmp_path: Path,
+) -> None:
+    run = TrainedRun(tmp_path, (2, 4))
+    lives = Lives(RunDirectory(run.root))
+    lives.begin(0)
+    starts = LearnerStarts(load(tmp_path), Checkpoints(run.place, keep=9), lives)
+    order = starts.again()
+    assert (order.step, order.incarnation, order.stage) == (4, 1, "rl")
+    assert order.restore_from == run.place.under("step=000004").under("learner").location
+    (run.root / "checkpoints/step=000004/learner/model.safetensors").write_text("damaged")
+    assert starts.again().step == 2
+    assert lives.incarnation == 2
+
+
+def test_a_run_without_a_checkpoint_starts_from_its_initial_weights(tmp_path: Path) -> None:
+    run = TrainedRun(tmp_path, ())
+    lives = Lives(RunDirectory(run.root))
+    order = LearnerStarts(load(tmp_path), Checkpoints(run.place, keep=9), lives).again()
+    assert (order.step, order.incarnation, order.restore_from) == (0, 0, None)
+    assert order.stage == load(tmp_path).stages[0].name
+
+
+DIED = ray.exceptions.RayActorError()
+
+
+def test_lives_follow_one_another_until_one_in_a_row_too_many() -> None:
+    rebirths = Rebirths(2)
+    assert [rebirths.follows(DIED, 4) for _ in range(3)] == [True, True, False]
+    assert rebirths.follows(DIED, 6), "a checkpoint was committed in between"
+    assert not Rebirths(0).follows(DIED, 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a mistake"),
+        LearnerFailed("3 times in a row"),
+        ExceptionGroup("tasks", [DIED, ValueError("a mistake")]),
+    ],
+)
+def test_what_another_life_would_meet_again_ends_the_run(error: Exception) -> None:
+    assert not Rebirths(2).follows(error, 0)
+
+
+def test_every_error_of_a_group_of_them_must_be_one_that_heals() -> None:
+    errors = ExceptionGroup("tasks", [DIED, ExceptionGroup("more", [LearnerLost("gone")])])
+    assert Rebirths(1).follows(errors, 0)
