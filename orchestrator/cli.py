@@ -1,4 +1,5 @@
-"""The command line: `manta train`, `check`, `plan`, `eval`, `export`, `doctor`.
+"""The command line: `manta train`, `check`, `plan`, `eval`, `export`, `doctor`, `submit`, `runs`,
+`cluster check`.
 
 Owns arguments, exit codes and what `check` prints. Loads no torch or ray before a run starts, so
 that mistakes are told at once. Exit codes: 0 done, 2 a run file or command that cannot work; a
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -17,15 +19,18 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 import manta
-from manta.orchestrator import batch_plan, memory, memory_table, run_file, survey
+from manta.actors.job_variables import forgotten_at_the_end
+from manta.orchestrator import batch_plan, cluster_check, memory, memory_table, run_file, survey
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.lives import Lives
 from manta.orchestrator.plan import options as plan_options
 from manta.orchestrator.role_needs import RoleNeed, role_needs
 from manta.orchestrator.run_directory import RunDirectory
+from manta.orchestrator.runs import add_arguments as add_runs_arguments
 from manta.orchestrator.scorer_memory import scorer_parts
 from manta.orchestrator.strict import RunFileError
+from manta.orchestrator.submit import add_arguments as add_submit_arguments
 from manta.orchestrator.survey import Survey
 
 GIB = 1 << 30
@@ -42,6 +47,9 @@ examples:
   manta export runs/demo exported/demo
   manta export runs/demo@40 exported/demo-40
   manta doctor runs/demo
+  manta cluster check cluster.yaml --run recipes/demo.yaml rollout.workers=4
+  manta submit recipes/demo.yaml run.dir=/shared/runs --address http://127.0.0.1:8265
+  manta runs status demo --address http://127.0.0.1:8265
 
 KEY=VALUE sets any key of the run file; list items go by index or name (stages.0.steps,
 stages.rl.steps), values are YAML (learner.betas=[0.9,0.99]).
@@ -53,47 +61,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     chosen, rest = parser.parse_known_args(arguments)
     # argparse leaves positionals behind that follow an option: eval RUN --checkpoint PATH KEY=VALUE
-    if any(each.startswith("-") for each in rest):
+    if any(each.startswith("-") for each in rest) or (rest and not _takes_overrides(chosen)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if chosen.command == "export":
-        if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        return _export(chosen.run_dir, chosen.folder)
-    if chosen.command == "doctor":
-        if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        return _doctor(Path(chosen.run_dir), chosen.json)
-    chosen.overrides += rest
-    if chosen.command == "plan":
-        return _plan(chosen)
     try:
-        loaded, surveyed = checked(chosen.run_file, chosen.overrides)
+        if chosen.command == "export":
+            return _export(chosen.run_dir, chosen.folder)
+        if chosen.command == "cluster":
+            cluster_check.check([*chosen.words, *rest], chosen.run, Console())
+            return 0
+        if chosen.command == "runs":
+            return _runs(chosen)
+        if chosen.command == "doctor":
+            return _doctor(Path(chosen.run_dir), chosen.json)
+        chosen.overrides += rest
+        if chosen.command == "plan":
+            return _plan(chosen)
+        with forgotten_at_the_end() if chosen.command == "train" else nullcontext():
+            return _on_run_file(chosen)
     except ValueError as error:
         print(f"manta {chosen.command}: {told(error)}", file=sys.stderr)
         return 2
+
+
+def _takes_overrides(chosen: argparse.Namespace) -> bool:
+    return chosen.command not in ("export", "runs", "doctor")
+
+
+def _on_run_file(chosen: argparse.Namespace) -> int:
+    """The commands that begin with a run file. Raises ValueError."""
+    if chosen.command == "submit":
+        from manta.orchestrator.submit import submit
+
+        if chosen.check_there:
+            return submit(chosen, run_file.load(chosen.run_file, chosen.overrides))
+        return submit(chosen, checked(chosen.run_file, chosen.overrides)[0])
+    loaded, surveyed = checked(chosen.run_file, chosen.overrides)
     if chosen.command == "check":
         show(loaded, surveyed, Console(), chosen.gpus)
         if chosen.deep:
             return _deep_check(loaded, surveyed)
         print("Nothing was started.")
         return 0
-    try:
-        return _run(chosen, loaded)
-    except ValueError as error:
-        print(f"manta {chosen.command}: {told(error)}", file=sys.stderr)
-        return 2
+    return _run(chosen, loaded)
 
 
 def _plan(chosen: argparse.Namespace) -> int:
-    try:
-        options = plan_options.options_of(chosen)
-        loaded, surveyed = checked(chosen.run_file, chosen.overrides, plan_options.checkable)
-        from manta.orchestrator.plan.command import plan
+    options = plan_options.options_of(chosen)
+    loaded, surveyed = checked(chosen.run_file, chosen.overrides, plan_options.checkable)
+    from manta.orchestrator.plan.command import plan
 
-        plan(loaded, surveyed, options, Console())
-    except ValueError as error:
-        print(f"manta plan: {told(error)}", file=sys.stderr)
-        return 2
+    plan(loaded, surveyed, options, Console())
     return 0
 
 
@@ -119,11 +136,13 @@ def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
 def _export(run_dir: str, folder: str) -> int:
     from manta.orchestrator.export import export
 
-    try:
-        return export(run_dir, Path(folder))
-    except ValueError as error:
-        print(f"manta export: {told(error)}", file=sys.stderr)
-        return 2
+    return export(run_dir, Path(folder))
+
+
+def _runs(chosen: argparse.Namespace) -> int:
+    from manta.orchestrator.runs import runs
+
+    return runs(chosen)
 
 
 def _deep_check(loaded: RunFile, surveyed: Survey) -> int:
@@ -138,15 +157,12 @@ def _deep_check(loaded: RunFile, surveyed: Survey) -> int:
 
 
 def _doctor(run_dir: Path, is_json: bool) -> int:
-    """Exit code 0: well or ended as it should; 1: held up, failed or dead; 2: no such run."""
+    """Exit code 0: well or ended as it should; 1: held up, failed or dead. Raises ValueError where
+    there is no such run."""
     from manta.orchestrator import doctor, doctor_report
     from manta.orchestrator.doctor_visit import visit
 
-    try:
-        diagnosis = doctor.diagnose(run_dir, visit)
-    except ValueError as error:
-        print(f"manta doctor: {told(error)}", file=sys.stderr)
-        return 2
+    diagnosis = doctor.diagnose(run_dir, visit)
     if is_json:
         print(doctor_report.as_json(diagnosis))
     else:
@@ -285,6 +301,7 @@ def _parser() -> argparse.ArgumentParser:
         ("check", "say what a run file would do, and start nothing"),
         ("plan", "simulate a run file on so many devices, and say how to split them"),
         ("eval", "evaluate a checkpoint with the evaluation of a run file"),
+        ("submit", "send a run to a running cluster"),
     ):
         command = commands.add_parser(
             name,
@@ -299,6 +316,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--checkpoint", metavar="PATH", help="default: the run's newest")
         if name == "plan":
             plan_options.add_to(command)
+        if name == "submit":
+            add_submit_arguments(command)
         if name == "check":
             command.add_argument(
                 "--gpus",
@@ -320,4 +339,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("doctor", help=told, description=told)
     command.add_argument("run_dir", metavar="RUN_DIR")
     command.add_argument("--json", action="store_true", help="for programs")
+    told = "the runs that were submitted to a cluster"
+    add_runs_arguments(commands.add_parser("runs", help=told, description=told))
+    told = "what a cluster file offers, and whether a run fits on it"
+    command = commands.add_parser("cluster", help=told, description=told)
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    cluster_check.add_arguments(actions.add_parser("check", help=told, description=told))
     return parser
