@@ -22,8 +22,6 @@ from manta.orchestrator.metrics import DRIVER_CPU, read_metrics
 
 COUNTS = (4, 50)
 PROMPTS, SAMPLES, STEPS, WARM_UP = 128, 8, 12, 3
-BAR, AIM = 3.0, 1.0
-"""Milliseconds a group, with the most engines."""
 CPUS = 16
 """That Ray believes in: most workers wait."""
 
@@ -79,10 +77,8 @@ def figures() -> list[Figure]:
     made = []
     found = {engines: milliseconds(engines) for engines in COUNTS}
     for engines, each in found.items():
-        is_most = engines == max(COUNTS)
-        bar, aim = (BAR, AIM) if is_most else (None, None)
         name = f"real actors, {engines} engines: driver, Ray's calls included"
-        made.append(Figure(name, median(each), "ms/group", bar, aim, "lower", each))
+        made.append(Figure(name, median(each), "ms/group", None, None, "lower", each))
     few, many = (median(found[count]) for count in COUNTS)
     each = PROMPTS * (many - few) / (max(COUNTS) - min(COUNTS))
     made.append(

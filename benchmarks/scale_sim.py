@@ -11,8 +11,8 @@ event loop and the garbage collector included, but no call over Ray.
   as wide as those above would take hours, so here 1,024 episodes are in flight.
 
 Flat is the last fifth of the steps against the first (after one that does not count). Of driver
-time a group, in units of what the simulated world took meanwhile: that does the same work all
-along, and so tells how fast the machine was. Of memory: resident bytes, and objects that the
+time a group, in units of what the simulated world took meanwhile: that does the same work all the
+while, and so tells how fast the machine was. Of memory: resident bytes, and objects that the
 garbage collector sees.
 
 Beside it stands a real run with real actors on one Ray (`manta train`): the driver's processor time

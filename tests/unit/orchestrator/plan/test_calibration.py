@@ -100,8 +100,8 @@ def test_a_run_s_figures_are_found_in_its_files(tmp_path: Path) -> None:
 
 
 def test_the_fit_explains_the_run_s_own_step(tmp_path: Path) -> None:
-    root = run_directory(tmp_path, *[STEP] * 4)
-    bare = calibrate(root, "rl")
+    slow = {**STEP, "time/step": 9.0, "time/generate": 5.5}
+    bare = calibrate(run_directory(tmp_path, *[slow] * 4), "rl")
     assert own_step(bare) < 0.9 * bare.step_seconds
     explained = fitted(bare)
     assert own_step(explained) == pytest.approx(bare.step_seconds, rel=0.01)
