@@ -55,13 +55,15 @@ class Nodes:
         self._names = itertools.count()
 
     def add(self) -> None:
+        """Returns once it has joined: nodes that start together take one another's sockets."""
+        name = f"node-{next(self._names)}"
         # Each port its own, as for the head
         agent, metrics, runtime = free_port(), free_port(), free_port()
         command = [
             "ray", "start", f"--address={self._cluster['RAY_ADDRESS']}", "--num-cpus=2", "--block",
             "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}",
             f"--metrics-export-port={metrics}", f"--runtime-env-agent-port={runtime}",
-            f"--node-name=node-{next(self._names)}",
+            f"--node-name={name}",
             "--disable-usage-stats",
         ]  # fmt: skip
         self.alive.append(
@@ -73,19 +75,28 @@ class Nodes:
                 start_new_session=True,
             )
         )
+        deadline = time.monotonic() + 60
+        while not self._found(name):
+            assert time.monotonic() < deadline, f"{name} does not come up"
+            time.sleep(0.1)
 
     def drain(self, number: int, seconds: int) -> None:
         """Gives the node of that number a notice, as a cloud does of its spot instances."""
-        [node] = list_nodes(
-            address=self._cluster["RAY_API_SERVER_ADDRESS"],
-            filters=[("node_name", "=", f"node-{number}")],
-        )
+        [node] = self._found(f"node-{number}")
         command = [
             "ray", "drain-node", f"--address={self._cluster['RAY_ADDRESS']}",
-            f"--node-id={node.node_id}", "--reason=DRAIN_NODE_REASON_PREEMPTION",
+            f"--node-id={node}", "--reason=DRAIN_NODE_REASON_PREEMPTION",
             "--reason-message=a notice", f"--deadline-remaining-seconds={seconds}",
         ]  # fmt: skip
         subprocess.run(command, env=self._cluster, check=True, capture_output=True)
+
+    def _found(self, name: str) -> list[str]:
+        """The ids of living nodes of that name: one or none."""
+        nodes = list_nodes(
+            address=self._cluster["RAY_API_SERVER_ADDRESS"],
+            filters=[("node_name", "=", name), ("state", "=", "ALIVE")],
+        )
+        return [node.node_id for node in nodes]
 
     def lose(self, node: subprocess.Popen[bytes]) -> None:
         """Without a word."""
