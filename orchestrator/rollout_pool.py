@@ -86,6 +86,7 @@ class RolloutPool:
         self._arrived: dict[str, ActorHandle[RolloutWorker]] = {}
         self._has_arrived = asyncio.Event()
         self._joining: dict[str, ray.ObjectRef[None]] = {}
+        self._up: set[str] = set()
         self._proven: set[str] = set()
         self._serving: set[str] = set()
         self._leaving: set[str] = set()
@@ -134,8 +135,9 @@ class RolloutPool:
         """Waits for the process before anybody waits for the engine: a slow start holds up no
         publish."""
         assert self._publisher is not None
+        await worker.unfinished.remote()
+        self._up.add(name)
         if self._engines.get(name) is not worker:
-            await worker.unfinished.remote()
             self._arrived[name] = worker
             self._has_arrived.set()
         await self._publisher.welcome(name)
@@ -159,7 +161,9 @@ class RolloutPool:
         await self._publisher.dismiss(name)
 
     async def end(self, name: str, worker: ActorHandle[RolloutWorker]) -> None:
-        await self._close(worker)
+        if name in self._up:
+            self._up.discard(name)
+            await self._close(worker)
         ray.kill(worker)
 
     # What the publisher asks for

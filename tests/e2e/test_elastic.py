@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ray.util.state import list_actors
+from ray.util.state import list_actors, list_nodes
 
 from tests.e2e import runs
 from tests.e2e.conftest import free_port
@@ -51,14 +52,18 @@ class Nodes:
     def __init__(self, cluster: runs.Environment) -> None:
         self._cluster = cluster
         self.alive: list[subprocess.Popen[bytes]] = []
+        self._names = itertools.count()
 
     def add(self) -> None:
+        """Returns once it has joined: nodes that start together take one another's sockets."""
+        name = f"node-{next(self._names)}"
         # Each port its own, as for the head
         agent, metrics, runtime = free_port(), free_port(), free_port()
         command = [
             "ray", "start", f"--address={self._cluster['RAY_ADDRESS']}", "--num-cpus=2", "--block",
             "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}",
             f"--metrics-export-port={metrics}", f"--runtime-env-agent-port={runtime}",
+            f"--node-name={name}",
             "--disable-usage-stats",
         ]  # fmt: skip
         self.alive.append(
@@ -70,6 +75,28 @@ class Nodes:
                 start_new_session=True,
             )
         )
+        deadline = time.monotonic() + 60
+        while not self._found(name):
+            assert time.monotonic() < deadline, f"{name} does not come up"
+            time.sleep(0.1)
+
+    def drain(self, number: int, seconds: int) -> None:
+        """Gives the node of that number a notice, as a cloud does of its spot instances."""
+        [node] = self._found(f"node-{number}")
+        command = [
+            "ray", "drain-node", f"--address={self._cluster['RAY_ADDRESS']}",
+            f"--node-id={node}", "--reason=DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message=a notice", f"--deadline-remaining-seconds={seconds}",
+        ]  # fmt: skip
+        subprocess.run(command, env=self._cluster, check=True, capture_output=True)
+
+    def _found(self, name: str) -> list[str]:
+        """The ids of living nodes of that name: one or none."""
+        nodes = list_nodes(
+            address=self._cluster["RAY_API_SERVER_ADDRESS"],
+            filters=[("node_name", "=", name), ("state", "=", "ALIVE")],
+        )
+        return [node.node_id for node in nodes]
 
     def lose(self, node: subprocess.Popen[bytes]) -> None:
         """Without a word."""
@@ -128,10 +155,13 @@ def test_engines_follow_load_and_outlive_their_nodes(
         cloud.add()
         cloud.add()
         runs.wait_for_count(run_dir, "engine joined", 2)
+        cloud.drain(1, seconds=30)
+        cloud.add()
         cloud.add()
         cloud.lose(cloud.alive[0])
-        runs.wait_for_count(run_dir, "engine joined", 3)
-        runs.wait_for_count(run_dir, "engine left", 2)
+        runs.wait_for_count(run_dir, "engine joined", 4)
+        # The one that was told to go, and, when there is little to do, two of three
+        runs.wait_for_count(run_dir, "engine left", 3)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=runs.SECONDS)
     assert process.returncode == 0, output
@@ -140,3 +170,4 @@ def test_engines_follow_load_and_outlive_their_nodes(
     serving = [line["pool/rollout/serving"] for line in lines]
     assert (serving[0], max(serving), lines[-1]["pool/rollout/target"]) == (1, 3, 1)
     assert lines[-1]["pool/rollout/deaths"] == 1
+    assert ("node drains", "") in runs.events(run_dir)
