@@ -105,7 +105,8 @@ def _numbers(settings: AlgorithmSettings) -> list[str]:
     for name, weight in settings.component_weights.items():
         if not math.isfinite(weight):
             problems.append(f"component_weights.{name} is {weight}, it must be a finite number")
-    if not 1 <= settings.pass_k <= max(1, settings.samples_per_prompt):
+    reads_k = "pass_k" in ADVANTAGE_KINDS[settings.advantage].reads
+    if reads_k and not 1 <= settings.pass_k <= max(1, settings.samples_per_prompt):
         problems.append(
             f"pass_k is {settings.pass_k}, it must be at least 1 and at most samples_per_prompt "
             f"({settings.samples_per_prompt})"

@@ -34,8 +34,8 @@ class RatioTokens(NamedTuple):
 
 
 class Surrogate(NamedTuple):
-    """[T] each: the loss and the ratio that it is made of (both carry gradients), and by name what
-    is reported of a token, such as where a bound took its gradient away (bool)."""
+    """[T] each: the loss (carries gradients), the ratio that it is made of, and by name what is
+    reported of a token, such as where a bound took its gradient away (bool)."""
 
     loss_T: Tensor
     ratio_T: Tensor

@@ -158,6 +158,7 @@ def test_all_problems_are_named_at_once() -> None:
         changed("grpo", advantage="leave_one_out"),
         changed("ppo", loss="gspo_token"),
         changed("grpo", dual_clip=3.0),
+        changed("pass_at_k", advantage="group_relative", samples_per_prompt=2),
         changed("gdpo", component_weights={"correct": 1.0, "format": 0.5}),
         off_policy("weight", level="sequence"),
         off_policy("truncate", high=1.0),
