@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from manta.orchestrator.role_needs import role_needs
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.node_types import ClusterFile, NodeType
+from manta.orchestrator.role_needs import role_needs
 from manta.orchestrator.role_resources import asked
 
 _SLACK = 1e-9
