@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray._private.state import state
-from ray.actor import ActorHandle
 
 from manta.envs.records import Json
 from manta.orchestrator.pools import ask_each
@@ -57,11 +56,6 @@ class DrainingNodes:
                 left = deadline / 1000 - time.time() - _RESERVE_SECONDS
                 seconds = max(0.0, left) if deadline else LEAVE_SECONDS
                 seats.move(name, seconds)
-
-
-def _asked_where(worker: ActorHandle[Any]) -> Awaitable[str]:
-    place: Awaitable[str] = worker.__ray_call__.remote(_node)
-    return place
 
 
 def _node(_: object) -> str:

@@ -7,7 +7,6 @@ itself is `manta.orchestrator.loop`.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable
 
 from manta.actors.mailbox import StepReport
@@ -16,29 +15,23 @@ from manta.actors.stored_folder import WrittenFile
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.sources.order import EpochOrder
 from manta.orchestrator.adoption import start_from
-from manta.orchestrator.age_policy import AgePolicy
-from manta.orchestrator.carrying_feed import CarryingFeed
 from manta.orchestrator.config import StageConfig
 from manta.orchestrator.examiner import Examiner
 from manta.orchestrator.expected_lengths import ExpectedLengths
-from manta.orchestrator.feed import Feed, FeedState
+from manta.orchestrator.feed import FeedState
 from manta.orchestrator.lanes import train_lane
-from manta.orchestrator.length_cap import LengthCap
 from manta.orchestrator.loop import LoopHooks, LoopSettings, ScoreStep, StageLoop
 from manta.orchestrator.mismatch import MismatchWatch
 from manta.orchestrator.model_names import parse_mixed, steps_named
 from manta.orchestrator.open_lanes import open_lane
 from manta.orchestrator.publish import Published
-from manta.orchestrator.racing_feed import RacingFeed
 from manta.orchestrator.reference_use import needs_reference
 from manta.orchestrator.run_context import RunContext
+from manta.orchestrator.stage_feed import stage_ages, stage_cap, stage_feed
 from manta.orchestrator.stage_rates import StageRates
 from manta.orchestrator.stage_reference import StageReference
 from manta.orchestrator.step_groups import StepGroups
-from manta.orchestrator.supply import Finished, Supply
-
-GIVEN_PREFETCH = 1
-"""Steps of given answers that are made ready ahead: they cannot be stale."""
+from manta.orchestrator.supply import Supply
 
 
 class TrainStage:
@@ -73,7 +66,7 @@ class TrainStage:
         if run.progress.stage_step == 0:
             await self._examiner.examine()
         order = EpochOrder(num_tasks, run.run_file.run.seed)
-        feed = self._feed(order)
+        feed = stage_feed(run.run_file, stage, order)
         if feed_state is not None:
             feed.restore(feed_state)
         self._supply = Supply(
@@ -81,9 +74,11 @@ class TrainStage:
             run.crew.environment,
             lane.name,
             run.run_file.groups_per_call(stage),
-            self._ages(),
+            stage_ages(run.run_file, stage),
             ExpectedLengths() if run.run_file.rollout.dispatch == "longest_first" else None,
-            self._cap(feed_state),
+            stage_cap(
+                run.run_file, stage, None if feed_state is None else feed_state.median_length
+            ),
         )
         self._loop = StageLoop(
             self._loop_settings(num_tasks),
@@ -112,37 +107,6 @@ class TrainStage:
             await self._save_and_stop()
         return is_done
 
-    def _feed(self, order: EpochOrder) -> Feed[Finished]:
-        run_file, stage = self._run.run_file, self._stage
-        prompts = stage.prompts_per_step
-        if not stage.samples_to_train:
-            return Feed(order, (GIVEN_PREFETCH + 1) * prompts, run_file.run.deterministic)
-        staleness = run_file.max_staleness(stage)
-        if run_file.rollout.oversample > 1:
-            slots = math.ceil(prompts * run_file.rollout.oversample)
-            if run_file.rollout.overtaken == "carry_over":
-                return CarryingFeed(order, prompts, slots, staleness)
-            return RacingFeed(order, prompts, slots)
-        slots = (staleness + 1) * prompts
-        return Feed(order, slots, run_file.run.deterministic)
-
-    def _ages(self) -> AgePolicy:
-        run_file, stage = self._run.run_file, self._stage
-        if not stage.samples_to_train:
-            return AgePolicy()
-        rollout = run_file.rollout
-        limit = rollout.max_token_age
-        if limit is None:
-            limit = run_file.max_staleness(stage)
-        return AgePolicy(limit, rollout.when_too_old)
-
-    def _cap(self, feed_state: FeedState | None) -> LengthCap | None:
-        rollout = self._run.run_file.rollout
-        if rollout.cap is None or not self._stage.samples_to_train:
-            return None
-        median = None if feed_state is None else feed_state.median_length
-        return LengthCap(rollout.cap, rollout.max_new_tokens, median)
-
     def _loop_settings(self, num_tasks: int) -> LoopSettings:
         cap = self._run.run_file.rollout.cap
         return LoopSettings(
@@ -151,7 +115,7 @@ class TrainStage:
             self._stage.prompts_per_step,
             self._stage.steps,
             self._run.deadline_seconds,
-            self._ages(),
+            stage_ages(self._run.run_file, self._stage),
             masks_truncated=(
                 self._stage.samples_to_train and cap is not None and cap.then == "mask"
             ),
