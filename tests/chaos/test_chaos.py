@@ -1,4 +1,4 @@
-"""A slice of the soak (`python -m tests.chaos.soak`): one run that loses a node, among other faults."""
+"""A slice of the soak (`python -m tests.chaos.soak`): one run that loses a node and two workers."""
 
 from __future__ import annotations
 
