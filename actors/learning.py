@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from manta.actors.backends.protocol import POLICY, Backend, HoldsResidents, Want
+from manta.actors.backends.protocol import POLICY, Backend, HoldsResidents, Loss, Want
 from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
 from manta.actors.collectives import alone
 from manta.actors.coupled_update import CoupledUpdate
@@ -99,15 +99,12 @@ class Learner:
             del rates[POLICY]
         tally = MismatchTally(self._algorithm.off_policy)
         is_whole = tokens.tally(tally)
+        train = self._coupled if self._algorithm.is_coupled else self._update
         reports: list[dict[str, float]] = []
         for share, whole in list(zip(shares, mini_batches(plan, updates), strict=True)) * epochs:
             if plan.num_tokens_N[whole].any():
                 first = None if is_whole or reports else tally
-                if self._algorithm.is_coupled:
-                    reports.append(self._coupled(plan, whole, tokens, share, rates, first))
-                    continue
-                update = _denominators(plan, whole)
-                reports.append(self._update(tokens, share, update, rates, first))
+                reports.append(train(plan, whole, tokens, share, rates, first))
         kept = kept_rows(plan)
         pairs = {"pairs/count": float(len(plan.pair_P2))} if self._algorithm.is_coupled else {}
         return {
@@ -161,14 +158,16 @@ class Learner:
 
     def _update(
         self,
+        plan: StepPlan,
+        whole: IntArray,
         tokens: StepTokens,
         rows: Sequence[Row],
-        update: Denominators,
         rates: Mapping[str, float],
         tally: MismatchTally | None,
     ) -> dict[str, float]:
-        """One update of the modules in `rates`; `tally` counts its tokens, under the policy before
-        it."""
+        """One update of the modules in `rates` on the plan's rows `whole`, of which this rank has
+        `rows`; `tally` counts its tokens, under the policy before it."""
+        update = _denominators(plan, whole)
         recompute = self._algorithm.proximal == "learner"
         batches = micro_batches(rows, self._tokens_per_micro_batch)
 
@@ -184,15 +183,9 @@ class Learner:
             on_cpu = {name: values.cpu() for name, values in stats.items()}
             return self._objective.critic_loss(tokens.batch(batch, update), on_cpu)
 
-        if self._algorithm.critic is None:
-            return self._backend.update(
-                batches, self._objective.wants, self._temperature, loss, rates[POLICY]
-            )
-        assert isinstance(self._backend, HoldsResidents)
-        wants, what = self._objective.wants, loss
         if POLICY not in rates:
-            wants, what = ("value",), critic_loss
-        return self._backend.update_each(batches, wants, self._temperature, what, rates)
+            return self._apply(batches, ("value",), critic_loss, rates)
+        return self._apply(batches, self._objective.wants, loss, rates)
 
     def _coupled(
         self,
@@ -218,8 +211,16 @@ class Learner:
                 tally.add(of_tokens, on_cpu["logprob"].detach())
             return coupled.loss(batch, of_tokens, on_cpu)
 
-        batches = coupled.micro_batches
-        if self._algorithm.reward_model is None:
+        return self._apply(coupled.micro_batches, wants, loss, rates)
+
+    def _apply(
+        self,
+        batches: Sequence[Sequence[Row]],
+        wants: Sequence[Want],
+        loss: Loss,
+        rates: Mapping[str, float],
+    ) -> dict[str, float]:
+        if rates.keys() == {POLICY}:
             return self._backend.update(batches, wants, self._temperature, loss, rates[POLICY])
         assert isinstance(self._backend, HoldsResidents)
         return self._backend.update_each(batches, wants, self._temperature, loss, rates)

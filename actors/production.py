@@ -5,9 +5,9 @@ Plain objects; where completions, scores and reference statistics come from is h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from manta.actors.lanes import Admission, Lane
 from manta.envs.episode import Limits, Speaker, prompt_ids
@@ -21,12 +21,14 @@ from manta.envs.group import (
     run_group,
 )
 from manta.envs.protocols import Compares, Env, Generate, ScoreGroup, ScoreReference, TaskSource
-from manta.envs.records import Bool, Int32, Sampling, Score, ScoredGroup, Task, Trajectory
+from manta.envs.records import Bool, GroupId, Int32, Sampling, Score, ScoredGroup, Task, Trajectory
 from manta.envs.registry import build
 from manta.envs.render import Renderer
 from manta.envs.tokenizer import build_tokenizer
 from manta.envs.trajectory_files import TrajectoryReader
 from manta.envs.transcript import given_trajectory
+
+E = TypeVar("E")
 
 
 class Production(Protocol):
@@ -73,10 +75,12 @@ class SampledGroups:
 
 
 @dataclass(frozen=True, slots=True)
-class GivenGroups:
-    """Gold answers as groups of one."""
+class GivenGroups(Generic[E]):
+    """Answers that a family has written, in groups as `write` makes them of a task: the gold one
+    alone, or all."""
 
-    env: Env
+    env: E
+    write: Callable[[E, Task, Renderer, GroupId, Limits, Scoring], Awaitable[ScoredGroup]]
     source: TaskSource
     renderer: Renderer
     limits: Limits
@@ -88,28 +92,7 @@ class GivenGroups:
 
     async def make(self, admission: Admission) -> ScoredGroup:
         task = self.source.task(admission.index)
-        return await given_group(
-            self.env, task, self.renderer, admission.id, self.limits, self.scoring
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ComparedGroups:
-    """All written answers of a task, better and worse ones, as a group."""
-
-    env: Compares
-    source: TaskSource
-    renderer: Renderer
-    limits: Limits
-    scoring: Scoring
-
-    @property
-    def num_tasks(self) -> int:
-        return len(self.source)
-
-    async def make(self, admission: Admission) -> ScoredGroup:
-        task = self.source.task(admission.index)
-        return await compared_group(
+        return await self.write(
             self.env, task, self.renderer, admission.id, self.limits, self.scoring
         )
 
@@ -179,9 +162,9 @@ def build_production(
                 f"environment {lane.env!r} has one written answer a task, nothing to compare: use "
                 "one with several, such as preferences, or set samples_from to policy"
             )
-        return ComparedGroups(env, source, renderer, limits, scoring)
+        return GivenGroups(env, compared_group, source, renderer, limits, scoring)
     if lane.samples_from == "given":
-        return GivenGroups(env, source, renderer, limits, scoring)
+        return GivenGroups(env, given_group, source, renderer, limits, scoring)
     stops = () if lane.ignore_eos else (text.eos_id,)
     sampling = Sampling(lane.temperature, lane.top_p, lane.top_k, stops)
     speaker = Speaker(generate, sampling)

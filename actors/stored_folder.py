@@ -7,7 +7,6 @@ and which of them make a checkpoint, is others'.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 
 import pyarrow.fs as fs
 
+from manta.actors.file_on_disk import sha256_of, sync
 from manta.actors.transports.disk import open_folder
 
 _BLOCK = 8 << 20
@@ -116,7 +116,7 @@ class StoredFolder:
         with self.files.open_output_stream(f"{self.path}/{name}") as stream:
             stream.write(data)
         if self.local is not None:
-            _sync(self.local / name)
+            sync(self.local / name)
         return WrittenFile(name, len(data), hashlib.sha256(data).hexdigest())
 
     def fill(self, write: Callable[[Path], None]) -> tuple[WrittenFile, ...]:
@@ -131,7 +131,7 @@ class StoredFolder:
             write(Path(name))
             made = [self._bring(path) for path in sorted(Path(name).iterdir())]
         if self.local is not None:
-            _sync(self.local)
+            sync(self.local)
         return tuple(made)
 
     def remove_unfinished(self) -> None:
@@ -145,9 +145,9 @@ class StoredFolder:
         """On this machine's file system only: this folder, which is there, becomes `other`."""
         assert self.local is not None and other.local is not None
         for folder in (*(path for path in self.local.rglob("*") if path.is_dir()), self.local):
-            _sync(folder)
+            sync(folder)
         self.local.rename(other.local)
-        _sync(other.local.parent)
+        sync(other.local.parent)
 
     @contextmanager
     def here(self) -> Iterator[Path]:
@@ -167,31 +167,22 @@ class StoredFolder:
             yield Path(copy)
 
     def _bring(self, source: Path) -> WrittenFile:
-        digest, num_bytes = hashlib.sha256(), 0
-        with source.open("r+b") as file:
-            if self.local is not None:
-                os.fsync(file.fileno())
-                digest = hashlib.file_digest(file, "sha256")
-                num_bytes = file.tell()
-            else:
-                with self.files.open_output_stream(f"{self.path}/{source.name}") as stream:
-                    while block := file.read(_BLOCK):
-                        digest.update(block)
-                        stream.write(block)
-                        num_bytes += len(block)
         if self.local is not None:
+            sync(source)
+            written = WrittenFile(source.name, source.stat().st_size, sha256_of(source))
             source.replace(self.local / source.name)
+            return written
+        digest, num_bytes = hashlib.sha256(), 0
+        with (
+            source.open("rb") as file,
+            self.files.open_output_stream(f"{self.path}/{source.name}") as stream,
+        ):
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                stream.write(block)
+                num_bytes += len(block)
         return WrittenFile(source.name, num_bytes, digest.hexdigest())
 
     def _listed(self, recursive: bool) -> list[Any]:
         selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
         return sorted(self.files.get_file_info(selector), key=lambda info: str(info.path))
-
-
-def _sync(path: Path) -> None:
-    """Forces a file, or a folder's entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

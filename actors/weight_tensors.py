@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from manta.actors.weight_stream import StreamHash
 from manta.actors.weights import ALIGNMENT, TensorSpec, Weights, content_hash
 from manta.envs.records import WeightVersion
 
@@ -40,8 +41,33 @@ def unpack(weights: Weights) -> dict[str, Tensor]:
     }
 
 
-def first_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with the first tensor (in `expected`'s order) that differs in name or shape."""
+def stream_hash(named: Iterable[tuple[str, Tensor]]) -> str:
+    """The hash of the tensors (any device), which come in name order, as one `Weights`; none is
+    kept."""
+    stream = StreamHash()
+    hash_into(stream, named)
+    return stream.close()
+
+
+def hash_into(stream: StreamHash, named: Iterable[tuple[str, Tensor]]) -> None:
+    for name, tensor in named:
+        octets = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+        stream.add(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), octets)
+
+
+def refuse_mismatch(
+    expected: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    told: str = "these are another model's weights",
+) -> None:
+    """Raises ValueError, `told` and what is wrong, where a tensor of `given` differs in name or
+    shape; of several the first, in `expected`'s order."""
+    problem = _first_mismatch(expected, given)
+    if problem is not None:
+        raise ValueError(f"{told}: {problem}")
+
+
+def _first_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
     for name, tensor in expected.items():
         if name not in given:
             return f"{name} is missing"

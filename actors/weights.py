@@ -22,6 +22,8 @@ ALIGNMENT = 16
 """Bytes; a multiple of the size of every torch number."""
 HASHED_CHUNK = 4 << 20
 """Bytes hashed as one; part of what a hash means."""
+_MARK = 8
+"""Hexadecimal digits of a hash in a label."""
 MAX_THREADS = 8
 """More would take cores from whoever computes beside, for little: memory sets the pace."""
 
@@ -51,6 +53,12 @@ class Receipt:
 
     version: WeightVersion
     sha256: str
+
+
+def label(name: str, sha256: str) -> str:
+    """What weights called `name` are called with the start of their hash, `NAME#1a2b3c4d`: tells
+    those of one name apart."""
+    return f"{name}#{sha256[:_MARK]}"
 
 
 def content_hash(specs: tuple[TensorSpec, ...], data: npt.NDArray[np.uint8]) -> str:

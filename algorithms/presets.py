@@ -317,19 +317,12 @@ def _optimizer(name: str, told: CriticSettings | RewardModelSettings) -> list[st
 def _cross_entropy(settings: AlgorithmSettings) -> list[str]:
     if settings.loss != "cross_entropy":
         return []
-    unused = {
-        "advantage: group_relative": settings.advantage == "group_relative",
-        "advantage: gae": settings.advantage == "gae",
-        "whiten_advantages": settings.whiten_advantages,
-        "drop_zero_variance_groups": settings.drop_zero_variance_groups,
-        "proximal: learner": settings.proximal == "learner",
-        "off_policy": settings.off_policy.correction != "none",
-        "kl in the reward": settings.kl.coef != 0 and settings.kl.placement == "reward",
-    }
+    unused = _useless(
+        settings, {"kl in the reward": settings.kl.coef != 0 and settings.kl.placement == "reward"}
+    )
     problems = [
         f"cross_entropy uses neither rewards nor a ratio, so `{name}` has no effect: remove it"
-        for name, is_set in unused.items()
-        if is_set
+        for name in unused
     ]
     if settings.kl.coef != 0 and settings.samples_from == "given":
         problems.append(
@@ -360,20 +353,25 @@ def _units(settings: AlgorithmSettings) -> list[str]:
         )
     if not 0 < settings.beta < math.inf:
         problems.append(f"beta is {settings.beta:g}, it must be above 0 (0.1 is usual)")
-    unused = {
+    unused = _useless(
+        settings, {"kl.coef": settings.kl.coef != 0, "entropy_coef": settings.entropy_coef != 0}
+    )
+    return problems + [
+        f"the loss {settings.loss} has no use for `{name}`: remove it" for name in unused
+    ]
+
+
+def _useless(settings: AlgorithmSettings, more: Mapping[str, bool]) -> list[str]:
+    """What is set of the settings that only advantages and ratios need, and of `more`."""
+    is_set = {
         f"advantage: {settings.advantage}": settings.advantage != "reward",
         "whiten_advantages": settings.whiten_advantages,
         "drop_zero_variance_groups": settings.drop_zero_variance_groups,
         "proximal: learner": settings.proximal == "learner",
         "off_policy": settings.off_policy.correction != "none",
-        "kl.coef": settings.kl.coef != 0,
-        "entropy_coef": settings.entropy_coef != 0,
+        **more,
     }
-    return problems + [
-        f"the loss {settings.loss} has no use for `{name}`: remove it"
-        for name, is_set in unused.items()
-        if is_set
-    ]
+    return [name for name, value in is_set.items() if value]
 
 
 def _reward_model(settings: AlgorithmSettings) -> list[str]:

@@ -21,6 +21,7 @@ ENVS: Mapping[str, str] = {
     "countdown": "manta.envs.families.countdown:Countdown",
     "gsm8k": "manta.envs.families.gsm8k:Gsm8k",
     "preferences": "manta.envs.families.preferences:Preferences",
+    "sorting": "manta.envs.families.sorting:Sorting",
 }
 
 REWARDS: Mapping[str, str] = {

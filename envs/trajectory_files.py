@@ -30,7 +30,8 @@ FORMAT_VERSION = 1
 _VERSION_KEY = b"manta.trajectories.version"
 _INDEX_KEY = b"manta.trajectories.index"
 _BYTES_PER_ROW_GROUP = 1 << 20
-_CACHED_ROW_GROUPS = 4
+_CACHED_ROW_GROUPS = 64
+"""Epochs ask for groups in another order: what is not kept is read whole again for each of them."""
 
 # High-entropy floats compress best as split byte streams; all other columns repeat themselves.
 _STREAMS = ["logprobs.list.element", "reference_logprobs.list.element"]

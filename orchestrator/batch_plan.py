@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from manta.actors.transports.settings import DIRECT
 from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
 from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.reference_use import stages_with_reference
 from manta.orchestrator.scorers import called_in, role
 from manta.orchestrator.stage_words import (
     annotation_told,
@@ -58,7 +59,7 @@ def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
         scorer = run_file.scorers[name]
         cpus = float(scorer.threads) or SCORER_CPUS
         needs.append(RoleNeed(role(name), scorer.workers, cpus, scorer.devices))
-    if run_file.needs_reference:
+    if stages_with_reference(run_file):
         reference = run_file.reference
         cpus = _computing(reference.threads)
         needs.append(RoleNeed("reference", reference.workers, cpus, 0))

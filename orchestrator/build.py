@@ -28,6 +28,7 @@ from manta.orchestrator.probe import Tolerances, probe_rows
 from manta.orchestrator.products import Products
 from manta.orchestrator.publish import Publisher
 from manta.orchestrator.reference_pool import ReferencePool
+from manta.orchestrator.reference_use import stages_with_reference
 from manta.orchestrator.reward_pool import RewardPool
 from manta.orchestrator.scorer_pool import ScorerPool
 from manta.orchestrator.scorers import called_in, model_folder, role
@@ -132,7 +133,7 @@ def _references(
     model: ModelSource,
     transport: TransportSettings,
 ) -> ReferencePool | None:
-    if not run_file.needs_reference:
+    if not stages_with_reference(run_file):
         return None
     settings, temperature = run_file.reference, run_file.rollout.temperature
     if run_file.run.deterministic:

@@ -161,15 +161,13 @@ class StageConfig:
         )
 
     @property
-    def needs_reference(self) -> bool:
-        """Is what it makes scored by the reference model?"""
+    def compares_with_reference(self) -> bool:
+        """Does what it makes, or trains on, need the log-probs of a reference? Who computes them
+        is `manta.orchestrator.reference_use`'s."""
         if self.kind == "annotate":
             return self.reference_logprobs
         return (
-            self.kind == "train"
-            and self.algorithm is not None
-            and self.algorithm.needs_reference
-            and (self.trajectories is None or self.algorithm.is_coupled)
+            self.kind == "train" and self.algorithm is not None and self.algorithm.needs_reference
         )
 
     @property
@@ -364,16 +362,6 @@ class RunFile:
     @property
     def needs_learner(self) -> bool:
         return any(stage.needs_learner for stage in self.stages)
-
-    @property
-    def needs_reference(self) -> bool:
-        return any(stage.needs_reference for stage in self.stages)
-
-    @property
-    def has_moving_reference(self) -> bool:
-        """Do reference workers hold a moving average beside the weights?"""
-        users = (stage for stage in self.stages if stage.needs_reference)
-        return any(self.reference_of(stage).is_average for stage in users)
 
     @property
     def needs_reward(self) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from manta.actors.backends.settings import BACKEND_NAMES, HOLDING_RESIDENTS
 from manta.algorithms.settings import CriticSettings
 from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.model_folder import folder_problems
 
 _APART = "or take an algorithm without one, such as grpo"
 
@@ -40,26 +39,5 @@ def _stage(run_file: RunFile, stage: StageConfig, critic: CriticSettings) -> Ite
             "that the policy would never train: set fewer"
         )
     if critic.path is not None:
-        yield from folder_problems(run_file, critic.path)
-
-
-def folder_problems(run_file: RunFile, path: str) -> Iterator[str]:
-    """Of the folder that a model beside the policy starts from, as the rest of the key and what is
-    wrong. Hub names are looked at when the model is loaded."""
-    is_file_path = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if not Path(path).is_dir():
-        if is_file_path:
-            yield f".path: there is no folder '{path}'"
-        return
-    file = Path(path) / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        yield f".path: cannot read {file}: {error}"
-        return
-    positions = config.get("max_position_embeddings")
-    if isinstance(positions, int) and positions < run_file.model.context:
-        yield (
-            f".path: the model in '{path}' was made for at most {positions:,} tokens, "
-            f"model.context is {run_file.model.context:,}"
-        )
+        for told in folder_problems(critic.path, run_file.model.context):
+            yield f".path: {told}"

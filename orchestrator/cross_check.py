@@ -11,11 +11,9 @@ algorithm alone, `manta.orchestrator.strict` at types.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from manta.actors.backends.settings import BACKEND_NAMES
 from manta.algorithms import presets
@@ -31,12 +29,9 @@ from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, Sta
 from manta.orchestrator.critic_check import critic_problems
 from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.length_check import length_problems
+from manta.orchestrator.model_folder import folder_config, is_missing
 from manta.orchestrator.model_names import STAGE_NAME
-from manta.orchestrator.name_check import (
-    has_reference_logprobs,
-    name_problems,
-    reference_problems,
-)
+from manta.orchestrator.name_check import name_problems, reference_problems
 from manta.orchestrator.pair_check import pair_problems
 from manta.orchestrator.scorer_check import scorer_problems
 from manta.orchestrator.staleness_check import staleness_problems
@@ -96,7 +91,7 @@ def _model(run_file: RunFile) -> Iterator[str]:
     if (model.path is None) == (model.build is None):
         found = "neither" if model.path is None else "both"
         yield f"model.path: exactly one of model.path and model.build is needed, found {found}"
-    elif model.path is not None and _is_file_path(model.path) and not Path(model.path).is_dir():
+    elif model.path is not None and is_missing(model.path):
         yield f"model.path: there is no folder '{model.path}'"
     build = model.build
     if build is not None:
@@ -124,15 +119,14 @@ def _model(run_file: RunFile) -> Iterator[str]:
 
 
 def _model_folder(run_file: RunFile, vocab_size: int | None) -> Iterator[str]:
-    """Does a model's folder go with tokenizer and context? Hub names are looked at when loaded."""
+    """Does a model's folder go with tokenizer and context?"""
     path = run_file.model.path
-    if path is None or not Path(path).is_dir():
-        return
-    file = Path(path) / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        yield f"model.path: cannot read {file}: {error}"
+        config = None if path is None else folder_config(path)
+    except ValueError as error:
+        yield f"model.path: {error}"
+        return
+    if config is None:
         return
     embeddings, positions = config.get("vocab_size"), config.get("max_position_embeddings")
     if vocab_size is not None and isinstance(embeddings, int) and embeddings < vocab_size:
@@ -145,11 +139,6 @@ def _model_folder(run_file: RunFile, vocab_size: int | None) -> Iterator[str]:
             f"model.context: is {run_file.model.context:,}, the model in '{path}' was made for at "
             f"most {positions:,}"
         )
-
-
-def _is_file_path(path: str) -> bool:
-    """A hub name has at most one slash; what starts like a path or has more is a path."""
-    return path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
 def _numbers(run_file: RunFile) -> Iterator[str]:
@@ -339,13 +328,6 @@ def _algorithm(
     learns_from_rewards = stage.kind == "train" and algorithm.samples_from == "policy"
     if learns_from_rewards and stage.reward is None:
         yield f".reward: algorithm '{algorithm.name}' learns from rewards, name one"
-    is_written = learns_from_rewards and stage.trajectories is not None
-    if is_written and algorithm.kl.coef and not has_reference_logprobs(run_file, stage):
-        yield (
-            ".algorithm.kl.coef: must be 0 with written trajectories: the reference log-probs "
-            "that they may hold are of another run's reference; an annotate stage with "
-            "reference_logprobs gives them this run's"
-        )
 
 
 def _reward(reward: RewardConfig) -> Iterator[str]:

@@ -17,6 +17,7 @@ from manta.orchestrator.config import StageConfig
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.lanes import annotate_lane, train_lane
 from manta.orchestrator.ledger import Entry
+from manta.orchestrator.reference_use import needs_reference
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.stage_reference import StageReference
 from manta.orchestrator.supply import Exhausted, Finished, Supply
@@ -40,7 +41,7 @@ class GenerateStage:
         run.products.reopen(stage.name)
         make_lane = annotate_lane if self._is_annotated else train_lane
         lane = make_lane(run.run_file, stage, run.products)
-        if stage.needs_reference:
+        if needs_reference(run.run_file, stage):
             await StageReference(run, stage).open()
         await self._open(lane, feed_state)
         async with asyncio.TaskGroup() as tasks:

@@ -12,6 +12,7 @@ from manta.orchestrator.config import (
 )
 from manta.orchestrator.model_names import named_stage, parse_stage
 from manta.orchestrator.products import Products
+from manta.orchestrator.reference_use import needs_reference
 from manta.orchestrator.scorers import called_by
 
 _NO_ENV = EnvConfig("")
@@ -37,7 +38,7 @@ def train_lane(run_file: RunFile, stage: StageConfig, products: Products) -> Lan
         top_k=run_file.rollout.top_k,
         ignore_eos=run_file.rollout.ignore_eos,
         reward=_reward(run_file, stage.reward) if algorithm.samples_from == "policy" else None,
-        uses_reference=stage.needs_reference,
+        uses_reference=needs_reference(run_file, stage),
         trajectories=_written(run_file, stage, products),
         redundant_samples=run_file.rollout.redundant_samples if stage.samples_to_train else 0,
         compares=algorithm.compares_given,
@@ -57,7 +58,7 @@ def annotate_lane(run_file: RunFile, stage: StageConfig, products: Products) -> 
         seed=run_file.run.seed,
         context=run_file.model.context,
         reward=_reward(run_file, stage.reward),
-        uses_reference=stage.needs_reference,
+        uses_reference=needs_reference(run_file, stage),
         trajectories=_written(run_file, stage, products),
         is_annotated=True,
     )

@@ -43,6 +43,7 @@ from manta.actors.models.spec import LoraSpec, ModelSpec
 from manta.envs.records import Json
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.learner_share import learner_share
+from manta.orchestrator.reference_use import stages_with_reference
 from manta.orchestrator.survey import Survey
 
 MIB = 1 << 20
@@ -97,19 +98,7 @@ class Part:
 def model_sizes(spec: ModelSpec, vocab_size: int) -> ModelSizes:
     """The sizes of `spec`. Raises ValueError where they cannot be found or are not understood."""
     if spec.build is not None:
-        build = spec.build
-        return ModelSizes(
-            layers=build.layers,
-            width=build.width,
-            heads=build.heads,
-            kv_heads=build.kv_heads or build.heads,
-            head_size=build.width // build.heads,
-            mlp_width=build.mlp_width,
-            vocabulary=vocab_size,
-            tied=build.tie_embeddings,
-            qkv_bias=_FAMILIES[build.architecture][0],
-            qk_norm=_FAMILIES[build.architecture][1],
-        )
+        return _from_config(spec.build.config(vocab_size, spec.context), "build")
     assert spec.path is not None
     return _from_config(json.loads(_config_file(spec.path).read_text(encoding="utf-8")), spec.path)
 
@@ -183,7 +172,8 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
         )
     if run_file.needs_rollout and run_file.rollout.engine != "simulated":
         parts += _rollout(run_file.rollout, spec, sizes)
-    if run_file.needs_reference:
+    referring = stages_with_reference(run_file)
+    if referring:
         tokens = run_file.reference.tokens_per_batch
         parts += [
             Part("reference", "process", PROCESS_BYTES),
@@ -191,7 +181,7 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
             Part("reference", "one layer's activations", _one_layer(sizes, tokens, element)),
             Part("reference", "logits of a chunk", _logits(sizes, tokens)),
         ]
-        if run_file.has_moving_reference:
+        if any(run_file.reference_of(stage).is_average for stage in referring):
             parts.append(Part("reference", "moving average", 4 * num_parameters(sizes)))
     return tuple(parts)
 

@@ -219,7 +219,7 @@ def names_in(stage: StageConfig, reference: str | None) -> Iterator[tuple[str, s
         yield ".model", stage.model
     for index, model in enumerate(stage.models):
         yield f".models[{index}]", model
-    if reference is not None and stage.needs_reference:
+    if reference is not None and stage.compares_with_reference:
         yield ".reference.model", reference
 
 

@@ -11,11 +11,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from manta.actors.models.spec import BuildSpec
 from manta.actors.transports.settings import DIRECT
 from manta.envs.records import Json
 from manta.envs.tokenizer import FileTokenizer, build_tokenizer
 from manta.orchestrator.config import RefreshConfig, RunFile, StageConfig
+from manta.orchestrator.model_folder import folder_config, is_missing
 from manta.orchestrator.model_names import (
     EmaName,
     ModelName,
@@ -70,7 +70,7 @@ def name_problems(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
     for key, text in names_in(stage, reference.model):
         where = f"{key}{top}" if key == ".reference.model" else key
         yield from (f"{where}: {told}" for told in _name(run_file, stage, key, text))
-    if stage.needs_reference:
+    if stage.compares_with_reference:
         for key, told in _refresh(run_file, stage):
             yield f".reference.refresh{key}{top}: {told}"
 
@@ -79,7 +79,7 @@ def reference_problems(run_file: RunFile) -> Iterator[str]:
     """What is said of a reference that nothing is compared with."""
     top = run_file.reference
     for key, value in (("model", top.model), ("refresh", top.refresh)):
-        users = (s for s in run_file.stages if s.needs_reference and s.reference is None)
+        users = (s for s in run_file.stages if s.compares_with_reference and s.reference is None)
         if value is not None and not any(users):
             yield (
                 f"reference.{key}: no stage without a reference block of its own compares with a "
@@ -105,10 +105,9 @@ def _misplaced(stage: StageConfig) -> Iterator[str]:
         for key, block in unused.items():
             if block is not None:
                 yield f".{key}: has no effect in a stage of kind {stage.kind}: remove it"
-    if stage.kind in ("train", "annotate") and stage.reference and not stage.needs_reference:
+    can_compare = stage.kind in ("train", "annotate")
+    if can_compare and stage.reference and not stage.compares_with_reference:
         what = "algorithm.kl.coef is 0" if stage.kind == "train" else "reference_logprobs is false"
-        if stage.kind == "train" and stage.algorithm and stage.algorithm.needs_reference:
-            what = "what it reads was written with its reference log-probs"
         yield f".reference: nothing in this stage asks for a reference ({what}): remove it"
 
 
@@ -131,17 +130,6 @@ def _trajectories(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
             f".trajectories: stage '{writer.name}' is of kind {writer.kind} and leaves "
             f"{leaves(writer)}: name a generate or annotate stage"
         )
-
-
-def has_reference_logprobs(run_file: RunFile, stage: StageConfig) -> bool:
-    """Were the trajectories that `stage` reads annotated with reference log-probs?"""
-    if stage.written_by is None:
-        return False
-    try:
-        writer = named_stage(run_file, parse_stage(f"stage:{stage.written_by}"), stage)
-    except ValueError:
-        return False
-    return writer.reference_logprobs or has_reference_logprobs(run_file, writer)
 
 
 def _merge(stage: StageConfig) -> Iterator[str]:
@@ -212,15 +200,15 @@ def steps_before(run_file: RunFile, stage: StageConfig) -> int | None:
 
 def _folder(run_file: RunFile, path: str) -> Iterator[str]:
     """Does the model in a folder have the shapes and the tokens of the run's?"""
-    if not Path(path).is_dir():
-        if path.startswith((".", "/", "~")) or path.count("/") != 1:
-            yield "there is no such folder"
-        return
+    if is_missing(path) or (not Path(path).is_dir() and "/" not in path):
+        yield "there is no such folder"
     try:
-        found = _config(path)
-        expected = _expected(run_file)
+        found = folder_config(path)
+        expected = _expected(run_file) if found is not None else {}
     except (OSError, ValueError) as error:
-        yield f"its config.json cannot be read: {error}"
+        yield str(error)
+        return
+    if found is None:
         return
     for key, value in expected.items():
         if key in found and found[key] != value:
@@ -260,34 +248,12 @@ def _words(file: Path) -> tuple[Json, Json]:
 def _expected(run_file: RunFile) -> dict[str, Json]:
     model = run_file.model
     if model.path is not None:
-        return {k: v for k, v in _config(model.path).items() if k in _SHAPE}
-    build = model.build
-    assert build is not None
-    shape = _built(build)
-    if model.tokenizer is not None:
-        shape["vocab_size"] = build_tokenizer(model.tokenizer).vocab_size
-    return shape
-
-
-def _built(build: BuildSpec) -> dict[str, Json]:
-    return {
-        "model_type": build.architecture,
-        "hidden_size": build.width,
-        "intermediate_size": build.mlp_width,
-        "num_hidden_layers": build.layers,
-        "num_attention_heads": build.heads,
-        "num_key_value_heads": build.kv_heads or build.heads,
-    }
-
-
-def _config(path: str) -> dict[str, Json]:
-    """Empty for a model on a hub, which is looked at when it is loaded."""
-    if not Path(path).is_dir():
-        return {}
-    found = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError("it holds no JSON object")
-    return found
+        return {k: v for k, v in (folder_config(model.path) or {}).items() if k in _SHAPE}
+    if model.build is None or model.build.heads < 1 or model.tokenizer is None:
+        return {}  # wrong by itself, and told so elsewhere
+    vocab_size = build_tokenizer(model.tokenizer).vocab_size
+    built = model.build.config(vocab_size, model.context)
+    return {key: built[key] for key in _SHAPE}
 
 
 def _refresh(run_file: RunFile, stage: StageConfig) -> Iterator[tuple[str, str]]:
@@ -303,6 +269,12 @@ def _refresh(run_file: RunFile, stage: StageConfig) -> Iterator[tuple[str, str]]
         yield from _bounds(refresh)
     if stage.kind != "train":
         yield "", "nothing trains in this stage, so there is nothing to follow"
+    elif not stage.samples_to_train:
+        yield (
+            "",
+            "a reference follows where the policy is published after every step, and this stage "
+            "samples nothing: remove it, or give the stage a reference block without",
+        )
     if run_file.model.lora is not None:
         yield "", "with model.lora the reference is the model without its adapter: remove it"
     if run_file.publish.transport in DIRECT:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from manta.actors.backends.state_files import read_parameters
 from manta.actors.stored_folder import StoredFolder
-from manta.actors.weight_tensors import first_mismatch, pack
-from manta.actors.weights import Weights
+from manta.actors.weight_tensors import pack, refuse_mismatch
+from manta.actors.weights import Weights, label
 from manta.envs.records import WeightVersion
 from manta.envs.tokenizer import build_tokenizer
 from manta.orchestrator.build import tokenizer_name
@@ -35,16 +35,18 @@ from manta.orchestrator.model_names import (
 )
 from manta.orchestrator.products import Products
 
-_MARK = 8
-"""Hexadecimal digits of a hash that tell weights of one name apart."""
-
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """`label` names the content: the name, and the start of its hash."""
+    """`name` is as exact as can be: with the repeat that each stage in it means."""
 
-    label: str
+    name: str
     weights: Weights
+
+    @property
+    def label(self) -> str:
+        """Names the content."""
+        return label(self.name, self.weights.sha256)
 
 
 class NamedWeights:
@@ -59,8 +61,7 @@ class NamedWeights:
         Raises ValueError where it is not there (yet), damaged, or another model's.
         """
         weights = pack(self.tensors(name, reader), version)
-        told = self._exact(name, reader)
-        return Named(f"{told}#{weights.sha256[:_MARK]}", weights)
+        return Named(self._exact(name, reader), weights)
 
     def tensors(
         self, name: Mixed, reader: StageConfig, shares: Sequence[float] = ()
@@ -138,9 +139,8 @@ def soup(
     total = sum(given)
     mixed: dict[str, Tensor] = {}
     for model, name, share in zip(models, names, given, strict=True):
-        problem = first_mismatch(mixed, model) if mixed else None
-        if problem is not None:
-            raise ValueError(f"'{name}' cannot be averaged with '{names[0]}': {problem}")
+        if mixed:
+            refuse_mismatch(mixed, model, f"'{name}' cannot be averaged with '{names[0]}'")
         for key, tensor in model.items():
             part = tensor.to(torch.float32) * (share / total)
             mixed[key] = mixed[key].add_(part) if key in mixed else part

@@ -12,7 +12,7 @@ from manta.algorithms.settings import AlgorithmSettings, RewardModelSettings
 from manta.envs.protocols import Compares
 from manta.envs.registry import build
 from manta.orchestrator.config import EnvConfig, RunFile, StageConfig
-from manta.orchestrator.critic_check import folder_problems
+from manta.orchestrator.model_folder import folder_problems
 
 
 def pair_problems(run_file: RunFile) -> Iterator[str]:
@@ -69,7 +69,8 @@ def _reward_model(run_file: RunFile, told: RewardModelSettings) -> Iterator[str]
             f"{' or '.join(HOLDING_RESIDENTS)}"
         )
     if told.path is not None:
-        yield from folder_problems(run_file, told.path)
+        for problem in folder_problems(told.path, run_file.model.context):
+            yield f".path: {problem}"
     elif run_file.model.lora is not None:
         yield (
             ".path: with model.lora the policy's weights lie under an adapter, and a reward model "

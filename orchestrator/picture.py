@@ -42,6 +42,8 @@ _STYLE = {
 _SMOOTH_FROM = 40
 _NEAR_AXIS = 0.1
 _UNIT_SCALE = (-0.1, 1.25)
+_LETTERS_ACROSS = 75
+"""About as many letters of a stage's name fit the picture's width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def draw_learning_curve(lines: Sequence[MetricsLine], path: Path, title: str) ->
     from matplotlib.figure import Figure
 
     lines = run_steps(lines)
-    reward, accuracy = curve(lines, REWARD), curve(lines, ACCURACY)
+    reward, accuracy = _learnt(lines), curve(lines, ACCURACY)
     length, kl = curve(lines, LENGTH), curve(lines, KL)
     if not reward.values and not accuracy.values:
         raise ValueError("the metrics hold neither rewards nor held-out accuracies to draw")
@@ -111,6 +113,17 @@ def curve(lines: Sequence[MetricsLine], name: str) -> Curve:
         if finite:
             pieces.append((tuple(finite), tuple(finite.values())))
     return Curve(tuple(pieces))
+
+
+def _learnt(lines: Sequence[MetricsLine]) -> Curve:
+    """The rewards of the stages that are examined, if any of them has rewards; else all.
+
+    What others reward (data that is sampled, answers that a reward model learns from) may be on
+    another scale, and is not what the policy learns.
+    """
+    examined = {line.stage for line in lines if ACCURACY in line.values}
+    rewards = curve([line for line in lines if line.stage in examined], REWARD)
+    return rewards if rewards.values else curve(lines, REWARD)
 
 
 def _draw_progress(axes: Axes, reward: Curve, accuracy: Curve) -> None:
@@ -207,15 +220,29 @@ def _draw_stages(panels: Sequence[Axes], lines: Sequence[MetricsLine]) -> None:
         for start in starts[1:]:
             panel.axvline(start, color=_GREY, linewidth=1, linestyle=(0, (4, 3)))
     if len(stages) > 1:
-        for stage, start in zip(stages, starts, strict=True):
+        names = [stage[0].stage for stage in stages]
+        rows = name_rows(names, starts, end)
+        for name, start, row in zip(names, starts, rows, strict=True):
             panels[0].annotate(
-                stage[0].stage,
+                name,
                 (start, 1.0),
                 xycoords=("data", "axes fraction"),
-                xytext=(4, 4),
+                xytext=(4, 4 + 13 * row),
                 textcoords="offset points",
                 color=_GREY,
             )
+
+
+def name_rows(names: Sequence[str], starts: Sequence[int], end: int) -> list[int]:
+    """For each stage's name the lowest row, counted from 0, where it meets none before it."""
+    per_letter = max(end - starts[0], 1) / _LETTERS_ACROSS
+    until: list[float] = []
+    rows = []
+    for name, start in zip(names, starts, strict=True):
+        row = next((i for i, border in enumerate(until) if border <= start), len(until))
+        until[row:] = [start + (len(name) + 1) * per_letter, *until[row + 1 :]]
+        rows.append(row)
+    return rows
 
 
 def _draw_key(axes: Axes, shown: Sequence[tuple[str, str]]) -> None:

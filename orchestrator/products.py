@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
+from manta.actors.file_on_disk import sha256_of, sync
 from manta.orchestrator.model_names import Kind, meant, parse_stage
 from manta.orchestrator.run_directory import RunDirectory, atomic_write
 from manta.orchestrator.strict import nearest
@@ -119,7 +119,7 @@ class Products:
         final = self._directory.product(stage)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
         return product
 
     def reopen(self, stage: str) -> None:
@@ -155,21 +155,11 @@ def _over(files: dict[str, str]) -> str:
 
 def _sha256(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError:
         return None
 
 
 def _synced_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path)
+    return sha256_of(path)

@@ -120,6 +120,8 @@ class _Driver:
         with recorder:
             try:
                 state = await self._work(recorder, ledger)
+            # Any part's failure, and nobody above hears of it: what is recorded, shown and told by
+            # the exit code is why the run ended, and what it left is written down all the same
             except* Exception as errors:  # noqa: BLE001 - whatever ends the run is shown as its cause
                 error = _causes(errors)
                 state = "failed"

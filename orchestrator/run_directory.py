@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from manta.actors.file_on_disk import sync
 from manta.actors.stored_folder import StoredFolder
 from manta.orchestrator.config import RunFile
 
@@ -168,16 +169,11 @@ def atomic_write(path: Path, text: str) -> None:
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)
 
 
 def _holder(lock_file: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from manta.envs.records import Json
 from manta.envs.rewards.formula import Formula
 from manta.orchestrator.config import RewardConfig, RunFile, ScorerConfig, StageConfig
+from manta.orchestrator.model_folder import folder_config, is_missing, length_problems
 from manta.orchestrator.model_names import leaves, named_stage, parse_stage
 from manta.orchestrator.scorers import called_by, called_in
 from manta.orchestrator.strict import nearest
@@ -103,20 +103,18 @@ def _gold(reward: RewardConfig) -> Iterator[str]:
 def _folder(run_file: RunFile, scorer: ScorerConfig, vocab_size: int | None) -> Iterator[str]:
     """Hub names are looked at when the model is loaded."""
     path = scorer.model
-    if not Path(path).is_dir():
-        if path.startswith((".", "/", "~")) or path.count("/") > 1:
-            yield f"there is no folder '{path}'"
-        elif "/" not in path:
-            hint = nearest(path, [stage.name for stage in run_file.stages])
-            yield f"'{path}' is no folder; the product of a stage is named stage:NAME{hint}"
-        return
-    file = Path(path) / "config.json"
+    if is_missing(path):
+        yield f"there is no folder '{path}'"
+    elif not Path(path).is_dir() and "/" not in path:
+        hint = nearest(path, [stage.name for stage in run_file.stages])
+        yield f"'{path}' is no folder; the product of a stage is named stage:NAME{hint}"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        yield f"cannot read {file}: {error}"
+        config = folder_config(path)
+    except ValueError as error:
+        yield str(error)
         return
-    yield from _config(run_file, path, config, vocab_size)
+    if config is not None:
+        yield from _config(run_file, path, config, vocab_size)
 
 
 def _config(
@@ -134,12 +132,7 @@ def _config(
     count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
     if count != 1:
         yield f"the model in '{path}' has {count} outputs, a reward model has one (num_labels 1)"
-    positions = config.get("max_position_embeddings")
-    if isinstance(positions, int) and positions < run_file.model.context:
-        yield (
-            f"the model in '{path}' was made for at most {positions:,} tokens, model.context is "
-            f"{run_file.model.context:,}"
-        )
+    yield from length_problems(config, path, run_file.model.context)
     known = config.get("vocab_size")
     has_own = (Path(path) / "tokenizer.json").is_file()
     if vocab_size is not None and isinstance(known, int) and known < vocab_size and not has_own:

@@ -97,8 +97,7 @@ class StageReference:
             return await references.version()
         version = WeightVersion(run.progress.step, run.incarnation)
         named = await asyncio.to_thread(run.named.named, name, self._stage, version)
-        label, _, _ = named.label.rpartition("#")
-        for receipt in await references.load(named.weights, label):
+        for receipt in await references.load(named.weights, named.name):
             if receipt.sha256 != named.weights.sha256:
                 raise RuntimeError(
                     f"a reference worker received weights {receipt.sha256}, not {named.label}"

@@ -6,6 +6,7 @@ import math
 
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.model_names import leaves
+from manta.orchestrator.reference_use import annotated_by, reads_reference
 from manta.orchestrator.scorers import called_by
 
 
@@ -38,6 +39,9 @@ def annotation_told(run_file: RunFile, stage: StageConfig) -> str:
 
 def reference_told(run_file: RunFile, stage: StageConfig) -> str:
     """What the reference policy is, in words."""
+    annotator = annotated_by(run_file, stage)
+    if annotator is not None and reads_reference(run_file, stage):
+        return f"the reference of stage '{annotator.name}', whose log-probs its groups have"
     settings = run_file.reference_of(stage)
     told = settings.model or "the weights at the start of the stage"
     refresh = settings.refresh

@@ -29,6 +29,7 @@ from manta.orchestrator.mismatch import MismatchWatch
 from manta.orchestrator.model_names import parse_mixed, steps_named
 from manta.orchestrator.publish import Published
 from manta.orchestrator.racing_feed import RacingFeed
+from manta.orchestrator.reference_use import needs_reference
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.stage_rates import StageRates
 from manta.orchestrator.stage_reference import StageReference
@@ -45,7 +46,8 @@ class TrainStage:
         self._run, self._stage = run, stage
         self._algorithm: AlgorithmSettings = stage.algorithm
         self._examiner = Examiner(run, stage)
-        self._reference = StageReference(run, stage) if stage.needs_reference else None
+        is_referred = needs_reference(run.run_file, stage)
+        self._reference = StageReference(run, stage) if is_referred else None
         self._first = run.progress.step - run.progress.stage_step
         self._save_at = steps_named(run.run_file)
         self._saving_to: str | None = None

@@ -6,15 +6,16 @@ can do is `manta.orchestrator.installed_vllm`'s.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from manta.actors.engines.kv_memory import CPU_BLOCK, row_bytes, rows_that_fit
+from manta.envs.records import Json
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.installed_vllm import InstalledVllm
 from manta.orchestrator.memory import ModelSizes, kv_shape, model_sizes
+from manta.orchestrator.model_folder import folder_config
 from manta.orchestrator.strict import nearest
 
 OWNED = {
@@ -167,11 +168,15 @@ def _architecture(path: str | None, installed: InstalledVllm) -> Iterator[str]:
     """Hub names are looked at when loaded; a config that cannot be read is told elsewhere."""
     if path is None or installed.architectures is None:
         return
-    config = {}
-    with suppress(OSError, ValueError):
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    names = config.get("architectures") or []
-    if names and not any(name in installed.architectures for name in names):
+    config: Mapping[str, Json] = {}
+    with suppress(ValueError):
+        config = folder_config(path) or {}
+    names = config.get("architectures")
+    if (
+        isinstance(names, list)
+        and names
+        and not any(name in installed.architectures for name in names)
+    ):
         yield (
             f"model.path: the model in '{path}' is a {names[0]}, which this vLLM does not serve"
             f"{nearest(str(names[0]), sorted(installed.architectures)).partition('; known')[0]}: "

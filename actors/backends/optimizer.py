@@ -20,7 +20,7 @@ from manta.actors.backends.torch_optimizer import (
     make_optimizer,
     slots_of,
 )
-from manta.actors.weight_tensors import first_mismatch
+from manta.actors.weight_tensors import refuse_mismatch
 
 
 class FlatOptimizer:
@@ -55,9 +55,7 @@ class FlatOptimizer:
         Raises ValueError naming the first tensor that does not belong.
         """
         own = self.state()
-        problem = first_mismatch(own, state)
-        if problem is not None:
-            raise ValueError(f"optimizer state of another model or optimizer: {problem}")
+        refuse_mismatch(own, state, "optimizer state of another model or optimizer")
         for name, tensor in own.items():
             tensor.copy_(state[name])
         self.updates = updates

@@ -36,7 +36,7 @@ from manta.actors.models.lora import base_hash
 from manta.actors.models.policy import evaluate, evaluate_in_batches
 from manta.actors.models.precision import computing
 from manta.actors.rows import Row
-from manta.actors.weight_tensors import first_mismatch, pack
+from manta.actors.weight_tensors import pack, refuse_mismatch
 from manta.actors.weights import Weights
 from manta.envs.records import WeightVersion
 
@@ -182,17 +182,17 @@ class PlainBackend:
             updates = _taken(private, f"{name}.{UPDATES}").values()
             states[name] = (_taken(private, f"{name}."), optimizer, sum(map(int, updates)))
         for name, state in states.items():
-            problem = first_mismatch(self._modules[name].parameters(), state[0])
-            if problem is not None:
-                raise ValueError(f"{folder} is a checkpoint of another model: {problem}")
+            refuse_mismatch(
+                self._modules[name].parameters(),
+                state[0],
+                f"{folder} is a checkpoint of another model",
+            )
         for name, state in states.items():
             self._modules[name].load(*state)
 
     def take(self, parameters: Mapping[str, Tensor]) -> None:
         """See `manta.actors.backends.protocol.TakesParameters`."""
-        problem = first_mismatch(self._modules[POLICY].parameters(), parameters)
-        if problem is not None:
-            raise ValueError(f"these are another model's weights: {problem}")
+        refuse_mismatch(self._modules[POLICY].parameters(), parameters)
         self._modules[POLICY].take(parameters)
 
     def _scalars(self) -> Scalars:

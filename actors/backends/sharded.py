@@ -27,7 +27,7 @@ from manta.actors.backends.state_files import (
 )
 from manta.actors.backends.totals import Totals
 from manta.actors.rows import Row
-from manta.actors.weight_tensors import first_mismatch, pack
+from manta.actors.weight_tensors import pack, refuse_mismatch
 from manta.actors.weights import Weights
 from manta.envs.records import WeightVersion
 
@@ -190,15 +190,15 @@ class ShardedBackend:
         parameters, optimizer, scalars = read_state(folder)
         refuse_other_optimizer(folder, scalars, self._settings.optimizer)
         shards = self._shards
-        problem = first_mismatch(_shaped(shards.shapes), parameters)
-        if problem is not None:
-            raise ValueError(f"{folder} is a checkpoint of another model: {problem}")
-        own = {f"optimizer.{name}.{slot}": (name, slot) for name, slot in self._optimizer_places()}
-        problem = first_mismatch(
-            _shaped({key: shards.shapes[name] for key, (name, _) in own.items()}), optimizer
+        refuse_mismatch(
+            _shaped(shards.shapes), parameters, f"{folder} is a checkpoint of another model"
         )
-        if problem is not None:
-            raise ValueError(f"optimizer state of another model or optimizer: {problem}")
+        own = {f"optimizer.{name}.{slot}": (name, slot) for name, slot in self._optimizer_places()}
+        refuse_mismatch(
+            _shaped({key: shards.shapes[name] for key, (name, _) in own.items()}),
+            optimizer,
+            "optimizer state of another model or optimizer",
+        )
         for name, tensor in parameters.items():
             shards.put(name, None, tensor)
         for key, (name, slot) in own.items():
@@ -208,9 +208,7 @@ class ShardedBackend:
 
     def take(self, parameters: Mapping[str, Tensor]) -> None:
         """See `manta.actors.backends.protocol.TakesParameters`."""
-        problem = first_mismatch(_shaped(self._shards.shapes), parameters)
-        if problem is not None:
-            raise ValueError(f"these are another model's weights: {problem}")
+        refuse_mismatch(_shaped(self._shards.shapes), parameters)
         for name in self._shards.shapes:
             self._shards.put(name, None, parameters[name])
         self._shards.settle(self._updates)

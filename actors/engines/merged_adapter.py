@@ -14,7 +14,7 @@ from manta.actors.models.adapter import adapter_shapes, is_adapter, matrices
 from manta.actors.models.causal import model_state
 from manta.actors.models.lora import merged
 from manta.actors.models.spec import LoraSpec
-from manta.actors.weight_tensors import first_mismatch
+from manta.actors.weight_tensors import refuse_mismatch
 
 
 class MergedAdapter:
@@ -38,7 +38,5 @@ class MergedAdapter:
         if not is_adapter(given):
             self._base = {name: given.get(name, kept).clone() for name, kept in self._base.items()}
             return given
-        problem = first_mismatch(self._shapes, given)
-        if problem is not None:
-            raise ValueError(f"this adapter does not fit the engine's model: {problem}")
+        refuse_mismatch(self._shapes, given, "this adapter does not fit the engine's model")
         return {**own, **merged(self._base, self._lora, given)}

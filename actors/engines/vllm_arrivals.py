@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from manta.actors.weight_stream import StreamHash
+from manta.actors.weight_tensors import hash_into
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,10 +44,7 @@ class Arrivals:
 
     def _hash_and_load(self, weights: Iterable[tuple[str, Tensor]]) -> object:
         arrived = list(weights)
-        for name, tensor in arrived:
-            octets = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            self._hash.add(name, dtype, tuple(tensor.shape), octets.numpy())
+        hash_into(self._hash, arrived)
         return self._load(arrived)
 
 

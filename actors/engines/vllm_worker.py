@@ -27,7 +27,7 @@ from manta.actors.engines.sampler import draw
 from manta.actors.engines.vllm_arrivals import Arrivals, TransferInfo, from_plain
 from manta.actors.engines.vllm_weights import DRAWN, Index
 from manta.actors.transports.patience import giving_up
-from manta.actors.weight_stream import StreamHash
+from manta.actors.weight_tensors import stream_hash
 from manta.actors.weights import TensorSpec, content_hash
 
 if TYPE_CHECKING:
@@ -89,14 +89,8 @@ class WorkerExtension:
 
     def manta_hash_adapter(self, folder: str) -> str:
         """SHA-256 over the adapter's tensors in `folder`, as this process reads them."""
-        stream = StreamHash()
         with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file:
-            for name in sorted(file.keys()):
-                tensor = file.get_tensor(name)
-                octets = tensor.reshape(-1).view(torch.uint8).numpy()
-                dtype = str(tensor.dtype).removeprefix("torch.")
-                stream.add(name, dtype, tuple(tensor.shape), octets)
-        return stream.close()
+            return stream_hash((name, file.get_tensor(name)) for name in sorted(file.keys()))
 
     def manta_load_adapter(self, name: str, number: int, folder: str) -> None:
         """Makes the adapter in `folder` ready for requests that name it by its number."""

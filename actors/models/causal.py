@@ -18,7 +18,7 @@ from manta.actors.models.norms import merge_norms
 from manta.actors.models.products import widen_linears
 from manta.actors.models.rotary import merge_rotary
 from manta.actors.models.spec import ModelSpec
-from manta.actors.weight_tensors import first_mismatch
+from manta.actors.weight_tensors import refuse_mismatch
 
 
 def build_model(spec: ModelSpec, vocab_size: int, seed: int) -> nn.Module:
@@ -54,19 +54,8 @@ def model_config(spec: ModelSpec, vocab_size: int) -> PreTrainedConfig:
     if spec.path is not None:
         return cast(PreTrainedConfig, AutoConfig.from_pretrained(spec.path))
     assert spec.build is not None
-    sizes = spec.build
-    config = AutoConfig.for_model(
-        sizes.architecture,
-        vocab_size=vocab_size,
-        hidden_size=sizes.width,
-        intermediate_size=sizes.mlp_width,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads or sizes.heads,
-        head_dim=sizes.width // sizes.heads,
-        max_position_embeddings=spec.context,
-        tie_word_embeddings=sizes.tie_embeddings,
-    )
+    fields = spec.build.config(vocab_size, spec.context)
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     return cast(PreTrainedConfig, config)
 
 
@@ -103,8 +92,6 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises ValueError naming the first tensor that does not belong; nothing is changed then.
     """
     own = model_state(model)
-    problem = first_mismatch(own, state)
-    if problem is not None:
-        raise ValueError(f"these are another model's weights: {problem}")
+    refuse_mismatch(own, state)
     for name, parameter in own.items():
         parameter.copy_(state[name])

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from manta.actors.models.adapter import adapter_name, adapter_shapes, matrices
 from manta.actors.models.causal import build_model, model_state
 from manta.actors.models.spec import LoraSpec, ModelSpec
-from manta.actors.weight_tensors import first_mismatch
+from manta.actors.weight_tensors import refuse_mismatch
 from manta.actors.weights import tree_hash
 
 _BASE = ".base_layer"
@@ -73,9 +73,7 @@ def merge_adapter(model: nn.Module, lora: LoraSpec, adapter: Mapping[str, Tensor
     expected = {
         name: torch.empty(s, device="meta") for name, s in adapter_shapes(lora, shapes).items()
     }
-    problem = first_mismatch(expected, adapter)
-    if problem is not None:
-        raise ValueError(f"this is another model's adapter: {problem}")
+    refuse_mismatch(expected, adapter, "this is another model's adapter")
     for name, weight in merged(own, lora, adapter).items():
         own[name].copy_(weight)
 

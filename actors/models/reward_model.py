@@ -6,7 +6,6 @@ for is `manta.algorithms`'.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,25 +13,23 @@ from typing import cast
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from manta.actors.backends.protocol import Want
 from manta.actors.models.causal import merge_layers, model_config
 from manta.actors.models.policy import hidden_states
 from manta.actors.models.resident import ResidentModule
 from manta.actors.models.spec import ModelSpec
-from manta.actors.models.trunk import own_trunk, trunk, width
+from manta.actors.models.trunk import own_trunk, width
 from manta.actors.rows import Row
-from manta.actors.weight_tensors import first_mismatch
+from manta.actors.weight_tensors import refuse_mismatch
 from manta.algorithms.settings import RewardModelSettings
 
 _HEAD = "head.weight"
 _SCORE = "score.weight"
 """What the head is called here, and in a Hugging Face folder."""
-_WEIGHTS = "model.safetensors"
 
 
 class RewardModel(ResidentModule):
@@ -50,9 +47,7 @@ class RewardModel(ResidentModule):
     def scores(self, rows: Sequence[Row]) -> Tensor:
         """float32[R], with gradients: the head over the state of each row's last token, trained or
         not, after all tokens of the row."""
-        states_TD, _ = hidden_states(self.body, [_followed(row) for row in rows])
-        ends = np.cumsum([row.num_tokens + 1 for row in rows], dtype=np.int64) - 1
-        last_RD = states_TD[torch.from_numpy(ends).to(states_TD.device)]
+        last_RD = last_states(self.body, rows)
         # Scores are compared to a few digits: no lower precision, whatever the trunk computes in
         with torch.autocast(last_RD.device.type, enabled=False):
             score_R: Tensor = self.head(last_RD.to(self.head.weight.dtype))[:, 0]
@@ -107,9 +102,7 @@ def save_reward_model(
         model = AutoModelForSequenceClassification.from_config(config)
     own = dict(model.named_parameters())
     given = {_published(name, model.base_model_prefix): each for name, each in tensors.items()}
-    problem = first_mismatch(own, given)
-    if problem is not None:
-        raise ValueError(f"this is no reward model of that kind: {problem}")
+    refuse_mismatch(own, given, "this is no reward model of that kind")
     dtype = getattr(torch, spec.dtype)
     kept = {
         name: tensor.detach().cpu().to(torch.float32 if name == _SCORE else dtype).contiguous()
@@ -117,44 +110,40 @@ def save_reward_model(
     }
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
-    save_file(kept, folder / _WEIGHTS, {"format": "pt"})
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
 
-def load_reward_model(folder: Path) -> nn.Module:
-    """The `RewardModel` in a Hugging Face folder of a sequence classifier with one label, in
-    evaluation mode, on the CPU.
+def load_reward_model(folder: Path, dtype: str) -> PreTrainedModel:
+    """The sequence classifier with one label in a Hugging Face folder: frozen, in evaluation mode,
+    on the CPU, its parameters in `dtype`.
 
-    Raises ValueError where there is none, or its head gives more than a score.
+    Raises ValueError where it has no head, or one that gives more than a score.
     """
-    file = folder / "config.json"
-    try:
-        names = json.loads(file.read_text(encoding="utf-8")).get("architectures")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} holds no reward model: {error}") from error
-    if not any(name.endswith("ForSequenceClassification") for name in names or ()):
+    model, told = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=getattr(torch, dtype), output_loading_info=True
+    )
+    if told["missing_keys"]:
+        # transformers makes such tensors up: a head of random numbers is no reward
         raise ValueError(
-            f"{folder} holds {', '.join(names or ['a model of no name'])}, which has no score: "
-            "give the folder of a reward model"
+            f"reward model '{folder}' lacks {', '.join(sorted(told['missing_keys']))}: it is no "
+            "reward model but what one is trained from; train it with a stage of algorithm "
+            "reward_model"
         )
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    if model.config.num_labels != 1 or model.score.bias is not None:
+    if model.config.num_labels != 1:
         raise ValueError(
-            f"{folder}: its head gives {model.config.num_labels} numbers, with or without a bias; "
-            "a reward model's gives one without"
+            f"reward model '{folder}' has {model.config.num_labels} outputs; one with a single "
+            "score is needed (num_labels 1 in its config.json)"
         )
     merge_layers(model)
-    reward = RewardModel(trunk(model))
-    with torch.no_grad():
-        reward.head.weight.copy_(_head(folder, model.score.weight))
-    return reward.eval()
+    return cast(PreTrainedModel, model.requires_grad_(False).eval())
 
 
-def _head(folder: Path, loaded: Tensor) -> Tensor:
-    """The head as it stands in the folder's one file: what is `loaded` has the model's dtype."""
-    if not (folder / _WEIGHTS).is_file():
-        return loaded
-    with safe_open(folder / _WEIGHTS, framework="pt") as file:
-        return cast(Tensor, file.get_tensor(_SCORE))
+def last_states(model: nn.Module, rows: Sequence[Row]) -> Tensor:
+    """float[R, D], with gradients: the state of `model`, with or without a head, of each row's last
+    token, trained or not, after all tokens of the row."""
+    states_TD, _ = hidden_states(model, [_followed(row) for row in rows])
+    ends = np.cumsum([row.num_tokens + 1 for row in rows], dtype=np.int64) - 1
+    return states_TD[torch.from_numpy(ends).to(states_TD.device)]
 
 
 def _published(name: str, prefix: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from manta.envs.records import Json
+
 
 @dataclass(frozen=True, slots=True)
 class BuildSpec:
@@ -21,6 +23,22 @@ class BuildSpec:
     kv_heads: int | None = None
     architecture: Literal["qwen2", "llama"] = "qwen2"
     tie_embeddings: bool = True
+
+    def config(self, vocab_size: int, context: int) -> dict[str, Json]:
+        """What transformers' config.json says of such a model, `context` tokens long, by its names
+        there."""
+        return {
+            "model_type": self.architecture,
+            "vocab_size": vocab_size,
+            "hidden_size": self.width,
+            "intermediate_size": self.mlp_width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads or self.heads,
+            "head_dim": self.width // self.heads,
+            "max_position_embeddings": context,
+            "tie_word_embeddings": self.tie_embeddings,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,11 @@ from torch import Tensor, nn
 
 from manta.actors.models.causal import load_state, model_state
 from manta.actors.scorers.logprob import LogprobScorer
-from manta.actors.weight_stream import StreamHash
-from manta.actors.weight_tensors import first_mismatch, unpack
-from manta.actors.weights import Receipt, Weights, content_hash
+from manta.actors.weight_tensors import refuse_mismatch, stream_hash, unpack
+from manta.actors.weights import Receipt, Weights, content_hash, label
 from manta.envs.records import ReferenceStatistics, Trajectory
 
 REFERENCE_FILE = "reference.safetensors"
-_MARK = 8
-"""Hexadecimal digits of a hash in a version."""
 
 
 class FollowingScorer:
@@ -40,11 +37,11 @@ class FollowingScorer:
         self._model = model
         self._scorer = LogprobScorer(model, "", tokens_per_batch, temperature)
         self._average: dict[str, Tensor] | None = None
-        self._name(("initial", _hash(model_state(model))))
+        self._name(("initial", stream_hash(sorted(model_state(model).items()))))
 
     @property
     def version(self) -> str:
-        return _shown(*self._named)
+        return label(*self._named)
 
     def score(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
         return self._scorer.score(trajectories)
@@ -73,9 +70,7 @@ class FollowingScorer:
                     key: tensor.to(torch.float32, copy=True)
                     for key, tensor in model_state(self._model).items()
                 }
-            problem = first_mismatch(self._average, policy)
-            if problem is not None:
-                raise ValueError(f"these are another model's weights: {problem}")
+            refuse_mismatch(self._average, policy)
             for key, average in self._average.items():
                 average.lerp_(policy[key].to(average), 1 - decay)
             load_state(self._model, self._average)
@@ -113,22 +108,7 @@ class FollowingScorer:
 
     def _name(self, named: tuple[str, str]) -> None:
         self._named = named
-        self._scorer.version = _shown(*named)
-
-
-def _hash(state: Mapping[str, Tensor]) -> str:
-    """That of the same tensors as `Weights`, without a copy of all of them."""
-    stream = StreamHash()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        octets = tensor.reshape(-1).view(torch.uint8).numpy()
-        stream.add(name, dtype, tuple(tensor.shape), octets)
-    return stream.close()
-
-
-def _shown(name: str, sha256: str) -> str:
-    return f"{name}#{sha256[:_MARK]}"
+        self._scorer.version = label(*named)
 
 
 def _write(state: Mapping[str, Tensor], metadata: dict[str, str], folder: Path) -> None:

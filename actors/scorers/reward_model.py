@@ -1,6 +1,6 @@
 """The reward model: a frozen sequence classifier with one output, read off trajectories.
 
-Owns loading, the version and the scores. How what is shown becomes tokens is
+Owns the version and the scores. How what is shown becomes tokens is
 `manta.actors.scorers.wording`.
 """
 
@@ -16,20 +16,16 @@ from typing import Literal, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_layers import GenericForSequenceClassification
 
 from manta.actors.micro_batches import micro_batches, padded_batches
-from manta.actors.models.causal import merge_layers
 from manta.actors.models.packed_attention import is_packable
-from manta.actors.models.policy import hidden_states
+from manta.actors.models.reward_model import last_states, load_reward_model
 from manta.actors.rows import Row
 from manta.actors.scorers.wording import named, wording_for
 from manta.envs.protocols import Tokenizer
 from manta.envs.records import Bool, Score, Shown
 
-_NO_TOKEN = 0
-"""Stands behind a row's last token, so that the state after that one is asked for; never read."""
 _READ_BYTES = 1 << 22
 
 
@@ -59,7 +55,7 @@ class RewardModelScorer:
         self.version = version_of_folder(folder)
         self._wording = wording_for(folder, policy)
         self._settings = settings
-        self._model = _load(folder, settings).to(settings.device)
+        self._model = load_reward_model(folder, settings.dtype).to(settings.device)
         self._pad_id: int | None = self._model.config.get_text_config().pad_token_id
         self._is_decoder = isinstance(self._model, GenericForSequenceClassification)
 
@@ -86,15 +82,14 @@ class RewardModelScorer:
         return tuple(Score(float(value), {}) for value in scores)
 
     def _row(self, index: int, shown: Shown) -> Row:
-        """Its tokens and `_NO_TOKEN`; what is marked asks for the state before it."""
+        """Its tokens, without padding at the end."""
         ids = self._wording.tokens(shown)
         self._check(ids, shown)
         length = len(ids)
         if self._is_decoder and self._pad_id is not None:
             (real,) = np.nonzero(ids != self._pad_id)
             length = int(real[-1]) + 1 if len(real) else 1
-        ids = np.append(ids[:length], np.int32(_NO_TOKEN))
-        return Row(index, ids, _asked(length, shown), None, None, {})
+        return Row(index, ids[:length], _said_from(length, shown), None, None, {})
 
     def _check(self, ids: np.ndarray[tuple[int], np.dtype[np.int32]], shown: Shown) -> None:
         config = self._model.config.get_text_config()
@@ -111,11 +106,8 @@ class RewardModelScorer:
             )
 
     def _by_head(self, rows: Sequence[Row]) -> Tensor:
-        states_TD, _ = hidden_states(self._model, rows)
-        ends = np.cumsum([row.num_tokens for row in rows]) - 1
-        last_ND = states_TD[torch.from_numpy(ends).to(states_TD.device)]
         head = cast(nn.Linear, self._model.score)
-        return cast(Tensor, head(last_ND))[:, 0]
+        return cast(Tensor, head(last_states(self._model, rows)))[:, 0]
 
     def _padded(self, rows: Sequence[Row]) -> list[list[Row]]:
         if self._pad_id is None:
@@ -124,10 +116,10 @@ class RewardModelScorer:
 
     def _by_itself(self, rows: Sequence[Row]) -> Tensor:
         """By the model's own forward pass, over rows padded on the right."""
-        lengths = [len(row.token_ids) - 1 for row in rows]
+        lengths = [len(row.token_ids) for row in rows]
         ids_BL = np.full((len(rows), max(lengths)), self._pad_id or 0, np.int64)
         for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            ids_BL[i, :length] = row.token_ids[:length]
+            ids_BL[i, :length] = row.token_ids
         is_real_BL = np.arange(max(lengths)) < np.array(lengths)[:, None]
         device = self._settings.device
         output = self._model(
@@ -161,33 +153,12 @@ def version_of_folder(folder: Path) -> str:
     return f"{folder.name}#{digest.hexdigest()[:12]}"
 
 
-def _load(folder: Path, settings: ScorerSettings) -> PreTrainedModel:
-    model, told = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=getattr(torch, settings.dtype), output_loading_info=True
-    )
-    if model.config.num_labels != 1:
-        raise ValueError(
-            f"reward model '{folder}' has {model.config.num_labels} outputs; one with a single "
-            "score is needed (num_labels 1 in its config.json)"
-        )
-    if told["missing_keys"]:
-        # transformers makes such tensors up: a head of random numbers is no reward
-        raise ValueError(
-            f"reward model '{folder}' lacks {', '.join(sorted(told['missing_keys']))}: it is no "
-            "reward model but what one is trained from; train it with a stage of algorithm "
-            "reward_model"
-        )
-    merge_layers(model)
-    return cast(PreTrainedModel, model.requires_grad_(False).eval())
-
-
-def _asked(length: int, shown: Shown) -> Bool:
-    """bool[length + 1]: the last one, and the first that the policy said, so that samples of one
-    prompt share what comes before it."""
-    asked = np.zeros(length + 1, np.bool_)
-    asked[length] = True
+def _said_from(length: int, shown: Shown) -> Bool:
+    """bool[length], True at the first token that the policy said, so that samples of one prompt
+    share what comes before it."""
+    is_first = np.zeros(length, np.bool_)
     [trajectory] = shown.trajectories
     (said,) = np.nonzero(trajectory.loss_mask[:length])
     if len(said) and said[0] > 0:
-        asked[said[0]] = True
-    return asked
+        is_first[said[0]] = True
+    return is_first

@@ -8,8 +8,7 @@ from manta.envs.families.family import Family
 from manta.envs.protocols import Split, TaskSource
 from manta.envs.records import Task
 from manta.envs.rewards.exact import Exact
-from manta.envs.sources.generator import GeneratedSource
-from manta.envs.sources.shuffle import Shuffle
+from manta.envs.sources.enumerated import EnumeratedSplits
 
 OPERATIONS = ("+", "-", "*")
 
@@ -41,20 +40,11 @@ class Arithmetic(Family):
         self._operations = tuple(operations)
         self._base = 10**digits
         total = len(self._operations) * self._base**2
-        if not 0 < eval_size < total:
-            raise ValueError(
-                f"arithmetic: eval_size is {eval_size}: it must lie in 1..{total - 1}, there are "
-                f"{total} prompts"
-            )
-        self._eval_size = eval_size
-        self._order = Shuffle(total, f"arithmetic/{seed}")
+        self._splits = EnumeratedSplits("arithmetic", total, eval_size, seed, self._task)
         self.verifier = Exact()
 
     def source(self, split: Split) -> TaskSource:
-        if split == "eval":
-            return GeneratedSource(self._eval_size, lambda i: self._task(self._order[i]))
-        size = self._order.length - self._eval_size
-        return GeneratedSource(size, lambda i: self._task(self._order[self._eval_size + i]))
+        return self._splits.source(split)
 
     def gold(self, task: Task) -> str:
         return str(task.reference)

@@ -9,9 +9,8 @@ from manta.envs.protocols import Split, TaskSource
 from manta.envs.records import Message, Task
 from manta.envs.rewards.answer import number
 from manta.envs.rewards.exact import Exact
-from manta.envs.sources.files import FileSource
-from manta.envs.sources.part import Part
 from manta.envs.sources.rows import Row
+from manta.envs.sources.splits import FileSplits
 
 MARKER = "####"
 INSTRUCTION = f"Think step by step. End with a line of {MARKER} and the number."
@@ -41,25 +40,11 @@ class Gsm8k(Family):
             raise ValueError(f"gsm8k: prompt is {prompt!r}: choose text or chat")
         self._prompt = prompt
         self._instruction = instruction
-        self._train = FileSource(train, lambda row: self._task(row, "train"))
-        self._eval = FileSource(eval, lambda row: self._task(row, "eval")) if eval else None
-        self._eval_size = eval_size
+        self._splits = FileSplits("gsm8k", train, eval, eval_size, self._task)
         self.verifier = Exact(after=MARKER)
 
     def source(self, split: Split) -> TaskSource:
-        """Reads the file at the first use; raises ValueError naming it where that fails."""
-        if self._eval is not None:
-            return self._train if split == "train" else self._eval
-        total = len(self._train)
-        if not 0 < self._eval_size < total:
-            raise ValueError(
-                f"gsm8k: eval_size is {self._eval_size}: it must lie in 1..{total - 1}, "
-                f"{self._train.path} has {total} rows; or name a file of its own as eval"
-            )
-        border = total - self._eval_size
-        if split == "train":
-            return Part(self._train, 0, border)
-        return Part(self._train, border, total)
+        return self._splits.source(split)
 
     def gold(self, task: Task) -> str:
         return str(task.facts["answer"])

@@ -8,9 +8,8 @@ from manta.envs.protocols import Answer, Split, TaskSource
 from manta.envs.records import MARGIN, Task
 from manta.envs.rewards.answer import MAX_TEXT
 from manta.envs.rewards.exact import Exact
-from manta.envs.sources.files import FileSource
-from manta.envs.sources.part import Part
 from manta.envs.sources.rows import Row, prompt_of
+from manta.envs.sources.splits import FileSplits
 
 
 class Preferences(Family):
@@ -29,25 +28,11 @@ class Preferences(Family):
     num_answers = 2
 
     def __init__(self, train: str, eval: str | None = None, eval_size: int = 256) -> None:
-        self._train = FileSource(train, lambda row: _task(row, "train"))
-        self._eval = FileSource(eval, lambda row: _task(row, "eval")) if eval else None
-        self._eval_size = eval_size
+        self._splits = FileSplits("preferences", train, eval, eval_size, _task)
         self.verifier = Exact()
 
     def source(self, split: Split) -> TaskSource:
-        """Reads the file at the first use; raises ValueError naming it where that fails."""
-        if self._eval is not None:
-            return self._train if split == "train" else self._eval
-        total = len(self._train)
-        if not 0 < self._eval_size < total:
-            raise ValueError(
-                f"preferences: eval_size is {self._eval_size}: it must lie in 1..{total - 1}, "
-                f"{self._train.path} has {total} rows; or name a file of its own as eval"
-            )
-        border = total - self._eval_size
-        return (
-            Part(self._train, 0, border) if split == "train" else Part(self._train, border, total)
-        )
+        return self._splits.source(split)
 
     def gold(self, task: Task) -> str:
         return str(task.facts["chosen"])

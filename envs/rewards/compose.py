@@ -227,6 +227,8 @@ class Composition:
         except WorldBroke as error:
             broken = Broken(f"{name}: {error}")
         except Exception as error:
+            # The component's own, of whatever kind: code of others runs here. Nothing is swallowed,
+            # it ends the run under the name of component and task, which it knows nothing of
             raise RewardFailed(
                 f"reward {name!r}, {what}: {type(error).__name__}: {error}"
             ) from error

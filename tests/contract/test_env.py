@@ -39,6 +39,7 @@ CASES = {
     "countdown": Case("expression", {"train_size": 500, "eval_size": 100}),
     "gsm8k": Case("exact", {"train": "rows.jsonl", "eval_size": 5}, {"after": "####"}),
     "preferences": Case("exact", {"train": "pairs.jsonl", "eval_size": 5}),
+    "sorting": Case("exact", {"length": 4, "eval_size": 100}),
 }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from manta.orchestrator.ledger import Entry, read_ledger
 from manta.orchestrator.lives import lineage
+from manta.orchestrator.run_file import load
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -86,6 +87,11 @@ def metrics(run_dir: Path) -> list[dict[str, float]]:
 def summary(run_dir: Path) -> dict[str, object]:
     found: dict[str, object] = json.loads((run_dir / "summary.json").read_text())
     return found
+
+
+def last_step(run_file: Path) -> int:
+    """How many steps its stages make together."""
+    return sum(stage.steps for stage in load(run_file).stages)
 
 
 def weights(run_dir: Path, step: int) -> bytes:

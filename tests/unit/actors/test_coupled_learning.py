@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from manta.actors.backends.plain import PlainBackend
-from manta.actors.backends.residents import Resident, build_residents
+from manta.actors.backends.residents import build_residents
 from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
 from manta.actors.backends.settings import LearnerSettings
-from manta.actors.collectives import alone, sum_over
+from manta.actors.collectives import alone
 from manta.actors.coupled_update import CoupledUpdate
 from manta.actors.learning import Learner
 from manta.actors.models.policy import evaluate
@@ -34,9 +34,10 @@ from manta.algorithms.aggregate import Denominators
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.token_stage import AllReduce
-from manta.envs.records import ScoredGroup, StepPlan, WeightVersion
+from manta.envs.records import StepPlan, WeightVersion
 from pair_plans import pair_plan
 from tiny import VOCABULARY, groups_of, join_group, rows_by_index, run_ranks, tiny_model, tiny_spec
+from tiny_learner import TinyLearner
 
 SIZES = (4, 3, 5, 2)
 MARGIN = 0.3
@@ -53,7 +54,7 @@ ON_RANKS = ("dpo", "dpo, all pairs by prompt", "reward model")
 FROZEN = ResidentRates({"reward": RATE}, is_policy_frozen=True)
 
 
-class Coupled:
+class Coupled(TinyLearner):
     """A learner over `SIZES`, by SGD without clipping."""
 
     def __init__(
@@ -65,22 +66,21 @@ class Coupled:
         dtype: torch.dtype = torch.float64,
         **values: object,
     ) -> None:
-        self.algorithm = algorithm
-        told = {"optimizer": "sgd", "clip_norm": 0.0, "tokens_per_micro_batch": budget, **values}
-        settings = LearnerSettings(**told)  # type: ignore[arg-type]
-        self.policy = tiny_model()
-        residents = dict(build_residents(algorithm, settings, tiny_spec(), VOCABULARY, self.policy))
-        for resident in residents.values():
-            spread(resident)
-            resident.module.to(dtype)
-        self.policy.to(dtype)
-        self.trained: nn.Module = residents["reward"].module if residents else self.policy
+        groups = groups_of(SIZES)
+        super().__init__(
+            algorithm,
+            groups,
+            pair_plan(algorithm, groups, MARGIN),
+            temperature=1.0,
+            spread=0.1,
+            ranks=ranks,
+            group=group,
+            dtype=dtype,
+            **{"optimizer": "sgd", "clip_norm": 0.0, "tokens_per_micro_batch": budget, **values},
+        )
+        beside = [resident.module for resident in self.residents.values()]
+        self.trained: nn.Module = beside[0] if beside else self.policy
         self.parameters = list(self.trained.parameters())
-        self.backend = PlainBackend(self.policy, settings, group, residents)
-        reduce = alone if group is None else sum_over(group)
-        self.learner = Learner(self.backend, algorithm, budget, 1.0, *ranks, all_reduce=reduce)
-        self.groups: list[ScoredGroup] = groups_of(SIZES)
-        self.plan = pair_plan(algorithm, self.groups, MARGIN)
         self.start = self.flat()
 
     def flat(self) -> Tensor:
@@ -88,20 +88,10 @@ class Coupled:
 
     def step(self, updates: int = 1) -> dict[str, float]:
         residents = NO_RESIDENTS if self.algorithm.reward_model is None else FROZEN
-        needed = self.learner.rows_needed(self.plan, updates).tolist()
-        mine = rows_by_index(self.plan, self.groups)
-        rows = {index: mine[index] for index in needed}
-        return self.learner.step(self.plan, rows, 1, updates, RATE, residents)
+        return self.learner.step(self.plan, self.rows(updates), 1, updates, RATE, residents)
 
     def moved(self) -> Tensor:
         return (self.start - self.flat()) / RATE
-
-
-def spread(resident: Resident) -> None:
-    """Moves a resident away from where it starts, so that its scores say something."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in resident.module.parameters():
-        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

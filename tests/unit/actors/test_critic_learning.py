@@ -12,13 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from manta.actors.backends.plain import PlainBackend
-from manta.actors.backends.residents import build_residents
 from manta.actors.backends.schedule import ResidentRates
-from manta.actors.backends.settings import LearnerSettings
-from manta.actors.collectives import alone, sum_over
-from manta.actors.learning import Learner
-from manta.actors.rows import rows_of
 from manta.actors.weight_tensors import unpack
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import (
@@ -27,18 +21,15 @@ from manta.algorithms.settings import (
     KlSettings,
     OffPolicySettings,
 )
-from manta.envs.records import ScoredGroup, WeightVersion
+from manta.envs.records import WeightVersion
 from tiny import (
-    HELD,
-    VOCABULARY,
     groups_of,
     join_group,
     plan_of,
     rows_by_index,
     run_ranks,
-    tiny_model,
-    tiny_spec,
 )
+from tiny_learner import TinyLearner
 
 PPO = replace(
     PRESETS["ppo"], gamma=0.95, critic=CriticSettings(clip=0.2), kl=KlSettings(0.1, "k1", "reward")
@@ -60,7 +51,7 @@ RATES = ResidentRates({"critic": 2e-3})
 WARM_UP = ResidentRates({"critic": 2e-3}, is_policy_frozen=True)
 
 
-class Ppo:
+class Ppo(TinyLearner):
     """A learner with a critic, over `SIZES`."""
 
     def __init__(
@@ -72,29 +63,25 @@ class Ppo:
         keep: list[float] | None = None,
         **values: object,
     ) -> None:
-        rank, world_size = ranks
-        settings = LearnerSettings(tokens_per_micro_batch=budget, **values)  # type: ignore[arg-type]
-        policy = tiny_model()
-        residents = build_residents(algorithm, settings, tiny_spec(), VOCABULARY, policy)
-        self.critic = residents["critic"].module
-        generator = torch.Generator().manual_seed(1)
-        for parameter in self.critic.parameters():
-            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-        self.backend = PlainBackend(policy, settings, group, residents)
-        reduce = alone if group is None else sum_over(group)
-        self.learner = Learner(
-            self.backend, algorithm, budget, 0.9, rank, world_size, all_reduce=reduce
+        groups = groups_of(SIZES)
+        super().__init__(
+            algorithm,
+            groups,
+            plan_of(groups, keep),
+            temperature=0.9,
+            spread=0.05,
+            ranks=ranks,
+            group=group,
+            tokens_per_micro_batch=budget,
+            **values,
         )
-        self.groups: list[ScoredGroup] = groups_of(SIZES)
-        self.plan = plan_of(self.groups, keep)
+        self.critic = self.residents["critic"].module
         self.start = self.flat()
 
     def step(
         self, epochs: int, updates: int, rate: float, residents: ResidentRates = RATES
     ) -> dict[str, float]:
-        by_id = {group.id: group for group in self.groups}
-        needed = self.learner.rows_needed(self.plan, updates)
-        rows = {row.index: row for row in rows_of(self.plan, by_id, needed, HELD)}
+        rows = self.rows(updates)
         return self.learner.step(self.plan, rows, epochs, updates, rate, residents)
 
     def flat(self) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import pytest
 from manta.envs.families.arithmetic import Arithmetic
 from manta.envs.families.countdown import Countdown
 from manta.envs.families.gsm8k import Gsm8k
+from manta.envs.families.sorting import Sorting
 from manta.envs.protocols import TaskSource
 from manta.envs.records import Message, Task
 from manta.envs.rewards.expression import parsed
@@ -53,6 +54,30 @@ def test_arithmetic_splits_by_its_seed_alone() -> None:
 def test_arithmetic_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Arithmetic(**options)  # type: ignore[arg-type]
+
+
+def test_sorting_enumerates_every_text_once() -> None:
+    env = Sorting(length=3, letters=4, eval_size=14)
+    train, held_out = tasks(env.source("train")), tasks(env.source("eval"))
+    assert (len(train), len(held_out)) == (50, 14)
+    by_prompt = {task.prompt: task for task in [*train, *held_out]}
+    assert by_prompt.keys() == {f"{a}{b}{c}=" for a in "abcd" for b in "abcd" for c in "abcd"}
+    assert env.gold(by_prompt["dad="]) == "add"
+    other = {task.id for task in tasks(Sorting(3, 4, 14, seed=1).source("eval"))}
+    assert other != {task.id for task in held_out}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": 1}, "length is 1"),
+        ({"letters": 27}, "letters is 27"),
+        ({"length": 2, "letters": 2, "eval_size": 4}, r"1\.\.3"),
+    ],
+)
+def test_sorting_options(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sorting(**options)
 
 
 @pytest.mark.parametrize("numbers", [2, 4, 6])

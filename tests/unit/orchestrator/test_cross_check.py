@@ -105,9 +105,6 @@ REFUSED = [
     ("stages.rl.trajectories=stage:warm", "stages[1].trajectories: stage 'warm' is of kind train "
      "and leaves weights: name a generate or annotate stage"),
     ("stages.rl.trajectories=stage:rl", "stages[1].trajectories: 'stage:rl' is this very stage"),
-    ("stages.rl.trajectories=. stages.rl.algorithm.kl.coef=0.1", "stages[1].algorithm.kl.coef: "
-     "must be 0 with written trajectories: the reference log-probs that they may hold are of "
-     "another run's reference"),
     ("stages.rl.algorithm={name: dpo, unit: row}", "stages[1].algorithm: algorithm 'dpo': the loss "
      "dpo compares samples of a prompt: set unit to pair"),
     ("stages.rl.algorithm=dpo", "stages[1].env: 'arithmetic' has one written answer a task, and "

@@ -62,11 +62,9 @@ REFUSED = [
      "train and leaves weights"),
     ("stages.scored.trajectories=null", "stages[2].trajectories: an annotate stage needs some"),
     ("stages.scored.steps=3", "stages[2].steps: is 3, stages of kind annotate have none"),
-    ("stages.learn.trajectories=stage:sample", "stages[3].algorithm.kl.coef: must be 0 with "
-     "written trajectories"),
+    ("stages.learn.reference={refresh: {}}", "stages[3].reference.refresh: a reference follows "
+     "where the policy is published after every step, and this stage samples nothing"),
     ("stages.learn.trajectories=stage:rl", "stages[3].trajectories: stage 'rl' comes later"),
-    ("stages.learn.reference={model: initial}", "stages[3].reference: nothing in this stage asks "
-     "for a reference (what it reads was written with its reference log-probs)"),
     ("stages.rl.algorithm.kl.coef=0", "stages[4].reference: nothing in this stage asks for a "
      "reference (algorithm.kl.coef is 0)"),
     ("stages.rl.reference.model=ema(0.9)", "stages[4].reference.refresh: a moving average follows "

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from manta.orchestrator.metrics import MetricsLine
-from manta.orchestrator.picture import Curve, curve, draw_learning_curve, has_curve, run_steps
+from manta.orchestrator.picture import (
+    Curve,
+    curve,
+    draw_learning_curve,
+    has_curve,
+    name_rows,
+    run_steps,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -58,6 +65,13 @@ def test_a_png_is_drawn(lines: list[MetricsLine], tmp_path: Path) -> None:
     assert has_curve(lines)
     draw_learning_curve(lines, tmp_path / "learning_curve.png", "addition")
     assert (tmp_path / "learning_curve.png").read_bytes().startswith(PNG)
+
+
+def test_names_of_short_stages_stand_one_above_the_other() -> None:
+    assert name_rows(["warm-start", "rl"], [0, 200], 400) == [0, 0]
+    names = ["warm-start", "samples", "reward-model", "rl"]
+    assert name_rows(names, [0, 70, 107, 407], 467) == [0, 0, 1, 0]
+    assert name_rows(["first", "second", "third"], [0, 1, 2], 400) == [0, 1, 2]
 
 
 def test_nothing_to_draw_is_said(tmp_path: Path) -> None:

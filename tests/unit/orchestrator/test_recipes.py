@@ -8,6 +8,7 @@ import pytest
 
 from manta.orchestrator import run_file
 from manta.orchestrator.cross_check import cross_check
+from manta.orchestrator.reference_use import stages_with_reference
 
 ROOT = Path(__file__).parents[3]
 RECIPES = ROOT / "recipes"
@@ -19,7 +20,7 @@ def test_the_demo() -> None:
     assert cross_check(loaded) == []
     names = [stage.algorithm and stage.algorithm.name for stage in loaded.stages]
     assert names == ["sft", "grpo"]
-    assert loaded.needs_reference
+    assert stages_with_reference(loaded)
 
 
 def test_gsm8k() -> None:

@@ -65,7 +65,7 @@ class OneWorker:
 
 class Source:
     def named(self, name: object, reader: object, version: WeightVersion) -> Named:
-        return Named(f"{name}#{policy(3).sha256[:8]}", policy(3))
+        return Named(str(name), policy(3))
 
 
 class Run:

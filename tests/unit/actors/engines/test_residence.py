@@ -22,22 +22,23 @@ def test_a_turn_goes_through_every_state() -> None:
 
 def test_whoever_slept_serves_nothing_before_it_took_weights() -> None:
     for words in itertools.product(WORDS, repeat=5):
-        walk(words)
+        residence = slept()
+        for index, word in enumerate(words):
+            before = residence.state
+            if word in TRANSITIONS[before]:
+                residence.say(word)
+            else:
+                with pytest.raises(WrongState, match=rf"{word}\(\) while {before}: \w+"):
+                    residence.say(word)
+                assert residence.state == before
+            if "load" not in words[: index + 1]:
+                assert residence.state in ("asleep", "empty")
+                with pytest.raises(WrongState):
+                    residence.check("score")
 
 
-def walk(words: tuple[Word, ...]) -> None:
+def slept() -> Residence:
     residence = Residence()
     residence.say("pause")
     residence.say("sleep")
-    for index, word in enumerate(words):
-        before = residence.state
-        if word in TRANSITIONS[before]:
-            residence.say(word)
-        else:
-            with pytest.raises(WrongState, match=rf"{word}\(\) while {before}: \w+"):
-                residence.say(word)
-            assert residence.state == before
-        if "load" not in words[: index + 1]:
-            assert residence.state in ("asleep", "empty")
-            with pytest.raises(WrongState):
-                residence.check("score")
+    return residence

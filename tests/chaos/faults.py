@@ -1,0 +1,58 @@
+"""Faults, drawn from a seed: what happens to whom, and when."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Kind: TypeAlias = Literal["kill", "freeze", "lose node"]
+
+WORKERS = {
+    "rollout": "RolloutWorker",
+    "environment": "EnvironmentWorker",
+    "reward": "RewardWorker",
+    "reference": "ReferenceWorker",
+    "learner": "RayTrainWorker",
+}
+"""By role the class of its actors, which their processes are named after."""
+
+DRIVER = "driver"
+LATEST_SECONDS = 0.6
+"""A step of the small run takes less, so that a fault meets any phase of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`delay_seconds` after the run's metrics hold `step`, this happens to a worker of `role`, or
+    to the node that it is on; `choice` picks among several."""
+
+    step: int
+    delay_seconds: float
+    kind: Kind
+    role: str
+    choice: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.role} at step {self.step} + {self.delay_seconds:.2f} s"
+
+
+def schedule(
+    seed: int, number: int, last_step: int, roles: Sequence[str], kinds: Sequence[Kind]
+) -> tuple[Fault, ...]:
+    """`number` faults in the order they happen. The driver is only ever killed."""
+    draw = random.Random(seed)
+    faults = []
+    for _ in range(number):
+        role = draw.choice(roles)
+        faults.append(
+            Fault(
+                step=draw.randint(0, last_step),
+                delay_seconds=draw.uniform(0.0, LATEST_SECONDS),
+                kind="kill" if role == DRIVER else draw.choice(kinds),
+                role=role,
+                choice=draw.randrange(1 << 16),
+            )
+        )
+    return tuple(sorted(faults, key=lambda fault: fault.step))

@@ -1,0 +1,79 @@
+"""Many schedules, one after the other: `python -m tests.chaos.soak --schedules 200`.
+
+Prints a line for each, and at the end how many kept every promise. Schedules are numbered by their
+seeds, so that one that failed can be run again: `--first SEED --schedules 1`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.chaos.faults import DRIVER, WORKERS, schedule
+from tests.chaos.town import town
+from tests.chaos.trial import check, run_trial
+from tests.e2e import runs
+
+SIMULATED = (
+    "rollout.engine=simulated",
+    "rollout.simulated.length_median=2",
+    "rollout.simulated.tokens_per_second=40",
+    "publish.probe_tolerance=1000",
+)
+
+
+def main() -> int:
+    options = _options()
+    roles = options.roles.split(",")
+    kinds = options.kinds.split(",")
+    overrides = [*(SIMULATED if options.engine == "simulated" else ()), *options.override]
+    failed = 0
+    with town() as nodes, options.results.open("a") as results:
+        for seed in range(options.first, options.first + options.schedules):
+            faults = schedule(seed, options.faults, runs.last_step(options.run_file), roles, kinds)
+            folder = Path(tempfile.mkdtemp(prefix=f"chaos-{seed}-"))
+            started, problem = time.monotonic(), ""
+            try:
+                check(run_trial(nodes, options.run_file, folder, faults, *overrides), nodes)
+            except AssertionError as error:
+                problem = str(error)
+                failed += 1
+            seconds = time.monotonic() - started
+            line = {
+                "seed": seed,
+                "engine": options.engine,
+                "faults": [str(fault) for fault in faults],
+                "seconds": round(seconds, 1),
+                "problem": problem,
+            }
+            results.write(json.dumps(line) + "\n")
+            results.flush()
+            print(
+                f"{seed}: {'FAILED ' + str(folder) if problem else 'held'} {seconds:.0f} s "
+                f"({'; '.join(line['faults'])})",
+                flush=True,
+            )
+    print(f"{options.schedules - failed} of {options.schedules} schedules held")
+    return 1 if failed else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--schedules", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first one")
+    parser.add_argument("--faults", type=int, default=2, help="in each schedule")
+    parser.add_argument("--engine", default="simulated", help="simulated, embedded or vllm")
+    parser.add_argument("--roles", default=",".join([*WORKERS, DRIVER]))
+    parser.add_argument("--kinds", default="kill,freeze,lose node")
+    parser.add_argument("--run-file", type=Path, default=runs.TINY)
+    parser.add_argument("--results", type=Path, default=Path("chaos.jsonl"))
+    parser.add_argument("override", nargs="*", help="KEY=VALUE of the run file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

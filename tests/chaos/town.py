@@ -1,0 +1,123 @@
+"""Several raylets on this machine, and the processes of a run's workers on them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+
+from tests.chaos.faults import WORKERS, Fault
+from tests.e2e import runs
+
+GONE_SECONDS = 30.0
+
+
+class Town:
+    """A head without CPUs, where the driver's own actors live, and nodes of `cpus` each."""
+
+    def __init__(self, nodes: int, cpus: int) -> None:
+        self._cpus = cpus
+        # A folder of its own: another Ray on this machine must not take this one for the current.
+        self._folder = Path("/tmp") / f"manta-town-{os.getpid()}"
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "temp_dir": str(self._folder),
+            },
+        )
+        for _ in range(nodes):
+            self.add_node()
+
+    def add_node(self) -> None:
+        self._cluster.add_node(num_cpus=self._cpus)
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def environment(self) -> runs.Environment:
+        return {**runs.environment(), "RAY_ADDRESS": str(self._cluster.address)}
+
+    def workers(self, role: str) -> list[psutil.Process]:
+        """The processes of a role's living workers, oldest first."""
+        title = f"ray::{WORKERS[role]}"
+        found = [each for raylet in self._raylets() for each in _children(raylet)]
+        return sorted(
+            (each for each in found if _title(each).startswith(title)),
+            key=psutil.Process.create_time,
+        )
+
+    def strike(self, fault: Fault) -> str:
+        """Makes `fault` happen; what was hit, in words, or why nothing was."""
+        workers = self.workers(fault.role)
+        if not workers:
+            return f"{fault}: there is none"
+        victim = workers[fault.choice % len(workers)]
+        if fault.kind == "lose node":
+            self._lose_node_of(victim)
+        else:
+            with suppress(psutil.NoSuchProcess):
+                victim.send_signal(signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
+        return f"{fault}: process {victim.pid}"
+
+    def left_over(self) -> list[str]:
+        """What is left of a run's workers once they had time to go."""
+        deadline = time.monotonic() + GONE_SECONDS
+        while True:
+            found = [
+                f"{_title(each)} {each.pid}" for role in WORKERS for each in self.workers(role)
+            ]
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.2)
+
+    def _lose_node_of(self, victim: psutil.Process) -> None:
+        """The node goes without a word, and another one comes."""
+        for node in list(self._cluster.worker_nodes):
+            if victim.ppid() in {raylet.pid for raylet in _raylets_of(node)}:
+                self._cluster.remove_node(node, allow_graceful=False)
+                self.add_node()
+                return
+
+    def _raylets(self) -> Iterator[psutil.Process]:
+        for node in self._cluster.list_all_nodes():
+            yield from _raylets_of(node)
+
+
+@contextmanager
+def town(nodes: int = 2, cpus: int = 3) -> Iterator[Town]:
+    made = Town(nodes, cpus)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _raylets_of(node: ray._private.node.Node) -> Iterator[psutil.Process]:
+    for info in node.all_processes.get("raylet", []):
+        with suppress(psutil.NoSuchProcess):
+            yield psutil.Process(info.process.pid)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return list(process.children())
+    return []
+
+
+def _title(process: psutil.Process) -> str:
+    """What Ray calls the process; empty where it has gone."""
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return " ".join(process.cmdline())
+    return ""
