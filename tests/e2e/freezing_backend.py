@@ -22,9 +22,9 @@ class FreezingBackend(PlainBackend):
         freeze = Path(os.environ[FREEZES_WHERE])
         if freeze.exists():
             freeze.unlink()
-            watchdog = ray.remote(Watchdog).options(num_cpus=0).remote()
-            # What a frozen process has not sent it never sends
-            ray.get(watchdog.kill_soon.remote([ray.get_runtime_context().current_actor]))
+            self._watchdog = ray.remote(Watchdog).options(num_cpus=0).remote()
+            # Kept, and answered: a frozen process sends nothing, and one that freezes may go on
+            ray.get(self._watchdog.kill_soon.remote([ray.get_runtime_context().current_actor]))
             os.kill(os.getpid(), signal.SIGSTOP)
         return super().snapshot()
 

@@ -17,10 +17,12 @@ from tests.e2e.freezing_backend import FREEZES_WHERE
 
 pytestmark = pytest.mark.e2e
 STEPS = 12
+SECONDS = 90
+"""Bounds the wait for a fault to be seen."""
 
 
 def wait_for(run_dir: Path, event: str, times: int) -> None:
-    deadline = time.monotonic() + runs.SECONDS
+    deadline = time.monotonic() + SECONDS
     while len(events(run_dir, event)) < times:
         assert time.monotonic() < deadline, f"no {event!r}"
         time.sleep(0.02)
