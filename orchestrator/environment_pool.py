@@ -76,6 +76,7 @@ class EnvironmentPool:
             self._rewards,
             self._references,
             variables=_BLOCKS_STAY,
+            role="environment",
         )
         return name, handle
 

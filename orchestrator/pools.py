@@ -37,6 +37,8 @@ from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_store import WeightStore
 from manta.actors.weights import Weights
 from manta.envs.records import WeightVersion
+from manta.orchestrator.placement import offered_nodes
+from manta.orchestrator.role_resources import HEAD_NODE, asked
 
 T = TypeVar("T")
 Answer = TypeVar("Answer")
@@ -49,15 +51,19 @@ def start(
     gpus: float = 0,
     place: DevicePlace | None = None,
     variables: Mapping[str, str] | None = None,
+    role: str | None = None,
 ) -> ActorHandle[T]:
     """A new actor of `kind`, with these environment `variables`; its constructor runs on the worker
-    and is not waited for. At `place` it reserves no GPU and uses those that somebody else has
+    and is not waited for. A worker of a `role` stands on its nodes, everybody else on the head,
+    which outlives them. At `place` it reserves no GPU and uses those that somebody else has
     reserved there."""
     found = dict(variables or {}) | dict(place.environment() if place else {})
+    nodes = HEAD_NODE if role is None else asked(role, offered_nodes())
     # So that a worker can say that it lives while its event loop is busy
     options = ray.remote(concurrency_groups={LIFE: 1})(kind).options(  # type: ignore[call-overload]
         num_cpus=cpus,
         num_gpus=0 if place else gpus,
+        resources=None if place else dict(nodes),
         scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False)
         if place
         else None,

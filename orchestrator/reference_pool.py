@@ -73,7 +73,7 @@ class ReferencePool:
     # As the role of its seats
 
     def start(self, seat: int) -> tuple[str, ActorHandle[ReferenceWorker]]:
-        handle = start(ReferenceWorker, self._cpus, *self._arguments)
+        handle = start(ReferenceWorker, self._cpus, *self._arguments, role="reference")
         return f"reference-{next(self._numbers)}", handle
 
     async def stay(self, worker: ActorHandle[ReferenceWorker]) -> None:

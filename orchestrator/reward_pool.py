@@ -47,7 +47,7 @@ class RewardPool:
 
     def start(self, seat: int) -> tuple[str, ActorHandle[RewardWorker]]:
         name = f"reward-{next(self._numbers)}"
-        return name, start(RewardWorker, self._cpus, self._scorers.places())
+        return name, start(RewardWorker, self._cpus, self._scorers.places(), role="reward")
 
     async def stay(self, worker: ActorHandle[RewardWorker]) -> None:
         await worker.stay.remote()

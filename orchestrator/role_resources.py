@@ -17,6 +17,9 @@ SHARE = 0.001
 """What a worker asks for of its node resource: a node that offers 1 takes a thousand workers, so
 the resource says where a worker may stand and bounds nothing."""
 
+HEAD_NODE = {"node:__internal_head__": SHARE}
+"""What the actors ask for that must outlive every worker's node; Ray's head offers it."""
+
 _BY_ROLE = {
     "rollout": ROLLOUT_NODE,
     "environment": ENVIRONMENT_NODE,

@@ -125,7 +125,9 @@ class RolloutPool:
         self, seat: int, place: DevicePlace | None = None
     ) -> tuple[str, ActorHandle[RolloutWorker]]:
         gpus = self._settings.devices
-        handle = start(RolloutWorker, self._cpus, *self._arguments, gpus=gpus, place=place)
+        handle = start(
+            RolloutWorker, self._cpus, *self._arguments, gpus=gpus, place=place, role="rollout"
+        )
         return f"policy-{seat}", handle
 
     async def stay(self, worker: ActorHandle[RolloutWorker]) -> None:

@@ -55,6 +55,7 @@ class _Scorer:
             config.dtype,
             config.devices > 0,
             gpus=config.devices,
+            role=role(self._name),
         )
         return f"{self._name}-{next(self._numbers)}", handle
 

@@ -22,7 +22,8 @@ FAULTS = (
 
 def test_a_run_under_faults_ends_as_one_without(finished: Path, tmp_path: Path) -> None:
     steps = runs.last_step(runs.TINY)
-    with town() as nodes:
+    roles = ("learner_node", "rollout_node", "environment_node")
+    with town(nodes=3, roles=roles) as nodes:
         trial = run_trial(
             nodes,
             runs.TINY,
@@ -33,7 +34,8 @@ def test_a_run_under_faults_ends_as_one_without(finished: Path, tmp_path: Path) 
             "health.frozen_after_seconds=3",
         )
         check(trial, nodes, Trial(finished, steps, (), 0.0, ""))
-    assert len(trial.hits) == len(FAULTS)
+    stood = [hit.split(" on ")[1] for hit in trial.hits]
+    assert stood == ["environment_node", "learner_node", "rollout_node"], trial.hits
 
 
 def test_schedules_follow_from_their_seed() -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-import ray
+from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from tests.chaos.faults import WORKERS, Fault
@@ -21,10 +22,12 @@ GONE_SECONDS = 30.0
 
 
 class Town:
-    """A head without CPUs, where the driver's own actors live, and nodes of `cpus` each."""
+    """A head without CPUs, where the driver's own actors live, and nodes of `cpus` each, which
+    offer a resource by role, one after the other."""
 
-    def __init__(self, nodes: int, cpus: int) -> None:
+    def __init__(self, nodes: int, cpus: int, roles: Sequence[str]) -> None:
         self._cpus = cpus
+        self._offers: dict[Node, str] = {}
         # A folder of its own: another Ray on this machine must not take this one for the current.
         self._folder = Path("/tmp") / f"manta-town-{os.getpid()}"
         self._cluster = Cluster(
@@ -35,11 +38,14 @@ class Town:
                 "temp_dir": str(self._folder),
             },
         )
-        for _ in range(nodes):
-            self.add_node()
+        for _, resource in zip(range(nodes), itertools.cycle(roles or [""]), strict=False):
+            self.add_node(resource)
 
-    def add_node(self) -> None:
-        self._cluster.add_node(num_cpus=self._cpus)
+    def add_node(self, resource: str) -> None:
+        """`resource`: what it offers beside CPUs, if anything."""
+        resources = {resource: 1} if resource else {}
+        node = self._cluster.add_node(num_cpus=self._cpus, resources=resources)
+        self._offers[node] = resource
 
     def close(self) -> None:
         self._cluster.shutdown()
@@ -64,12 +70,16 @@ class Town:
         if not workers:
             return f"{fault}: there is none"
         victim = workers[fault.choice % len(workers)]
-        if fault.kind == "lose node":
-            self._lose_node_of(victim)
+        node = self._node_of(victim)
+        resource = self._offers.get(node, "head") if node else "no node"
+        if fault.kind == "lose node" and node in self._offers:
+            # It goes without a word, and another one comes
+            self._cluster.remove_node(node, allow_graceful=False)
+            self.add_node(self._offers.pop(node))
         else:
             with suppress(psutil.NoSuchProcess):
                 victim.send_signal(signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
-        return f"{fault}: process {victim.pid}"
+        return f"{fault}: process {victim.pid} on {resource or 'a node'}"
 
     def left_over(self) -> list[str]:
         """What is left of a run's workers once they had time to go."""
@@ -82,13 +92,12 @@ class Town:
                 return found
             time.sleep(0.2)
 
-    def _lose_node_of(self, victim: psutil.Process) -> None:
-        """The node goes without a word, and another one comes."""
-        for node in list(self._cluster.worker_nodes):
-            if victim.ppid() in {raylet.pid for raylet in _raylets_of(node)}:
-                self._cluster.remove_node(node, allow_graceful=False)
-                self.add_node()
-                return
+    def _node_of(self, worker: psutil.Process) -> Node | None:
+        with suppress(psutil.NoSuchProcess):
+            for node in self._cluster.list_all_nodes():
+                if worker.ppid() in {raylet.pid for raylet in _raylets_of(node)}:
+                    return node
+        return None
 
     def _raylets(self) -> Iterator[psutil.Process]:
         for node in self._cluster.list_all_nodes():
@@ -96,15 +105,15 @@ class Town:
 
 
 @contextmanager
-def town(nodes: int = 2, cpus: int = 3) -> Iterator[Town]:
-    made = Town(nodes, cpus)
+def town(nodes: int = 2, cpus: int = 3, roles: Sequence[str] = ()) -> Iterator[Town]:
+    made = Town(nodes, cpus, roles)
     try:
         yield made
     finally:
         made.close()
 
 
-def _raylets_of(node: ray._private.node.Node) -> Iterator[psutil.Process]:
+def _raylets_of(node: Node) -> Iterator[psutil.Process]:
     for info in node.all_processes.get("raylet", []):
         with suppress(psutil.NoSuchProcess):
             yield psutil.Process(info.process.pid)
