@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 import numpy as np
 import ray
 
+from manta.actors.alive import Alive
 from manta.actors.coalesce import Coalescer
 from manta.actors.colleagues import ColleagueLost, Colleagues
 from manta.actors.dispatch import Dispatch, DispatchSettings
@@ -23,7 +24,6 @@ from manta.actors.leases import Ask
 from manta.actors.production import GoldRows, Production, build_production, unscored
 from manta.actors.router_client import RemoteRouter
 from manta.actors.router_figures import EngineLife
-from manta.actors.stays import Stays
 from manta.actors.work import Work
 from manta.envs.failures import WorldBroke
 from manta.envs.group import Scoring
@@ -56,7 +56,7 @@ _COMPLETE: ContextVar[Coalescer[GenerateRequest, list[Completion]]] = ContextVar
 """The engine calls of the block that is being made: another block may go to another engine."""
 
 
-class EnvironmentWorker(Stays):
+class EnvironmentWorker(Alive):
     def __init__(
         self,
         name: str,

@@ -25,6 +25,7 @@ from manta.actors.mailbox import Mailbox
 from manta.actors.models.spec import ModelSpec
 from manta.actors.muster import BEAT_SECONDS, Member
 from manta.actors.step_work import Adopt, StartOrder, Stop
+from manta.actors.vitals import introduce, sign_of_thread
 from manta.actors.weight_store import WeightStore
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import Int32, WeightVersion
@@ -118,19 +119,23 @@ def _enlist(job: LearnerJob, rank: int, world_size: int) -> StartOrder:
     """Says who this rank is, and from then on that it lives; where its group starts from."""
     group = broadcast_from_rank_zero(uuid.uuid4().hex)
     context = ray.get_runtime_context()
-    member = Member(rank, os.getpid(), context.get_node_id(), context.current_actor)
+    node = context.get_node_id()
+    member = Member(rank, os.getpid(), node, context.current_actor, introduce(node))
     order: StartOrder = ray.get(job.mailbox.enlist.remote(group, world_size, member))  # type: ignore[assignment]
     beating = threading.Thread(
-        target=_beat, args=(job.mailbox, rank, order.incarnation), name="heartbeat", daemon=True
+        target=_beat,
+        args=(job.mailbox, rank, order.incarnation, threading.get_ident()),
+        name="heartbeat",
+        daemon=True,
     )
     beating.start()
     return order
 
 
-def _beat(mailbox: ActorHandle[Mailbox], rank: int, incarnation: int) -> None:
+def _beat(mailbox: ActorHandle[Mailbox], rank: int, incarnation: int, thread: int) -> None:
     never = threading.Event()
     while not never.wait(BEAT_SECONDS):
-        mailbox.alive.remote(rank, incarnation)
+        mailbox.alive.remote(rank, incarnation, sign_of_thread(thread))
 
 
 def _here() -> DevicePlace:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from manta.actors.engine_state import EngineState, Word, after
+from manta.actors.least_loaded import LeastLoaded
 from manta.actors.router_figures import EngineFigures, EngineLife, RouterFigures, wait_figures
 from manta.actors.row_limit import RowLimit
 
@@ -76,14 +77,19 @@ class _Engine:
     generation: int = -1
     state: EngineState = "gone"
     leases: dict[Ticket, Lease] = field(default_factory=dict)
+    rows: int = 0
+    tokens: int = 0
+    """Sums over the leases."""
 
-    @property
-    def rows(self) -> int:
-        return sum(lease.rows for lease in self.leases.values())
+    def hold(self, lease: Lease) -> None:
+        self.leases[lease.ticket] = lease
+        self.rows += lease.rows
+        self.tokens += lease.tokens
 
-    @property
-    def tokens(self) -> int:
-        return sum(lease.tokens for lease in self.leases.values())
+    def give_up(self, ticket: Ticket) -> None:
+        lease = self.leases.pop(ticket)
+        self.rows -= lease.rows
+        self.tokens -= lease.tokens
 
     def takes(self, ask: Ask) -> bool:
         has_room = self.rows == 0 or self.rows + ask.rows <= self.limit.rows
@@ -97,6 +103,7 @@ class Leases:
         """`new_limit` makes the row limit of an engine that joins."""
         self._new_limit, self._clock = new_limit, clock
         self._engines: dict[str, _Engine] = {}
+        self._serving = LeastLoaded()
         self._held: dict[Ticket, Lease] = {}
         self._queue: list[tuple[tuple[int, ...], int, Ask, float]] = []
         self._waiting: dict[Ticket, float] = {}
@@ -118,7 +125,7 @@ class Leases:
             engine.limit = self._new_limit()
         if word in ("join", "lose"):
             self._drop(engine)
-        self._leave_if_drained(engine)
+        self._changed(name)
 
     def ask(self, ask: Ask) -> bool:
         """Puts `ask` in the queue; False where nobody waits for it any more, as was told before."""
@@ -152,9 +159,9 @@ class Leases:
         lease = self._held.pop(ticket, None)
         if lease is not None:
             engine = self._engines[lease.engine]
-            del engine.leases[ticket]
+            engine.give_up(ticket)
             engine.limit.note(generated, bool(self._waiting), self._clock())
-            self._leave_if_drained(engine)
+            self._changed(lease.engine)
 
     def withdraw(self, ticket: Ticket) -> None:
         """Nobody waits for the ask of this ticket any more, be it to come, queued or granted."""
@@ -169,7 +176,10 @@ class Leases:
             lease = self._held.get(ticket)
             if lease is not None and rows < lease.rows:
                 engine = self._engines[lease.engine]
-                engine.leases[ticket] = self._held[ticket] = replace(lease, rows=rows)
+                engine.give_up(ticket)
+                self._held[ticket] = replace(lease, rows=rows)
+                engine.hold(self._held[ticket])
+                self._changed(lease.engine)
 
     def lose(self, ticket: Ticket) -> None:
         """The engine died under this call. One that has come back under its name is another."""
@@ -193,6 +203,11 @@ class Leases:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def busy(self) -> list[str]:
+        """The engines that serve and have calls."""
+        return [n for n, e in self._engines.items() if e.state == "serving" and e.leases]
+
     def state(self, name: str) -> EngineState:
         return self._engines[name].state if name in self._engines else "gone"
 
@@ -211,28 +226,36 @@ class Leases:
 
     def _place(self, ask: Ask) -> str | None:
         """The engine for `ask`; None where none that serves has room."""
-        able = {name: engine for name, engine in self._engines.items() if engine.takes(ask)}
-        if not able:
-            return None
-        least = min(able, key=lambda name: (able[name].tokens, name))
-        if ask.prefers is not None and ask.prefers.engine in able:
-            home = able[ask.prefers.engine]
-            bound = OVERLOAD * (able[least].tokens + ask.tokens)
-            if home.generation == ask.prefers.generation and home.tokens + ask.tokens <= bound:
+        engines = self._engines
+        least = self._serving.first(ask.rows, lambda name: engines[name].takes(ask))
+        if least is None or ask.prefers is None:
+            return least
+        home = engines.get(ask.prefers.engine)
+        if home is not None and home.generation == ask.prefers.generation and home.takes(ask):
+            bound = OVERLOAD * (engines[least].tokens + ask.tokens)
+            if home.tokens + ask.tokens <= bound:
                 return ask.prefers.engine
         return least
 
     def _lease(self, ask: Ask, name: str) -> Lease:
         engine = self._engines[name]
         lease = Lease(ask.ticket, EngineLife(name, engine.generation), ask.rows, ask.tokens)
-        engine.leases[ask.ticket] = self._held[ask.ticket] = lease
+        self._held[ask.ticket] = lease
+        engine.hold(lease)
+        self._changed(name)
         return lease
 
     def _drop(self, engine: _Engine) -> None:
-        for ticket in engine.leases:
+        for ticket in list(engine.leases):
             del self._held[ticket]
-        engine.leases.clear()
+            engine.give_up(ticket)
 
-    def _leave_if_drained(self, engine: _Engine) -> None:
+    def _changed(self, name: str) -> None:
+        """After every change of an engine: in service or not, and how much work it has."""
+        engine = self._engines[name]
         if engine.state == "draining" and not engine.leases:
             engine.state = "gone"
+        if engine.state == "serving":
+            self._serving.put(name, engine.tokens)
+        else:
+            self._serving.remove(name)

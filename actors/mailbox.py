@@ -7,6 +7,7 @@ the entries refer to; the mailbox holds references only.
 
 from __future__ import annotations
 
+from manta.actors.alive import Alive
 from manta.actors.hand_over import HandedOver, HandOver
 from manta.actors.muster import Heartbeat, Member
 from manta.actors.step_log import StepLog
@@ -20,6 +21,7 @@ from manta.actors.step_work import (
     StepWork,
     Stop,
 )
+from manta.actors.vitals import LifeSign
 
 __all__ = [
     "Adopt",
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 
-class Mailbox:
+class Mailbox(Alive):
     """The shell of `StepLog`."""
 
     def __init__(self, order: StartOrder) -> None:
@@ -53,8 +55,8 @@ class Mailbox:
     async def restart(self, order: StartOrder) -> int:
         return await self._log.restart(order)
 
-    async def alive(self, rank: int, incarnation: int) -> None:
-        self._log.alive(rank, incarnation)
+    async def alive(self, rank: int, incarnation: int, sign: LifeSign) -> None:
+        self._log.alive(rank, incarnation, sign)
 
     async def heartbeats(self) -> tuple[Heartbeat, ...]:
         return self._log.heartbeats()

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from manta.actors.vitals import Identity, LifeSign
+
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
@@ -26,15 +28,17 @@ class Member:
     pid: int
     node: str
     handle: ActorHandle[object] | None
+    identity: Identity | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """When a rank was last heard of: `age` seconds ago."""
+    """When a rank was last heard of: `age` seconds ago; and what it said of itself then."""
 
     incarnation: int
     member: Member
     age: float
+    sign: LifeSign | None = None
 
 
 class Muster:
@@ -42,21 +46,25 @@ class Muster:
         self._clock = clock
         self._members: dict[int, tuple[int, Member]] = {}
         self._heard: dict[int, float] = {}
+        self._signs: dict[int, LifeSign] = {}
 
     def enlist(self, incarnation: int, member: Member) -> None:
         self._members[member.rank] = (incarnation, member)
         self._heard[member.rank] = self._clock()
+        self._signs.pop(member.rank, None)
 
-    def alive(self, rank: int, incarnation: int) -> None:
+    def alive(self, rank: int, incarnation: int, sign: LifeSign | None = None) -> None:
         """A beat of a rank that has been replaced says nothing."""
         if rank in self._members and self._members[rank][0] == incarnation:
             self._heard[rank] = self._clock()
+            if sign is not None:
+                self._signs[rank] = sign
 
     def heartbeats(self) -> tuple[Heartbeat, ...]:
         """Of the ranks that have enlisted, by rank."""
         now = self._clock()
         return tuple(
-            Heartbeat(incarnation, member, now - self._heard[rank])
+            Heartbeat(incarnation, member, now - self._heard[rank], self._signs.get(rank))
             for rank, (incarnation, member) in sorted(self._members.items())
         )
 
@@ -64,3 +72,4 @@ class Muster:
         """The group is no more."""
         self._members.clear()
         self._heard.clear()
+        self._signs.clear()

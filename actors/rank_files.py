@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from manta.actors.line_file import LineFile
 from manta.envs.records import GroupId, ScoredGroup
 from manta.envs.trajectory_files import write_groups
 
@@ -20,14 +21,13 @@ class RankFiles:
         self._run_dir, self._rank = run_dir, rank
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trajectories")
         (run_dir / "trained").mkdir(exist_ok=True)
-        # Unbuffered, so that a rank that is killed leaves whole lines.
-        self._trained = (run_dir / "trained" / f"rank={rank}.jsonl").open("ab", buffering=0)
+        self._trained = LineFile(run_dir / "trained" / f"rank={rank}.jsonl")
 
     def note_trained(self, step: int, incarnation: int, hashes: Mapping[GroupId, str]) -> None:
         """Appends a line for each group before the rank steps on it."""
         where = {"step": step, "incarnation": incarnation}
-        lines = [json.dumps({**where, "group": g, "hash": hash_}) for g, hash_ in hashes.items()]
-        self._trained.write("".join(f"{line}\n" for line in lines).encode())
+        for group, hash_ in hashes.items():
+            self._trained.append(json.dumps({**where, "group": group, "hash": hash_}))
 
     def write_trajectories(self, step: int, groups: list[ScoredGroup]) -> Future[None]:
         """Writes `trajectories/step=N/rank=R.parquet` beside the step; wait for it to report."""

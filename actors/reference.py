@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from manta.actors.alive import Alive
 from manta.actors.cores import available_cores
 from manta.actors.models.spec import ModelSpec
 from manta.actors.scoring_queue import ScoringQueue
-from manta.actors.stays import Stays
 from manta.actors.stored_folder import StoredFolder, WrittenFile
 from manta.actors.transports.protocol import BadParcel, Parcel
 from manta.actors.transports.registry import build_transport
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from manta.actors.scorers.following import ReferenceState
 
 
-class ReferenceWorker(Stays):
+class ReferenceWorker(Alive):
     def __init__(
         self,
         model: ModelSpec,

@@ -7,10 +7,10 @@ from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from manta.actors.alive import Alive
 from manta.actors.lanes import Lane
 from manta.actors.mailbox import Place
 from manta.actors.scorer_calls import ScorerCalls
-from manta.actors.stays import Stays
 from manta.actors.step_scores import FinalScores, score_step
 from manta.actors.work import Work
 from manta.envs.packing import Block, PackedTrajectories
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from manta.actors.scorer_client import ScorerPlace
 
 
-class RewardWorker(Stays):
+class RewardWorker(Alive):
     def __init__(self, scorers: Sequence[ScorerPlace] = ()) -> None:
         self._lanes: dict[str, Composition] = {}
         self._scorers: dict[str, ScorerCalls] = {each.name: each.calls() for each in scorers}

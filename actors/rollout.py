@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from manta.actors.alive import Alive
 from manta.actors.engine_calls import EngineCalls
 from manta.actors.engines.occupancy import Occupancy, RowSeconds
 from manta.actors.engines.protocol import EngineDied, OwnsProcesses, Sleeps, TakesTransfers
@@ -14,7 +15,6 @@ from manta.actors.engines.registry import build_engine
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.leases import Ticket
 from manta.actors.models.spec import ModelSpec
-from manta.actors.stays import Stays
 from manta.actors.transports.inbox import Inbox
 from manta.actors.transports.protocol import Delivery, Parcel
 from manta.actors.transports.registry import build_transport
@@ -34,7 +34,7 @@ class Renewed:
     probe: tuple[Float32, ...]
 
 
-class RolloutWorker(Stays):
+class RolloutWorker(Alive):
     """Methods as in `manta.actors.engines.protocol.Engine` and `EngineCalls`; completions travel
     packed, weights in parcels. A worker whose engine died ends its process: that is how Ray tells
     everybody who waits.

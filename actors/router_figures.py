@@ -10,6 +10,9 @@ import numpy as np
 
 from manta.actors.engine_state import EngineState
 
+MOST_NAMED = 32
+"""Engines that metrics tell one by one."""
+
 
 class EngineLife(NamedTuple):
     """An engine by name, and which life of it: a name that comes back is another engine."""
@@ -51,7 +54,9 @@ class RouterFigures:
         return sum(engine.rows for engine in self.engines.values())
 
     def metrics(self) -> dict[str, float]:
-        """By flat name, engine by engine what is outstanding."""
+        """By flat name. What is outstanding engine by engine, or, of more than `MOST_NAMED`, on the
+        one that has the least and the one that has the most: a step's metrics do not grow with the
+        cluster."""
         numbers = {
             "router/waiting": float(self.waiting),
             "router/wait_p50": self.wait_p50,
@@ -60,11 +65,12 @@ class RouterFigures:
             "router/kept_tokens": float(self.kept_tokens),
             "router/rows": float(self.rows),
         }
-        for name, engine in self.engines.items():
-            if engine.state != "gone":
-                numbers[f"router/rows/{name}"] = float(engine.rows)
-                numbers[f"router/tokens/{name}"] = float(engine.tokens)
-                numbers[f"router/limit/{name}"] = float(engine.limit)
+        there = {name: each for name, each in self.engines.items() if each.state != "gone"}
+        for what in ("rows", "tokens", "limit"):
+            found = {name: float(getattr(each, what)) for name, each in there.items()}
+            if len(found) > MOST_NAMED:
+                found = {"least": min(found.values()), "most": max(found.values())}
+            numbers |= {f"router/{what}/{name}": number for name, number in found.items()}
         return numbers
 
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from manta.actors.alive import Alive
 from manta.actors.cores import available_cores
 from manta.actors.scoring_queue import QueueFigures, ScoringQueue
-from manta.actors.stays import Stays
 from manta.envs.packing import PackedShown
 from manta.envs.records import Score, Shown
 from manta.envs.tokenizer import build_tokenizer
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from manta.actors.scorers.reward_model import RewardModelScorer
 
 
-class ScorerWorker(Stays):
+class ScorerWorker(Alive):
     def __init__(
         self,
         tokenizer: str,

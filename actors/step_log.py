@@ -15,6 +15,7 @@ from dataclasses import replace
 from manta.actors.hand_over import HandedOver, HandOver
 from manta.actors.muster import Heartbeat, Member, Muster
 from manta.actors.step_work import Adopt, Fall, Saved, StartOrder, StepReport, StepWork, Stop
+from manta.actors.vitals import LifeSign
 
 
 class Superseded(RuntimeError):
@@ -107,8 +108,8 @@ class StepLog:
             self._changed.notify_all()
             return sum(order.step < step <= self._finished for step in self._work)
 
-    def alive(self, rank: int, incarnation: int) -> None:
-        self._muster.alive(rank, incarnation)
+    def alive(self, rank: int, incarnation: int, sign: LifeSign | None = None) -> None:
+        self._muster.alive(rank, incarnation, sign)
 
     def heartbeats(self) -> tuple[Heartbeat, ...]:
         return self._muster.heartbeats()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+from manta.actors.alive import Alive
 from manta.actors.transports.chunk_codec import Bytes, Damaged
 from manta.actors.transports.delta import Delta, apply
 from manta.actors.transports.protocol import Content, Parcel
@@ -23,7 +24,7 @@ class WeightsReplaced(ValueError):
     """The weights that were asked for are gone: the store has newer ones."""
 
 
-class WeightStore:
+class WeightStore(Alive):
     def __init__(self, transport: TransportSettings) -> None:
         self._transport = build_transport(transport)
         self._transport.keep_only(())

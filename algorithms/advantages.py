@@ -1,16 +1,38 @@
 """Advantage estimators: from rewards to how much better than expected a row or a token was.
 
-Pure functions on tensors. What a step's rewards are, and which rows train, is decided in
-`manta.algorithms.group_stage`; KL penalties and whitening are in `manta.algorithms.token_stage`.
+Pure functions on tensors; those of a step's rows are registered in `ADVANTAGES`, and what they read
+of the settings stands in `manta.algorithms.catalogue`. What a step's rewards are, and which rows
+train, is decided in `manta.algorithms.group_stage`; KL penalties and whitening are in
+`manta.algorithms.token_stage`.
 
-Shapes: N rows of a step, T tokens. `row_T` says which row a token belongs to; tokens of a row
-stand together and in order, rows may be of any length.
+Shapes: N rows of a step, G groups, T tokens. `group_N` int64[N] names each row's group by any
+number; groups may differ in size and their rows may be interleaved. `row_T` says which row a token
+belongs to; tokens of a row stand together and in order, rows may be of any length.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias
+
 import torch
 from torch import Tensor
+
+from manta.algorithms.settings import AlgorithmSettings
+
+
+class StepRewards(NamedTuple):
+    """All rows of a step: `rewards_N`, int64 `group_N` and `num_tokens_N` (trained ones), and the
+    rewards' named components, [N] each, NaN where a row has none."""
+
+    rewards_N: Tensor
+    group_N: Tensor
+    num_tokens_N: Tensor
+    components: Mapping[str, Tensor]
+
+
+RowAdvantage: TypeAlias = Callable[[AlgorithmSettings, StepRewards], Tensor]
 
 
 def group_relative(
@@ -22,25 +44,182 @@ def group_relative(
     unbiased estimate (divisor n - 1, as in torch.std); the paper leaves the divisor open. Without
     it: Dr. GRPO (arXiv 2503.20783).
 
-    `group_N` int64[N] names each row's group by any number; groups may differ in size and their
-    rows may be interleaved. A group of one has nothing to be compared with and gets 0, and so does,
-    exactly, a group of equal rewards.
+    A group of one has nothing to be compared with and gets 0, and so does, exactly, a group of
+    equal rewards.
     """
-    names, index_N = torch.unique(group_N, return_inverse=True)
-    rewards_N = rewards_N.double()
-    zeros_G = torch.zeros(len(names), dtype=torch.float64, device=rewards_N.device)
-    # Measured from the group's lowest reward, equal rewards give 0 without a rounding error, which
-    # a small epsilon would blow up.
-    lowest_G = zeros_G.scatter_reduce(0, index_N, rewards_N, "amin", include_self=False)
-    above_N = rewards_N - lowest_G[index_N]
-    size_G = zeros_G.index_add(0, index_N, torch.ones_like(rewards_N))
-    mean_G = zeros_G.index_add(0, index_N, above_N) / size_G
-    centred_N = above_N - mean_G[index_N]
+    groups = _Groups(group_N)
+    centred_N = groups.centred(rewards_N)
     if not divide_by_std:
         return centred_N
-    squares_G = zeros_G.index_add(0, index_N, centred_N.square())
-    std_G = (squares_G / (size_G - 1).clamp(min=1)).sqrt()
-    return centred_N / (std_G[index_N] + epsilon)
+    squares_G = groups.total(centred_N.square())
+    std_G = (squares_G / (groups.size_G - 1).clamp(min=1)).sqrt()
+    return centred_N / (std_G[groups.index_N] + epsilon)
+
+
+def leave_one_out(rewards_N: Tensor, group_N: Tensor) -> Tensor:
+    """`r_i - mean of the group's other rewards`, float64[N]: RLOO (Ahmadian et al., arXiv
+    2402.14740). It is `n / (n - 1)` times the distance to the mean of all n. A group
+    of one gets 0."""
+    groups = _Groups(group_N)
+    factor_G = groups.size_G / (groups.size_G - 1).clamp(min=1)
+    return factor_G[groups.index_N] * groups.centred(rewards_N)
+
+
+def length_weighted(rewards_N: Tensor, group_N: Tensor, num_tokens_N: Tensor) -> Tensor:
+    """`r_i - sum(l r) / sum(l)` over the group, l being a row's trained tokens, float64[N]: OPO
+    (Hao et al., arXiv 2505.23585), the baseline of least variance where the squared
+    norm of a row's gradient grows with its length. A row alone in its group gets 0."""
+    groups = _Groups(group_N)
+    above_N, length_N = groups.above_lowest(rewards_N), num_tokens_N.double()
+    length_G = groups.total(length_N).clamp(min=1)
+    baseline_G = groups.total(length_N * above_N) / length_G
+    return torch.where(groups.is_alone_N, 0.0, above_N - baseline_G[groups.index_N])
+
+
+def decoupled(
+    components: Mapping[str, Tensor], weights: Mapping[str, float], group_N: Tensor, epsilon: float
+) -> Tensor:
+    """The weighted sum of every component's own group-relative advantages, then normalised over all
+    rows: GDPO (Liu et al., arXiv 2601.05242), float64[N].
+
+    `(A - mean(A)) / (std(A) + epsilon)` over the rows of the step, with `A = sum_k w_k *
+    group_relative(r_k)`; all deviations are the unbiased ones. A row that lacks a component (NaN)
+    takes no part in that component's groups and gets 0 of it.
+    """
+    total_N = torch.zeros(len(group_N), dtype=torch.float64, device=group_N.device)
+    for name, weight in weights.items():
+        is_there_N = torch.isfinite(components[name])
+        total_N[is_there_N] += weight * group_relative(
+            components[name][is_there_N], group_N[is_there_N], True, epsilon
+        )
+    return group_relative(total_N, torch.zeros_like(group_N), True, epsilon)
+
+
+def pass_at_k(rewards_N: Tensor, group_N: Tensor, k: int, epsilon: float) -> Tensor:
+    """The expected advantage of a row over all teams of k rows of its group that it is in, where a
+    team is rewarded 1 if any of its members is right: Pass@k training, its analytical
+    derivation (Chen et al., arXiv 2508.10751), float64[N].
+
+    For n rows of which m are wrong, `R = 1 - C(m, k) / C(n, k)` is a team's mean reward and
+    `sigma = sqrt(R (1 - R))` its deviation. A right row gets `(1 - R) / (sigma + epsilon)`, a wrong
+    one `(1 - R - C(m - 1, k - 1) / C(n - 1, k - 1)) / (sigma + epsilon)`. A group of fewer than k
+    rows has no team and gets 0.
+
+    Raises ValueError where a reward is neither 0 nor 1.
+    """
+    is_right_N = _zero_or_one(rewards_N, group_N)
+    groups = _Groups(group_N)
+    right_G = groups.total(is_right_N.double())
+    values = torch.zeros(2, len(groups.size_G), dtype=torch.float64, device=group_N.device)
+    for group, (size, right) in enumerate(
+        zip(groups.size_G.tolist(), right_G.tolist(), strict=True)
+    ):
+        num, wrong = int(size), int(size - right)
+        if num < k:
+            continue
+        missed = math.comb(wrong, k) / math.comb(num, k)
+        divisor = math.sqrt(missed * (1 - missed)) + epsilon
+        values[1, group] = missed / divisor
+        if wrong:
+            others_wrong = math.comb(wrong - 1, k - 1) / math.comb(num - 1, k - 1)
+            values[0, group] = (missed - others_wrong) / divisor
+    return values[is_right_N.long(), groups.index_N]
+
+
+def max_likelihood(rewards_N: Tensor, group_N: Tensor) -> Tensor:
+    """`(r - mean) / mean` within each group, and 0 in a group without reward, float64[N]: MaxRL
+    (Tajwar et al., arXiv 2602.02710).
+
+    For rewards of 0 and 1 this is the mean score over the right rows less that over all rows. Its
+    expectation for groups of n, under the success probability p, is the gradient of
+    `sum_(k < n) -(1 - p)^k / k`, the expansion of `log p` up to its term n - 1.
+
+    Raises ValueError where a reward is negative.
+    """
+    negative_N = rewards_N < 0
+    if bool(negative_N.any()):
+        raise ValueError(
+            f"rewards of groups {_named(group_N, negative_N)} are negative: advantage "
+            "max_likelihood divides by their mean, let the reward's formula be 0 or more"
+        )
+    groups = _Groups(group_N)
+    mean_G = groups.total(rewards_N.double()) / groups.size_G
+    return groups.centred(rewards_N) / mean_G[groups.index_N].clamp(min=1e-300)
+
+
+class _Groups:
+    """Sums by group. `size_G` float64, `index_N` each row's place among the groups."""
+
+    def __init__(self, group_N: Tensor) -> None:
+        names, self.index_N = torch.unique(group_N, return_inverse=True)
+        self._zeros_G = torch.zeros(len(names), dtype=torch.float64, device=group_N.device)
+        self.size_G = self.total(torch.ones_like(group_N, dtype=torch.float64))
+        self.is_alone_N = (self.size_G == 1)[self.index_N]
+
+    def total(self, values_N: Tensor) -> Tensor:
+        return self._zeros_G.index_add(0, self.index_N, values_N)
+
+    def above_lowest(self, values_N: Tensor) -> Tensor:
+        """Measured from the group's lowest value, equal ones give 0 without a rounding error, which
+        a small divisor would blow up."""
+        values_N = values_N.double()
+        lowest_G = self._zeros_G.scatter_reduce(
+            0, self.index_N, values_N, "amin", include_self=False
+        )
+        return values_N - lowest_G[self.index_N]
+
+    def centred(self, values_N: Tensor) -> Tensor:
+        above_N = self.above_lowest(values_N)
+        return above_N - (self.total(above_N) / self.size_G)[self.index_N]
+
+
+def _zero_or_one(rewards_N: Tensor, group_N: Tensor) -> Tensor:
+    is_other_N = (rewards_N != 0) & (rewards_N != 1)
+    if bool(is_other_N.any()):
+        raise ValueError(
+            f"rewards of groups {_named(group_N, is_other_N)} are neither 0 nor 1: advantage "
+            "pass_at_k counts right samples, let the reward's formula be one component that is 0 "
+            "or 1, such as exact"
+        )
+    return rewards_N == 1
+
+
+def _named(group_N: Tensor, at_N: Tensor) -> list[int]:
+    return sorted(set(group_N[at_N].tolist()))[:8]
+
+
+def _of_components(settings: AlgorithmSettings, step: StepRewards) -> Tensor:
+    weights = settings.component_weights or dict.fromkeys(step.components, 1.0)
+    missing = sorted(weights.keys() - step.components.keys())
+    if missing or not weights:
+        raise ValueError(
+            f"component_weights names {missing}, the rewards have the components "
+            f"{sorted(step.components)}: name some of these"
+        )
+    return decoupled(step.components, weights, step.group_N, settings.std_epsilon)
+
+
+def _as_they_are(settings: AlgorithmSettings, step: StepRewards) -> Tensor:
+    return step.rewards_N
+
+
+ADVANTAGES: Mapping[str, RowAdvantage] = {
+    "group_relative": lambda settings, step: group_relative(
+        step.rewards_N, step.group_N, settings.divide_by_std, settings.std_epsilon
+    ),
+    "reward": _as_they_are,
+    "gae": _as_they_are,
+    "leave_one_out": lambda settings, step: leave_one_out(step.rewards_N, step.group_N),
+    "length_weighted": lambda settings, step: length_weighted(
+        step.rewards_N, step.group_N, step.num_tokens_N
+    ),
+    "decoupled": _of_components,
+    "pass_at_k": lambda settings, step: pass_at_k(
+        step.rewards_N, step.group_N, settings.pass_k, settings.std_epsilon
+    ),
+    "max_likelihood": lambda settings, step: max_likelihood(step.rewards_N, step.group_N),
+}
+"""Of rows, before the token stage: `gae` takes the rewards on from there."""
 
 
 def return_to_go(rewards_T: Tensor, row_T: Tensor, gamma: float) -> Tensor:

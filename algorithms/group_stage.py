@@ -1,19 +1,21 @@
 """The group stage: from the rewards of a step's rows to the coefficients of its plan.
 
 Runs on the driver, over scalars, in float64. Rows are flat with a group index; groups are
-independent of each other, so a step may be given whole or group by group. What needs token tensors
-(KL in the reward, whitening) is the token stage's.
+independent of each other, so a step may be given whole or group by group (but for the advantage
+`decoupled`, which is normalised over the step). What needs token tensors (KL in the reward,
+whitening) is the token stage's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from manta.algorithms.advantages import group_relative
+from manta.algorithms.advantages import ADVANTAGES, StepRewards
 from manta.algorithms.pairs import Pairs, pairs_of
 from manta.algorithms.settings import AlgorithmSettings
 
@@ -42,11 +44,14 @@ def group_stage(
     rewards_N: Tensor,
     group_N: Tensor,
     eligible_N: Tensor | None = None,
+    num_tokens_N: Tensor | None = None,
+    components: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> GroupStage:
     """Coefficients of N rows from their rewards [N] and group indices int64[N].
 
-    Advantages are group-relative, or the rewards themselves (`advantage: reward`); for
-    `cross_entropy`, which has no use for either, they are 1 and the rewards are not read. With
+    Advantages are those of `manta.algorithms.advantages.ADVANTAGES`, of which some read the rows'
+    trained tokens int64[N] (None: all rows have as many) and the rewards' components, [N] each; for
+    `cross_entropy`, which has no use for them, they are 1 and the rewards are not read. With
     `drop_zero_variance_groups` groups of equal rewards are filtered (dynamic sampling of DAPO,
     arXiv 2503.14476).
 
@@ -68,12 +73,10 @@ def group_stage(
         )
     if settings.is_coupled:
         return _paired(settings, rewards_N, group_N, eligible_N)
-    if settings.advantage == "group_relative":
-        advantage_N = group_relative(
-            rewards_N, group_N, settings.divide_by_std, settings.std_epsilon
-        )
-    else:
-        advantage_N = rewards_N
+    if num_tokens_N is None:
+        num_tokens_N = torch.ones_like(group_N)
+    step = StepRewards(rewards_N, group_N, num_tokens_N, components)
+    advantage_N = ADVANTAGES[settings.advantage](settings, step)
     dropped = zero_variance(rewards_N, group_N) if settings.drop_zero_variance_groups else []
     keep_N = ~torch.isin(group_N, torch.tensor(dropped, dtype=torch.int64, device=group_N.device))
     return GroupStage(

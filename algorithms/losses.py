@@ -1,51 +1,175 @@
-"""Per-token losses, pure functions of log-probs; how they are averaged is in `aggregate`."""
+"""Losses of the rows' tokens by the ratio of current over proximal policy, and of given tokens.
+
+Pure functions of log-probs and advantages, registered in `LOSSES`. What a loss reads of the
+settings stands in `manta.algorithms.catalogue`, how its tokens are averaged in
+`manta.algorithms.aggregate`. Losses over pairs of rows are `manta.algorithms.coupled`'s.
+
+A loss gives every token a term. Where a ratio is a whole row's, each of its tokens has the row's
+term, so that the mean over a row's tokens (`sequence_mean`) is that term; a row's tokens are always
+all here, whatever the micro-batches.
+
+Shapes: T trained tokens of R rows.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.tokens import per_row
+
+
+class RatioTokens(NamedTuple):
+    """What a loss sees, [T] each: `logprob_T` of the current policy (carries gradients),
+    `proximal_T` of the ratio's denominator, `advantage_T`, and int64 ascending `row_T`."""
+
+    logprob_T: Tensor
+    proximal_T: Tensor
+    advantage_T: Tensor
+    row_T: Tensor
+
 
 class Surrogate(NamedTuple):
-    """Each [T]: the loss (carries gradients), the importance ratio (too), and where the clip took
-    the gradient away: `clipped_low_T`, `clipped_high_T` bool."""
+    """[T] each: the loss (carries gradients), the ratio that it is made of, and by name what is
+    reported of a token, such as where a bound took its gradient away (bool)."""
 
     loss_T: Tensor
     ratio_T: Tensor
-    clipped_low_T: Tensor
-    clipped_high_T: Tensor
+    figures: Mapping[str, Tensor]
 
 
-def clipped_surrogate(
-    logprob_T: Tensor,
-    proximal_T: Tensor,
-    advantage_T: Tensor,
-    clip_low: float,
-    clip_high: float,
-) -> Surrogate:
+PolicyLoss: TypeAlias = Callable[[AlgorithmSettings, RatioTokens], Surrogate]
+
+
+def clipped_surrogate(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
     """`-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)` with
     `ratio = exp(logprob - proximal)`: PPO (arXiv 1707.06347, eq. 7), with separate bounds as in
     DAPO (arXiv 2503.14476, eq. 10).
+
+    With `dual_clip` c the loss of a token with A < 0 is at most `-c * A`, so that a huge ratio has
+    no gradient either: dual-clip PPO (Ye et al., arXiv 1912.09729; the bound `delta` of
+    INTELLECT-2, arXiv 2505.07291, is the same one).
 
     A token is clipped low where A < 0 and the ratio is below `1 - clip_low`, high where A > 0 and
     the ratio is above `1 + clip_high`. The log-ratio is not clamped. At ratio 1 the gradient is
     that of `-A * logprob` (REINFORCE).
     """
-    ratio_T = torch.exp(logprob_T - proximal_T)
-    bounded_T = ratio_T.clamp(1.0 - clip_low, 1.0 + clip_high)
-    with torch.no_grad():
-        clipped_low_T = (advantage_T < 0) & (ratio_T < 1.0 - clip_low)
-        clipped_high_T = (advantage_T > 0) & (ratio_T > 1.0 + clip_high)
-    return Surrogate(
-        loss_T=-torch.minimum(ratio_T * advantage_T, bounded_T * advantage_T),
-        ratio_T=ratio_T,
-        clipped_low_T=clipped_low_T,
-        clipped_high_T=clipped_high_T,
+    ratio_T = torch.exp(tokens.logprob_T - tokens.proximal_T)
+    surrogate = _clipped(settings, ratio_T, tokens.advantage_T)
+    if settings.dual_clip is None:
+        return surrogate
+    most_T = -settings.dual_clip * tokens.advantage_T
+    is_bad_T = tokens.advantage_T < 0
+    loss_T = torch.where(is_bad_T, torch.minimum(surrogate.loss_T, most_T), surrogate.loss_T)
+    dual_T = is_bad_T & (ratio_T.detach() > settings.dual_clip)
+    return Surrogate(loss_T, ratio_T, {**surrogate.figures, "clip_fraction_dual": dual_T})
+
+
+def gspo(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
+    """`clipped_surrogate` of the row's ratio `s = (pi(y) / pi_old(y))^(1/|y|)`, the geometric mean
+    of its tokens' ratios: GSPO, arXiv 2507.18071, eq. 5. All tokens of a row must have one
+    advantage."""
+    log_ratio_T = tokens.logprob_T - tokens.proximal_T
+    ratio_T = torch.exp(_row_mean(log_ratio_T, tokens.row_T))
+    return _clipped(settings, ratio_T, tokens.advantage_T)
+
+
+def gspo_token(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
+    """`gspo` with an advantage for each token: the ratio has the value of the row's, and the
+    gradient of the token's own log-prob, `sg(s) * pi_t / sg(pi_t)`: GSPO-token, arXiv 2507.18071,
+    section 4.3. Where a row's tokens have one advantage, and count the same, value and gradient
+    are those of `gspo`."""
+    own_T = tokens.logprob_T - tokens.logprob_T.detach()
+    log_ratio_T = (tokens.logprob_T - tokens.proximal_T).detach()
+    ratio_T = torch.exp(_row_mean(log_ratio_T, tokens.row_T) + own_T)
+    return _clipped(settings, ratio_T, tokens.advantage_T)
+
+
+def cispo(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
+    """`-sg(clip(ratio, 1 - clip_low, 1 + clip_high)) * A * logprob`: CISPO (MiniMax-M1, arXiv
+    2506.13585, section 3.1). A bound changes a token's weight, and never takes its gradient away.
+
+    `clip_low` of 1 or more is no lower bound, as in the report. The clip fractions are of tokens
+    whose weight a bound changed, whatever their advantage.
+    """
+    ratio_T = torch.exp(tokens.logprob_T.detach() - tokens.proximal_T)
+    low, high = 1.0 - settings.clip_low, 1.0 + settings.clip_high
+    loss_T = -ratio_T.clamp(low, high) * tokens.advantage_T * tokens.logprob_T
+    figures = {"clip_fraction_low": ratio_T < low, "clip_fraction_high": ratio_T > high}
+    return Surrogate(loss_T, ratio_T, figures)
+
+
+def gmpo(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
+    """`-A * (prod_t rho_t)^(1/|y|)`, the geometric mean over the row's tokens of
+    `rho = min(ratio, exp(clip_high))` where A > 0, else `max(ratio, exp(-clip_low))`: GMPO, arXiv
+    2507.20673, section 3, whose bounds are of the log-ratio (`exp(-0.4)` to `exp(0.4)`). All tokens
+    of a row must have one advantage. The ratio that is reported is the bounded geometric mean."""
+    log_ratio_T = tokens.logprob_T - tokens.proximal_T
+    is_good_T = tokens.advantage_T > 0
+    bounded_T = torch.where(
+        is_good_T,
+        log_ratio_T.clamp(max=settings.clip_high),
+        log_ratio_T.clamp(min=-settings.clip_low),
     )
+    ratio_T = torch.exp(_row_mean(bounded_T, tokens.row_T))
+    current_T = log_ratio_T.detach()
+    figures = {
+        "clip_fraction_low": (tokens.advantage_T < 0) & (current_T < -settings.clip_low),
+        "clip_fraction_high": is_good_T & (current_T > settings.clip_high),
+    }
+    return Surrogate(-tokens.advantage_T * ratio_T, ratio_T, figures)
+
+
+def sapo(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
+    """`-A * (4 / tau) * sigmoid(tau * (ratio - 1))`, tau being `tau_positive` where A > 0, else
+    `tau_negative`: SAPO, arXiv 2511.20347. At ratio 1 the gradient is that of
+    REINFORCE, and it falls off smoothly on both sides; `gate_mean` is by how much:
+    `4 p (1 - p)` of the sigmoid p, 1 at ratio 1."""
+    ratio_T = torch.exp(tokens.logprob_T - tokens.proximal_T)
+    tau_T = torch.full_like(tokens.advantage_T, settings.tau_negative)
+    tau_T = tau_T.masked_fill(tokens.advantage_T > 0, settings.tau_positive)
+    gate_T = torch.sigmoid(tau_T * (ratio_T - 1.0))
+    slope_T = (4.0 * gate_T * (1.0 - gate_T)).detach()
+    loss_T = -tokens.advantage_T * gate_T * 4.0 / tau_T
+    return Surrogate(loss_T, ratio_T, {"gate_mean": slope_T})
+
+
+LOSSES: Mapping[str, PolicyLoss] = {
+    "clipped_surrogate": clipped_surrogate,
+    "gspo": gspo,
+    "gspo_token": gspo_token,
+    "cispo": cispo,
+    "gmpo": gmpo,
+    "sapo": sapo,
+}
+"""Every loss that has a ratio."""
 
 
 def cross_entropy(logprob_T: Tensor) -> Tensor:
     """`-logprob`, [T]: the negative log-likelihood of given tokens."""
     return -logprob_T
+
+
+def _clipped(settings: AlgorithmSettings, ratio_T: Tensor, advantage_T: Tensor) -> Surrogate:
+    """PPO's surrogate of any ratio."""
+    low, high = 1.0 - settings.clip_low, 1.0 + settings.clip_high
+    bounded_T = ratio_T.clamp(low, high)
+    with torch.no_grad():
+        figures = {
+            "clip_fraction_low": (advantage_T < 0) & (ratio_T < low),
+            "clip_fraction_high": (advantage_T > 0) & (ratio_T > high),
+        }
+    loss_T = -torch.minimum(ratio_T * advantage_T, bounded_T * advantage_T)
+    return Surrogate(loss_T, ratio_T, figures)
+
+
+def _row_mean(values_T: Tensor, row_T: Tensor) -> Tensor:
+    """The mean over each token's row, [T]. Summed in float64: bounds may be as narrow as 3e-4."""
+    num_rows = int(row_T[-1]) + 1 if len(row_T) else 0
+    sums_R = per_row(values_T.double(), row_T, num_rows)
+    counts_R = torch.bincount(row_T, minlength=num_rows)
+    return (sums_R / counts_R.clamp(min=1))[row_T].to(values_T.dtype)

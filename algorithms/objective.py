@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from manta.algorithms import kl
-from manta.algorithms.losses import clipped_surrogate, cross_entropy
+from manta.algorithms.losses import LOSSES, RatioTokens, cross_entropy
 from manta.algorithms.off_policy import correct
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.tokens import LossTerms, TokenBatch
@@ -61,8 +61,9 @@ class Objective:
 
         `sums`: `loss` and `policy_loss` under the loss's own weights; under `mean_T` (so they are
         means over the update's trained tokens) `kl_reference` (the settings' estimator, where the
-        batch has reference log-probs), `entropy` (if wanted), and for the clipped surrogate
-        `clip_fraction_low`, `clip_fraction_high`, `ratio_mean` (a masked token counts as 1),
+        batch has reference log-probs), `entropy` (if wanted), and for losses with a ratio
+        `ratio_mean` (a masked token counts as 1, in its row's ratio too), the loss's own figures
+        (`clip_fraction_low`, `clip_fraction_high` and the like: `manta.algorithms.losses`),
         `kl_behaviour`, the k3 estimate of KL(behaviour || policy), and with a correction its
         `weight_mean`. `maxima`: `ratio_max`. With a critic its terms come on top (`critic_loss`).
 
@@ -127,32 +128,26 @@ class Objective:
         return LossTerms(loss, sums, {})
 
     def _policy(self, batch: TokenBatch, logprob_T: Tensor, active_T: Tensor) -> _Policy:
-        if self.settings.loss == "cross_entropy":
+        if self.settings.loss not in LOSSES:
             return _Policy(cross_entropy(logprob_T), {}, {})
         current_T = logprob_T.detach()
         proximal_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
         if proximal_T is None:
             raise ValueError(
-                "the clipped surrogate needs log-probs of the sampling policy, and these rows have "
-                "none (given answers?): use the cross_entropy loss, or sample from the policy"
+                f"the loss {self.settings.loss} needs log-probs of the sampling policy, and these "
+                "rows have none (given answers?): use the cross_entropy loss, or sample from the "
+                "policy"
             )
         proximal_T = _only(active_T, proximal_T)
         weight_T = self._off_policy_weight(batch, proximal_T, active_T)
         # Multiplying by a weight of 0 would keep the NaN of an infinite ratio.
         logprob_T = torch.where(weight_T != 0, logprob_T, proximal_T)
-        surrogate = clipped_surrogate(
-            logprob_T,
-            proximal_T,
-            _only(active_T, batch.advantage_T),
-            self.settings.clip_low,
-            self.settings.clip_high,
-        )
+        advantage_T = _only(active_T, batch.advantage_T)
+        tokens = RatioTokens(logprob_T, proximal_T, advantage_T, batch.row_T)
+        surrogate = LOSSES[self.settings.loss](self.settings, tokens)
         ratio_T = surrogate.ratio_T.detach()
-        means = {
-            "clip_fraction_low": surrogate.clipped_low_T.to(ratio_T.dtype),
-            "clip_fraction_high": surrogate.clipped_high_T.to(ratio_T.dtype),
-            "ratio_mean": ratio_T,
-        }
+        figures = {name: figure.to(ratio_T.dtype) for name, figure in surrogate.figures.items()}
+        means = {**figures, "ratio_mean": ratio_T}
         if self.settings.off_policy.correction != "none":
             means["weight_mean"] = weight_T
         if batch.behaviour_T is not None:

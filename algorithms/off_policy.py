@@ -3,8 +3,8 @@
 Three policies are told apart. The *behaviour* policy is what the engine recorded when it drew a
 token, after temperature. The *proximal* policy is the learner's at the start of the step. The
 *current* policy is being updated. The loss of a token is its weight here, which has no gradient,
-times the clipped surrogate of current over proximal (`manta.algorithms.losses`): the decoupled
-objective of AReaL (arXiv 2505.24298, section 5.2, eq. 5).
+times the one of current over proximal (`manta.algorithms.losses`): with the clipped surrogate the
+decoupled objective of AReaL (arXiv 2505.24298, section 5.2, eq. 5).
 
 | correction | weight of a token with ratio w = proximal / behaviour | source |
 | --- | --- | --- |

@@ -1,17 +1,17 @@
-"""Named algorithms with their published settings, and what must hold for any settings.
+"""Named algorithms with their published settings.
 
 Loads no torch, so that a run file can be checked. Overriding fields is the run file's work
-(`manta.orchestrator`); the numbers that a paper leaves open are named beside the preset.
+(`manta.orchestrator`), what must hold for any settings is `manta.algorithms.contradictions`'; the
+numbers that a paper leaves open are named beside the preset. Where none is named, groups are of 8,
+the clip is PPO's 0.2, and there is no KL.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from manta.algorithms.settings import (
-    COUPLED_LOSSES,
     AlgorithmSettings,
     CriticSettings,
     KlSettings,
@@ -47,8 +47,8 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             aggregation="sequence_sum_constant",
             constant_length=3000,
         ),
-        # DAPO, arXiv 2503.14476, section 4.1: 16 samples, clip 0.2 / 0.28, no KL. Its overlong
-        # penalty is a reward component.
+        # DAPO, arXiv 2503.14476, section 4.1: 16 samples, clip 0.2 / 0.28, no KL. Its soft overlong
+        # punishment is the reward component `length` less 1 (target 16384, limit 20480).
         "dapo": AlgorithmSettings(
             name="dapo",
             samples_per_prompt=16,
@@ -108,6 +108,137 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             aggregation="sequence_sum_constant",
             constant_length=1,
         ),
+        # RLOO, Ahmadian et al., arXiv 2402.14740: leave-one-out baseline, 4 samples, the row as one
+        # action (its summed log-prob), no clip: make one update a step, and it never acts. KL in
+        # the reward; the coefficient depends on the data there, 0.05 is TRL's. Ours charges each
+        # token the KL from there on, after the baseline; the paper the whole row's, before it.
+        "rloo": AlgorithmSettings(
+            name="rloo",
+            samples_per_prompt=4,
+            advantage="leave_one_out",
+            aggregation="sequence_sum_constant",
+            constant_length=1,
+            kl=KlSettings(coef=0.05, estimator="k1", placement="reward"),
+            proximal="learner",
+        ),
+        # REINFORCE++, arXiv 2501.03262, eq. 8 to 10: one sample, k1 in each token's reward, its
+        # return-to-go, normalised over the step's tokens, PPO's clip. KL coefficient 0.01, the
+        # default of the authors' code, which averages over tokens.
+        "reinforce_plus_plus": AlgorithmSettings(
+            name="reinforce_plus_plus",
+            samples_per_prompt=1,
+            advantage="reward",
+            aggregation="token_mean",
+            kl=KlSettings(coef=0.01, estimator="k1", placement="reward"),
+            proximal="learner",
+            whiten_advantages=True,
+        ),
+        # Its form with a baseline, same paper: the group's mean is subtracted, the rest as above,
+        # k2 in the loss. 8 samples and coefficient 0.001 of the authors' example script.
+        "reinforce_plus_plus_baseline": AlgorithmSettings(
+            name="reinforce_plus_plus_baseline",
+            samples_per_prompt=8,
+            advantage="group_relative",
+            divide_by_std=False,
+            aggregation="token_mean",
+            kl=KlSettings(coef=0.001, estimator="k2", placement="loss"),
+            whiten_advantages=True,
+        ),
+        # OPO, arXiv 2505.23585: 8 samples, exactly on-policy (one update a step, staleness 0), no
+        # KL, no entropy term; its baseline is derived for the sum over a row's tokens.
+        "opo": AlgorithmSettings(
+            name="opo",
+            samples_per_prompt=8,
+            advantage="length_weighted",
+            aggregation="sequence_sum_constant",
+            constant_length=1,
+        ),
+        # GDPO, arXiv 2601.05242: every reward normalised by itself. Name them and their weights in
+        # `component_weights`.
+        "gdpo": AlgorithmSettings(
+            name="gdpo",
+            samples_per_prompt=8,
+            advantage="decoupled",
+            aggregation="sequence_mean",
+        ),
+        # Pass@k training, arXiv 2508.10751, analytical derivation; rewards are 0 or 1. The paper
+        # tries several k: 4 of 8 samples is ours.
+        "pass_at_k": AlgorithmSettings(
+            name="pass_at_k",
+            samples_per_prompt=8,
+            advantage="pass_at_k",
+            pass_k=4,
+            aggregation="token_mean",
+        ),
+        # MaxRL, arXiv 2602.02710: on-policy, rewards are 0 or 1.
+        "max_rl": AlgorithmSettings(
+            name="max_rl",
+            samples_per_prompt=8,
+            advantage="max_likelihood",
+            aggregation="token_mean",
+        ),
+        # GSPO, arXiv 2507.18071, section 5.1: clip 3e-4 / 4e-4 of the row's ratio (and four updates
+        # a step: set `updates_per_step`). Bounds that narrow ask for the learner's own log-probs.
+        "gspo": AlgorithmSettings(
+            name="gspo",
+            samples_per_prompt=8,
+            loss="gspo",
+            clip_low=3e-4,
+            clip_high=4e-4,
+            aggregation="sequence_mean",
+            proximal="learner",
+        ),
+        # The same, section 4.3, for advantages that differ within a row.
+        "gspo_token": AlgorithmSettings(
+            name="gspo_token",
+            samples_per_prompt=8,
+            loss="gspo_token",
+            clip_low=3e-4,
+            clip_high=4e-4,
+            aggregation="sequence_mean",
+            proximal="learner",
+        ),
+        # CISPO, MiniMax-M1, arXiv 2506.13585, section 3.1: weights without a lower bound, mean over
+        # tokens, no KL. The report tunes the upper bound and does not give it: 5 is that of
+        # ScaleRL, arXiv 2510.13786.
+        "cispo": AlgorithmSettings(
+            name="cispo",
+            samples_per_prompt=8,
+            loss="cispo",
+            clip_low=1.0,
+            clip_high=4.0,
+            aggregation="token_mean",
+        ),
+        # GMPO, arXiv 2507.20673, section 4: token ratios within exp(-0.4) and exp(0.4).
+        "gmpo": AlgorithmSettings(
+            name="gmpo",
+            samples_per_prompt=8,
+            loss="gmpo",
+            clip_low=0.4,
+            clip_high=0.4,
+            aggregation="sequence_mean",
+        ),
+        # SAPO, arXiv 2511.20347: temperatures 1.0 and 1.05.
+        "sapo": AlgorithmSettings(
+            name="sapo",
+            samples_per_prompt=8,
+            loss="sapo",
+            tau_positive=1.0,
+            tau_negative=1.05,
+            aggregation="sequence_mean",
+        ),
+        # Truncated importance sampling, Yao et al. 2025, "Your Efficient RL Framework Secretly
+        # Brings You Off-Policy RL Training": bound 2, laid over DAPO.
+        "tis": AlgorithmSettings(
+            name="tis",
+            samples_per_prompt=16,
+            clip_low=0.2,
+            clip_high=0.28,
+            aggregation="token_mean",
+            proximal="learner",
+            off_policy=OffPolicySettings(correction="truncate", level="token", high=2.0),
+            drop_zero_variance_groups=True,
+        ),
         # Maximum likelihood of given answers, mean over tokens.
         "sft": AlgorithmSettings(
             name="sft",
@@ -149,240 +280,3 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
         ),
     }
 )
-
-
-def check(settings: AlgorithmSettings) -> None:
-    """Raises ValueError where the settings contradict each other or cannot be computed with."""
-    problems = [
-        *_sampling(settings),
-        *_numbers(settings),
-        *_kl(settings),
-        *_off_policy(settings),
-        *_values(settings),
-        *_cross_entropy(settings),
-        *_units(settings),
-        *_reward_model(settings),
-    ]
-    if problems:
-        raise ValueError(f"algorithm {settings.name!r}: " + "; ".join(problems))
-
-
-def _sampling(settings: AlgorithmSettings) -> list[str]:
-    problems = []
-    if settings.samples_per_prompt < 1:
-        problems.append(
-            f"samples_per_prompt is {settings.samples_per_prompt}, it must be 1 or more"
-        )
-    elif settings.samples_per_prompt == 1 and settings.advantage == "group_relative":
-        problems.append(
-            "a group of one has no group-relative advantage: set samples_per_prompt to 2 or more, "
-            "or advantage to reward"
-        )
-    elif settings.samples_per_prompt == 1 and settings.drop_zero_variance_groups:
-        problems.append(
-            "drop_zero_variance_groups would drop every group of one: set samples_per_prompt to 2 "
-            "or more, or switch it off"
-        )
-    return problems
-
-
-def _numbers(settings: AlgorithmSettings) -> list[str]:
-    problems = []
-    for name, value in (("clip_low", settings.clip_low), ("clip_high", settings.clip_high)):
-        if not value > 0:
-            problems.append(f"{name} is {value}, it must be above 0 (0.2 is usual)")
-    if settings.divide_by_std and not (settings.std_epsilon > 0):
-        problems.append(
-            f"std_epsilon is {settings.std_epsilon}, it must be above 0: a group of equal rewards "
-            "would divide by 0"
-        )
-    if settings.aggregation == "sequence_sum_constant" and settings.constant_length <= 0:
-        problems.append(
-            f"constant_length is {settings.constant_length}: sequence_sum_constant divides by it, "
-            "set it to the largest number of new tokens"
-        )
-    if not math.isfinite(settings.entropy_coef):
-        problems.append(f"entropy_coef is {settings.entropy_coef}, it must be a finite number")
-    return problems
-
-
-def _kl(settings: AlgorithmSettings) -> list[str]:
-    penalty = settings.kl
-    if not (math.isfinite(penalty.coef) and penalty.coef >= 0):
-        return [f"kl.coef is {penalty.coef}, it must be 0 or more"]
-    if penalty.coef == 0:
-        return []
-    if penalty.placement == "loss" and penalty.estimator == "k1":
-        return [
-            "the k1 estimator has no expected gradient as a loss: set kl.estimator to k2 or k3, or "
-            "place the KL in the reward"
-        ]
-    if penalty.placement == "reward" and penalty.estimator != "k1":
-        return [
-            f"KL in the reward needs an estimator whose policy gradient is that of the KL: set "
-            f"kl.estimator to k1 instead of {penalty.estimator}"
-        ]
-    return []
-
-
-def _off_policy(settings: AlgorithmSettings) -> list[str]:
-    """The ratio 1 of tokens that nothing is wrong with must stay inside the bounds."""
-    told = settings.off_policy
-    problems = []
-    takes = {
-        "off_policy.low": (told.low, told.correction == "mask", "mask"),
-        "off_policy.high": (told.high, told.correction in ("truncate", "mask"), "truncate or mask"),
-    }
-    for name, (value, is_used, by) in takes.items():
-        if value is not None and not is_used:
-            problems.append(
-                f"{name} is {value} but off_policy.correction is {told.correction}, which has no "
-                f"use for it: remove it, or set the correction to {by}"
-            )
-    if told.correction == "truncate" and told.high is None:
-        problems.append("off_policy.correction is truncate: set off_policy.high (2 is usual)")
-    if told.correction == "mask" and told.low is None and told.high is None:
-        problems.append(
-            "off_policy.correction is mask: set off_policy.low, off_policy.high or both (0.5 and 5 "
-            "in IcePop)"
-        )
-    if told.low is not None and not 0 < told.low <= 1:
-        problems.append(f"off_policy.low is {told.low}, it must be above 0 and at most 1")
-    if told.high is not None and not 1 <= told.high < math.inf:
-        problems.append(f"off_policy.high is {told.high}, it must be a number of at least 1")
-    if told.correction == "none" and told.level != "token":
-        problems.append("off_policy.level has no effect without a correction: remove it")
-    if told.correction != "none" and settings.proximal != "learner":
-        problems.append(
-            f"off_policy.correction is {told.correction} but proximal is {settings.proximal}: the "
-            "clipped ratio to the engine's log-probs holds that weight already, set proximal to "
-            "learner"
-        )
-    return problems
-
-
-def _values(settings: AlgorithmSettings) -> list[str]:
-    """GAE and a critic go together, and with settings that only they read."""
-    problems = []
-    if settings.advantage == "gae" and settings.critic is None:
-        problems.append(
-            "advantage is gae, which needs values: add a critic (`critic: {}`), or choose another "
-            "advantage"
-        )
-    if settings.advantage != "gae" and settings.critic is not None:
-        problems.append(
-            f"there is a critic but advantage is {settings.advantage}, which has no use for its "
-            "values: set advantage to gae, or critic to null"
-        )
-    for name, value in (("gamma", settings.gamma), ("gae_lambda", settings.gae_lambda)):
-        if not 0 <= value <= 1:
-            problems.append(f"{name} is {value:g}, it must be at least 0 and at most 1")
-        elif value != 1 and settings.advantage != "gae":
-            problems.append(
-                f"{name} is {value:g} but advantage is {settings.advantage}, which does not read "
-                "it: remove it, or set advantage to gae"
-            )
-    return problems if settings.critic is None else [*problems, *_critic(settings.critic)]
-
-
-def _critic(critic: CriticSettings) -> list[str]:
-    problems = []
-    if critic.path is not None and critic.model == "shared":
-        problems.append(
-            "critic.path is set but critic.model is shared, a head on the policy's own trunk: "
-            "remove it, or set critic.model to own"
-        )
-    if critic.clip is not None and not 0 < critic.clip < math.inf:
-        problems.append(f"critic.clip is {critic.clip:g}, it must be above 0 (null: no bound)")
-    if not 0 < critic.loss_coef < math.inf:
-        problems.append(f"critic.loss_coef is {critic.loss_coef:g}, it must be above 0")
-    if critic.warmup_steps < 0:
-        problems.append(f"critic.warmup_steps is {critic.warmup_steps}, it must be 0 or more")
-    return [*problems, *_optimizer("critic", critic)]
-
-
-def _optimizer(name: str, told: CriticSettings | RewardModelSettings) -> list[str]:
-    """Of what stands beside the policy."""
-    problems = []
-    if told.learning_rate is not None and not 0 < told.learning_rate < math.inf:
-        problems.append(f"{name}.learning_rate is {told.learning_rate:g}, it must be above 0")
-    for key, value in (("weight_decay", told.weight_decay), ("clip_norm", told.clip_norm)):
-        if value is not None and not 0 <= value < math.inf:
-            problems.append(f"{name}.{key} is {value:g}, it must be 0 or more")
-    if told.betas is not None and not all(0 <= beta < 1 for beta in told.betas):
-        problems.append(f"{name}.betas must each be at least 0 and below 1")
-    return problems
-
-
-def _cross_entropy(settings: AlgorithmSettings) -> list[str]:
-    if settings.loss != "cross_entropy":
-        return []
-    unused = _useless(
-        settings, {"kl in the reward": settings.kl.coef != 0 and settings.kl.placement == "reward"}
-    )
-    problems = [
-        f"cross_entropy uses neither rewards nor a ratio, so `{name}` has no effect: remove it"
-        for name in unused
-    ]
-    if settings.kl.coef != 0 and settings.samples_from == "given":
-        problems.append(
-            "the KL estimators need tokens that the policy sampled, given answers are not: set "
-            "kl.coef to 0"
-        )
-    return problems
-
-
-def _units(settings: AlgorithmSettings) -> list[str]:
-    """A loss that couples rows, what it couples, and what it has no use for."""
-    if not settings.is_coupled:
-        if settings.unit == "row":
-            return []
-        return [
-            f"unit is {settings.unit} but the loss {settings.loss} looks at each row by itself: "
-            f"set unit to row, or loss to {' or '.join(COUPLED_LOSSES)}"
-        ]
-    problems = []
-    if settings.unit == "row":
-        problems.append(
-            f"the loss {settings.loss} compares samples of a prompt: set unit to pair (every pair "
-            "counts the same) or group (every prompt does)"
-        )
-    if settings.samples_per_prompt == 1:
-        problems.append(
-            "samples_per_prompt is 1, and a pair takes two samples of a prompt: set it to 2 or more"
-        )
-    if not 0 < settings.beta < math.inf:
-        problems.append(f"beta is {settings.beta:g}, it must be above 0 (0.1 is usual)")
-    unused = _useless(
-        settings, {"kl.coef": settings.kl.coef != 0, "entropy_coef": settings.entropy_coef != 0}
-    )
-    return problems + [
-        f"the loss {settings.loss} has no use for `{name}`: remove it" for name in unused
-    ]
-
-
-def _useless(settings: AlgorithmSettings, more: Mapping[str, bool]) -> list[str]:
-    """What is set of the settings that only advantages and ratios need, and of `more`."""
-    is_set = {
-        f"advantage: {settings.advantage}": settings.advantage != "reward",
-        "whiten_advantages": settings.whiten_advantages,
-        "drop_zero_variance_groups": settings.drop_zero_variance_groups,
-        "proximal: learner": settings.proximal == "learner",
-        "off_policy": settings.off_policy.correction != "none",
-        **more,
-    }
-    return [name for name, value in is_set.items() if value]
-
-
-def _reward_model(settings: AlgorithmSettings) -> list[str]:
-    told, trains = settings.reward_model, settings.loss == "bradley_terry"
-    if told is None:
-        missing = "the loss bradley_terry trains a reward model: add one (`reward_model: {}`)"
-        return [missing] if trains else []
-    problems = _optimizer("reward_model", told)
-    if not trains:
-        problems.append(
-            f"there is a reward model but the loss {settings.loss} does not train it: set loss to "
-            "bradley_terry, or reward_model to null"
-        )
-    return problems

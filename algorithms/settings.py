@@ -6,8 +6,34 @@ The defaults of the fields mean "as simple as it gets"; published settings are t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
+
+Advantage: TypeAlias = Literal[
+    "group_relative",
+    "reward",
+    "gae",
+    "leave_one_out",
+    "length_weighted",
+    "decoupled",
+    "pass_at_k",
+    "max_likelihood",
+]
+"""What they are: `manta.algorithms.advantages`. What they read: `manta.algorithms.catalogue`."""
+
+LossName: TypeAlias = Literal[
+    "clipped_surrogate",
+    "gspo",
+    "gspo_token",
+    "cispo",
+    "gmpo",
+    "sapo",
+    "cross_entropy",
+    "dpo",
+    "bradley_terry",
+]
+"""What they are: `manta.algorithms.losses` and `manta.algorithms.coupled`."""
 
 COUPLED_LOSSES = ("dpo", "bradley_terry")
 """Those of `manta.algorithms.coupled`."""
@@ -86,32 +112,39 @@ class AlgorithmSettings:
     `proximal`: the log-probs in the ratio's denominator are the engine's (`behaviour`), or the
     learner's own at the start of the step (`learner`); `off_policy` corrects for how the two
     differ, and needs the latter. `advantage: gae` is made from the values of `critic`; `gamma` and
-    `gae_lambda` are its own. `constant_length` is the divisor of the `sequence_sum_constant`
-    aggregation. `unit` is what a loss is computed over: rows, each by itself, or (`dpo`,
-    `bradley_terry`) pairs of samples of a prompt, of which one has the higher reward. With `pair`
-    every pair counts the same, with `group` every prompt does, whatever its number of pairs.
-    `pairs` says which a group has: its best sample with its worst, or `all` of different reward.
-    `beta` is DPO's; `reward_model` is what `bradley_terry` trains, in the place of the policy.
+    `gae_lambda` are its own, as `pass_k` is of `pass_at_k`, and `component_weights` of `decoupled`
+    (the reward's components by name; none: all with weight 1). `clip_low` and `clip_high` are read
+    by the losses that bound the ratio, each in its own way; `dual_clip` by `clipped_surrogate`,
+    `tau_positive` and `tau_negative` by `sapo`. `constant_length` is the divisor of the
+    `sequence_sum_constant` aggregation. `unit` is what a loss is computed over: rows, each by
+    itself, or (`dpo`, `bradley_terry`) pairs of samples of a prompt, of which one has the higher
+    reward. With `pair` every pair counts the same, with `group` every prompt does, whatever its
+    number of pairs. `pairs` says which a group has: its best sample with its worst, or `all` of
+    different reward. `beta` is DPO's; `reward_model` is what `bradley_terry` trains, in the place
+    of the policy.
     """
 
     name: str
     samples_from: Literal["policy", "given"] = "policy"
     samples_per_prompt: int = 1
-    advantage: Literal["group_relative", "reward", "gae"] = "group_relative"
+    advantage: Advantage = "group_relative"
     divide_by_std: bool = True
     std_epsilon: float = 1e-6
     gamma: float = 1.0
     gae_lambda: float = 1.0
+    pass_k: int = 1
+    component_weights: Mapping[str, float] = field(default_factory=dict)
     critic: CriticSettings | None = None
-    loss: Literal["clipped_surrogate", "cross_entropy", "dpo", "bradley_terry"] = (
-        "clipped_surrogate"
-    )
+    loss: LossName = "clipped_surrogate"
     unit: Literal["row", "pair", "group"] = "row"
     pairs: Literal["best_worst", "all"] = "best_worst"
     beta: float = 0.1
     reward_model: RewardModelSettings | None = None
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float | None = None
+    tau_positive: float = 1.0
+    tau_negative: float = 1.05
     aggregation: Literal["token_mean", "sequence_mean", "sequence_sum_constant"] = "token_mean"
     constant_length: int = 0
     kl: KlSettings = field(default_factory=KlSettings)

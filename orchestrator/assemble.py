@@ -58,6 +58,8 @@ def assemble(
         torch.from_numpy(rewards_N),
         torch.from_numpy(group_N),
         torch.from_numpy(eligible_N),
+        torch.from_numpy(np.concatenate([summary.num_tokens for summary in summaries])),
+        _components(summaries),
     )
     columns = {name: value.numpy() for name, value in stage.coefficients.items()}
     if masks_truncated:
@@ -83,6 +85,22 @@ def assemble(
         pair_P2=torch.stack(stage.pairs, dim=1).numpy().astype(np.int32),
         margin_P=margins[group_N[stage.pairs.chosen_P.numpy()]],
     )
+
+
+def _components(summaries: Sequence[GroupSummary]) -> dict[str, torch.Tensor]:
+    """The components of all samples by name, NaN where one is absent."""
+    names = sorted({name for summary in summaries for name in summary.components})
+    return {
+        name: torch.from_numpy(
+            np.concatenate(
+                [
+                    summary.components.get(name, np.full(len(summary.rewards), np.nan, np.float32))
+                    for summary in summaries
+                ]
+            )
+        )
+        for name in names
+    }
 
 
 def _refuse_broken(summaries: Sequence[GroupSummary]) -> None:

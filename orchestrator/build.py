@@ -19,6 +19,7 @@ from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.environment_pool import EnvironmentPool
 from manta.orchestrator.learner_group import LearnerGroup, Restarts
 from manta.orchestrator.model_names import named_stage, parse_stage
+from manta.orchestrator.placement import offered_nodes
 from manta.orchestrator.pools import MailboxClient, ModelSource
 from manta.orchestrator.probe import Tolerances, probe_rows
 from manta.orchestrator.products import Products
@@ -27,6 +28,7 @@ from manta.orchestrator.reference_pool import ReferencePool
 from manta.orchestrator.reference_use import stages_with_reference
 from manta.orchestrator.reward_pool import RewardPool
 from manta.orchestrator.role_needs import RoleNeed, role_needs
+from manta.orchestrator.role_resources import asked
 from manta.orchestrator.rollout_pool import RolloutPool
 from manta.orchestrator.scorer_pool import ScorerPool
 from manta.orchestrator.scorers import called_in, model_folder, role
@@ -143,7 +145,8 @@ def _learner_group(
 ) -> LearnerGroup:
     """With `restarts` one that falls is followed by another, if engines need not go with it."""
     follows = None if job.is_tied_to_engines else restarts
-    return LearnerGroup(job, need.cpus, need.gpus, Path(job.run_dir) / "learner", client, follows)
+    storage, nodes = Path(job.run_dir) / "learner", asked("learner", offered_nodes())
+    return LearnerGroup(job, need.cpus, need.gpus, storage, nodes, client, follows)
 
 
 def _references(

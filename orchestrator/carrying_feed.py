@@ -20,6 +20,7 @@ from manta.actors.lanes import Admission
 from manta.envs.records import GroupId
 from manta.envs.sources.order import EpochOrder
 from manta.orchestrator.feed import Feed
+from manta.orchestrator.finished_order import FinishedOrder
 
 Ready = TypeVar("Ready")
 
@@ -32,6 +33,7 @@ class CarryingFeed(Feed[Ready]):
         assert prompts <= slots <= 2 * prompts, f"{slots} slots for steps of {prompts} groups"
         super().__init__(order, slots, keeps_place=False)
         self._prompts, self._most_overtaken = prompts, most_overtaken
+        self._finished, self._due = FinishedOrder(), FinishedOrder()
         self._overtaken: Counter[tuple[int, int]] = Counter()
         """By place: a group that breaks and is tried again is as old as its first attempt."""
         self._is_open = True
@@ -43,17 +45,25 @@ class CarryingFeed(Feed[Ready]):
     def take(self, step: int) -> tuple[GroupId, Ready] | None:
         """Consumes a finished group: one that is due, or, where the step has room beyond those
         that are due, the first in order."""
-        due = [group for group in self._queue if self._is_due(group)]
-        room = self._prompts - len(self._holding) - len(due)
-        allowed = list(self._queue) if room > 0 else []
-        for group in [*due, *allowed]:
-            if self._queue[group] is not None:
-                return self._consume(group, step)
-        return None
+        group = self._due.first()
+        if group is None and self._prompts - len(self._holding) - len(self._due) > 0:
+            group = self._finished.first()
+        return None if group is None else self._consume(group, step)
+
+    def finish(self, group: GroupId, ready: Ready) -> None:
+        super().finish(group, ready)
+        self._finished.finish(group)
+        if group in self._due:
+            self._due.finish(group)
 
     def close(self) -> list[GroupId]:
         """The step is full: everything else is overtaken once more, and none of it leaves."""
         self._overtaken.update(group[:2] for group in self._queue)
+        for group, ready in self._queue.items():
+            if group not in self._due and self._is_due(group):
+                self._due.enter(group)
+                if ready is not None:
+                    self._due.finish(group)
         self._is_open = False
         return []
 
@@ -65,3 +75,12 @@ class CarryingFeed(Feed[Ready]):
 
     def _is_due(self, group: GroupId) -> bool:
         return self._overtaken[group[:2]] >= self._most_overtaken
+
+    def _entered(self, group: GroupId, instead_of: GroupId | None = None) -> None:
+        self._finished.enter(group, instead_of)
+        if self._is_due(group):
+            self._due.enter(group, instead_of)
+
+    def _left(self, group: GroupId) -> None:
+        self._finished.leave(group)
+        self._due.leave(group)

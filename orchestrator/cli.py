@@ -1,4 +1,5 @@
-"""The command line: `manta train`, `manta check`, `manta eval`, `manta export`.
+"""The command line: `manta train`, `check`, `plan`, `eval`, `export`, `doctor`, `submit`, `runs`,
+`cluster check`.
 
 Owns arguments, exit codes and what `check` prints. Loads no torch or ray before a run starts, so
 that mistakes are told at once. Exit codes: 0 done, 2 a run file or command that cannot work; a
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -17,14 +19,18 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 import manta
-from manta.orchestrator import batch_plan, memory, memory_table, run_file, survey
+from manta.actors.job_variables import forgotten_at_the_end
+from manta.orchestrator import batch_plan, cluster_check, memory, memory_table, run_file, survey
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.lives import Lives
+from manta.orchestrator.plan import options as plan_options
 from manta.orchestrator.role_needs import RoleNeed, role_needs
 from manta.orchestrator.run_directory import RunDirectory
+from manta.orchestrator.runs import add_arguments as add_runs_arguments
 from manta.orchestrator.scorer_memory import scorer_parts
 from manta.orchestrator.strict import RunFileError
+from manta.orchestrator.submit import add_arguments as add_submit_arguments
 from manta.orchestrator.survey import Survey
 
 GIB = 1 << 30
@@ -33,11 +39,17 @@ EXAMPLES = """\
 examples:
   manta check recipes/demo.yaml
   manta check recipes/demo.yaml --gpus 8,64,512
+  manta check recipes/demo.yaml --deep
+  manta plan recipes/demo.yaml --cpus 4,16 --from runs/demo
   manta train recipes/demo.yaml
   manta train recipes/demo.yaml run.name=longer stages.rl.steps=200 learner.learning_rate=1e-4
   manta eval recipes/demo.yaml --checkpoint runs/demo/checkpoints/step=000040
   manta export runs/demo exported/demo
   manta export runs/demo@40 exported/demo-40
+  manta doctor runs/demo
+  manta cluster check cluster.yaml --run recipes/demo.yaml rollout.workers=4
+  manta submit recipes/demo.yaml run.dir=/shared/runs --address http://127.0.0.1:8265
+  manta runs status demo --address http://127.0.0.1:8265
 
 KEY=VALUE sets any key of the run file; list items go by index or name (stages.0.steps,
 stages.rl.steps), values are YAML (learner.betas=[0.9,0.99]).
@@ -49,26 +61,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     chosen, rest = parser.parse_known_args(arguments)
     # argparse leaves positionals behind that follow an option: eval RUN --checkpoint PATH KEY=VALUE
-    if any(each.startswith("-") for each in rest):
+    if any(each.startswith("-") for each in rest) or (rest and not _takes_overrides(chosen)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if chosen.command == "export":
-        if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        return _export(chosen.run_dir, chosen.folder)
-    chosen.overrides += rest
     try:
-        loaded, surveyed = checked(chosen.run_file, chosen.overrides)
+        if chosen.command == "export":
+            return _export(chosen.run_dir, chosen.folder)
+        if chosen.command == "cluster":
+            cluster_check.check([*chosen.words, *rest], chosen.run, Console())
+            return 0
+        if chosen.command == "runs":
+            return _runs(chosen)
+        if chosen.command == "doctor":
+            return _doctor(Path(chosen.run_dir), chosen.json)
+        chosen.overrides += rest
+        if chosen.command == "plan":
+            return _plan(chosen)
+        with forgotten_at_the_end() if chosen.command == "train" else nullcontext():
+            return _on_run_file(chosen)
     except ValueError as error:
         print(f"manta {chosen.command}: {told(error)}", file=sys.stderr)
         return 2
+
+
+def _takes_overrides(chosen: argparse.Namespace) -> bool:
+    return chosen.command not in ("export", "runs", "doctor")
+
+
+def _on_run_file(chosen: argparse.Namespace) -> int:
+    """The commands that begin with a run file. Raises ValueError."""
+    if chosen.command == "submit":
+        from manta.orchestrator.submit import submit
+
+        if chosen.check_there:
+            return submit(chosen, run_file.load(chosen.run_file, chosen.overrides))
+        return submit(chosen, checked(chosen.run_file, chosen.overrides)[0])
+    loaded, surveyed = checked(chosen.run_file, chosen.overrides)
     if chosen.command == "check":
         show(loaded, surveyed, Console(), chosen.gpus)
+        if chosen.deep:
+            return _deep_check(loaded, surveyed)
+        print("Nothing was started.")
         return 0
-    try:
-        return _run(chosen, loaded)
-    except ValueError as error:
-        print(f"manta {chosen.command}: {told(error)}", file=sys.stderr)
-        return 2
+    return _run(chosen, loaded)
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    options = plan_options.options_of(chosen)
+    loaded, surveyed = checked(chosen.run_file, chosen.overrides, plan_options.checkable)
+    from manta.orchestrator.plan.command import plan
+
+    plan(loaded, surveyed, options, Console())
+    return 0
 
 
 def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
@@ -93,18 +136,50 @@ def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
 def _export(run_dir: str, folder: str) -> int:
     from manta.orchestrator.export import export
 
-    try:
-        return export(run_dir, Path(folder))
-    except ValueError as error:
-        print(f"manta export: {told(error)}", file=sys.stderr)
-        return 2
+    return export(run_dir, Path(folder))
 
 
-def checked(path: str, overrides: Sequence[str]) -> tuple[RunFile, Survey]:
-    """The run file at `path`, loaded and cross-checked. Raises RunFileError with all problems."""
+def _runs(chosen: argparse.Namespace) -> int:
+    from manta.orchestrator.runs import runs
+
+    return runs(chosen)
+
+
+def _deep_check(loaded: RunFile, surveyed: Survey) -> int:
+    """Exit code 0: it works; 1: it would fail."""
+    from manta.orchestrator.deep_check import deep_check
+    from manta.orchestrator.deep_report import show as show_findings
+
+    print("A few steps of every stage, with all workers:", flush=True)
+    findings = deep_check(loaded)
+    show_findings(findings, _estimated(loaded, surveyed), Console())
+    return 1 if findings.error else 0
+
+
+def _doctor(run_dir: Path, is_json: bool) -> int:
+    """Exit code 0: well or ended as it should; 1: held up, failed or dead. Raises ValueError where
+    there is no such run."""
+    from manta.orchestrator import doctor, doctor_report
+    from manta.orchestrator.doctor_visit import visit
+
+    diagnosis = doctor.diagnose(run_dir, visit)
+    if is_json:
+        print(doctor_report.as_json(diagnosis))
+    else:
+        doctor_report.show(diagnosis, Console())
+    return 0 if diagnosis.is_well else 1
+
+
+def checked(
+    path: str,
+    overrides: Sequence[str],
+    part: Callable[[RunFile], RunFile] = lambda loaded: loaded,
+) -> tuple[RunFile, Survey]:
+    """The run file at `path`, loaded, and that `part` of it cross-checked. Raises RunFileError with
+    all problems."""
     loaded = run_file.load(path, overrides)
     surveyed = survey.look(loaded)
-    problems = cross_check(loaded, surveyed)
+    problems = cross_check(part(loaded), surveyed)
     if problems:
         raise RunFileError([f"{path}: {problem}" for problem in problems])
     return loaded, surveyed
@@ -133,7 +208,6 @@ def show(loaded: RunFile, surveyed: Survey, console: Console, gpus: Sequence[int
         console.print()
     console.print(_placement(loaded))
     _show_memory(loaded, surveyed, console, gpus)
-    console.print("Nothing was started.")
 
 
 def _placement(loaded: RunFile) -> Table:
@@ -148,6 +222,18 @@ def _placement(loaded: RunFile) -> Table:
     if any(need.more for need in needs):
         table.add_row("at most", *_totals(needs, [need.sizes.max for need in needs]))
     return table
+
+
+def _estimated(loaded: RunFile, surveyed: Survey) -> dict[str, float]:
+    """Bytes at most by role; nothing where they cannot be told."""
+    try:
+        parts = memory.estimate(loaded, surveyed)
+    except ValueError:
+        return {}
+    total: dict[str, float] = {}
+    for part in parts:
+        total[part.role] = total.get(part.role, 0.0) + part.bytes
+    return total
 
 
 def _totals(needs: Sequence[RoleNeed], workers: Sequence[int]) -> tuple[str, str, str]:
@@ -213,7 +299,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, told in (
         ("train", "run the stages of a run file, or resume them"),
         ("check", "say what a run file would do, and start nothing"),
+        ("plan", "simulate a run file on so many devices, and say how to split them"),
         ("eval", "evaluate a checkpoint with the evaluation of a run file"),
+        ("submit", "send a run to a running cluster"),
     ):
         command = commands.add_parser(
             name,
@@ -226,6 +314,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
         if name == "eval":
             command.add_argument("--checkpoint", metavar="PATH", help="default: the run's newest")
+        if name == "plan":
+            plan_options.add_to(command)
+        if name == "submit":
+            add_submit_arguments(command)
         if name == "check":
             command.add_argument(
                 "--gpus",
@@ -234,8 +326,23 @@ def _parser() -> argparse.ArgumentParser:
                 default=(),
                 help="say what the learner would need on so many GPUs, by backend",
             )
+            command.add_argument(
+                "--deep",
+                action="store_true",
+                help="start all workers, make a few steps, measure them, and leave nothing behind",
+            )
     told = "write a checkpoint as a Hugging Face folder, for transformers and vLLM"
     command = commands.add_parser("export", help=told, description=told)
     command.add_argument("run_dir", metavar="RUN_DIR[@STEP]", help="default: its newest checkpoint")
     command.add_argument("folder", metavar="FOLDER", help="what to write; it must be new or empty")
+    told = "say what a run waits for, and who holds it up"
+    command = commands.add_parser("doctor", help=told, description=told)
+    command.add_argument("run_dir", metavar="RUN_DIR")
+    command.add_argument("--json", action="store_true", help="for programs")
+    told = "the runs that were submitted to a cluster"
+    add_runs_arguments(commands.add_parser("runs", help=told, description=told))
+    told = "what a cluster file offers, and whether a run fits on it"
+    command = commands.add_parser("cluster", help=told, description=told)
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    cluster_check.add_arguments(actions.add_parser("check", help=told, description=told))
     return parser

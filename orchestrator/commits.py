@@ -102,7 +102,11 @@ class Commits:
                     self._deadline_seconds,
                 )
             await asyncio.to_thread(self._checkpoints.commit, state, files)
-            await self._client.forget(state.step)
+            await self._waits.wait(
+                f"the mailbox to forget what checkpoint {state.step} covers",
+                self._client.forget(state.step),
+                self._deadline_seconds,
+            )
         self._recorder.event("checkpoint", {"step": state.step})
 
     def _note(self, task: asyncio.Task[None]) -> None:

@@ -270,6 +270,17 @@ class MismatchGuardConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthConfig:
+    """Every `every_seconds` each worker is asked for a sign of life. One that has given none for
+    `frozen_after_seconds` is named and killed; one that is still starting has `start_seconds` (by
+    default `run.deadline_minutes`)."""
+
+    every_seconds: float = 2.0
+    frozen_after_seconds: float = 60.0
+    start_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointConfig:
     """Beside those that end a stage the newest `keep` stay, and the `keep_best` of the highest
     `best_by`, a metric of their step. `path` is a folder or URI to keep them in, instead of the run
@@ -310,6 +321,7 @@ class RunFile:
     reward_workers: RewardWorkersConfig = field(default_factory=RewardWorkersConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     mismatch_guard: MismatchGuardConfig = field(default_factory=MismatchGuardConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 

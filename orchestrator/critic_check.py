@@ -1,4 +1,7 @@
-"""What a run file with a critic must say elsewhere; the critic alone is `presets.check`'s."""
+"""What a run file with a critic must say elsewhere.
+
+The critic alone is `manta.algorithms.contradictions`'.
+"""
 
 from __future__ import annotations
 

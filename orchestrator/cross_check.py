@@ -2,12 +2,11 @@
 
 Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
-`checkpoint_check`, `pool_check` (numbers of workers), `critic_check`, `pair_check` (losses that
-compare rows, reward models), `adapter_check` (`model.lora`), `name_check` (what stages say of one
-another), `scorer_check` (`scorers`, and rewards that call them) and `vllm_check` of
-`manta.orchestrator`.
-`manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.presets.check` at an
-algorithm alone, `manta.orchestrator.strict` at types.
+`checkpoint_check`, `health_check`, `pool_check` (numbers of workers), `critic_check`, `pair_check`
+(losses that compare rows, reward models), `adapter_check` (`model.lora`), `name_check` (what stages
+say of one another), `scorer_check` (`scorers`, and rewards that call them) and `vllm_check` of
+`manta.orchestrator`. `manta.orchestrator.survey` looks at tokenizer and data,
+`manta.algorithms.contradictions.check` at an algorithm alone, `manta.orchestrator.strict` at types.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from manta.actors.backends.settings import BACKEND_NAMES
-from manta.algorithms import presets
+from manta.algorithms import contradictions
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.registry import build
 from manta.envs.rewards.formula import Formula
@@ -28,6 +27,7 @@ from manta.orchestrator.checkpoint_check import checkpoint_problems
 from manta.orchestrator.colocation_check import colocation_problems
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
 from manta.orchestrator.critic_check import critic_problems
+from manta.orchestrator.health_check import health_problems
 from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.length_check import length_problems
 from manta.orchestrator.model_folder import folder_config, is_missing
@@ -55,9 +55,10 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *_model(run_file),
         *_numbers(run_file),
         *pool_problems(run_file),
-        *_precision(run_file),
+        *_learner(run_file),
         *_sampling(run_file),
         *transport_problems(run_file),
+        *health_problems(run_file.health),
         *checkpoint_problems(run_file),
         *staleness_problems(run_file),
         *colocation_problems(run_file),
@@ -194,17 +195,17 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
             f"mismatch_guard.limit_kl: is {guard.limit_kl:g}, must be at least warn_kl "
             f"({guard.warn_kl:g}): a run is warned before it is stopped"
         )
+
+
+def _learner(run_file: RunFile) -> Iterator[str]:
+    learner, dtype = run_file.learner, run_file.model.dtype
     if learner.backend not in BACKEND_NAMES and ":" not in learner.backend:
         hint = nearest(learner.backend, BACKEND_NAMES)
         yield f"learner.backend: there is no '{learner.backend}'{hint}"
     for index, beta in enumerate(learner.betas):
         if not 0 <= beta < 1:
             yield f"learner.betas[{index}]: is {beta:g}, must be at least 0 and below 1"
-
-
-def _precision(run_file: RunFile) -> Iterator[str]:
-    dtype = run_file.model.dtype
-    if run_file.learner.precision == "fp32" and dtype != "float32":
+    if learner.precision == "fp32" and dtype != "float32":
         yield (
             f"learner.precision: is fp32 with model.dtype {dtype}: the engines would compute in "
             "another format than the learner; set model.dtype float32, or leave auto"
@@ -318,16 +319,29 @@ def _counts(stage: StageConfig) -> Iterator[str]:
         )
 
 
+def _component_weights(reward: RewardConfig, algorithm: AlgorithmSettings) -> Iterator[str]:
+    key, names = ".algorithm.component_weights", ", ".join(reward.components)
+    if not algorithm.component_weights:
+        yield (
+            f"{key}: the advantage decoupled takes every component by itself: give those that "
+            f"train a weight, of {names}"
+        )
+    for name in algorithm.component_weights.keys() - reward.components.keys():
+        yield f"{key}: there is no component '{name}'{nearest(name, reward.components)}"
+
+
 def _algorithm(
     run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings
 ) -> Iterator[str]:
     try:
-        presets.check(algorithm)
+        contradictions.check(algorithm)
     except ValueError as error:
         yield f".algorithm: {error}"
     learns_from_rewards = stage.kind == "train" and algorithm.samples_from == "policy"
     if learns_from_rewards and stage.reward is None:
         yield f".reward: algorithm '{algorithm.name}' learns from rewards, name one"
+    if learns_from_rewards and stage.reward is not None and algorithm.advantage == "decoupled":
+        yield from _component_weights(stage.reward, algorithm)
 
 
 def _reward(reward: RewardConfig) -> Iterator[str]:

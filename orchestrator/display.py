@@ -6,6 +6,7 @@ Owns what is shown and how often. Everything shown is handed in; nothing here as
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ _BAR_WIDTH = 30
 _EVENTS = 4
 _STEPS_FOR_PACE = 20
 _FAINT = "bright_black"
+_STEP_LINE = re.compile(r"^\[[^]]*\] (?P<stage>\S+) (?P<step>\d+)/(?P<of>\d+)(?: \||$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,12 @@ def step_line(state: DisplayState) -> str:
     figures = " | ".join(f"{name} {value}" for name, value in _figures(state))
     head = f"[{duration(state.seconds)}] {state.stage} {state.stage_step}/{state.stage_steps}"
     return f"{head} | {figures}" if figures else head
+
+
+def read_step_line(line: str) -> tuple[str, int, int] | None:
+    """(stage, its step, its steps) of what `step_line` made; None where it is another line."""
+    found = _STEP_LINE.match(line)
+    return None if found is None else (found["stage"], int(found["step"]), int(found["of"]))
 
 
 def _figures(state: DisplayState) -> Iterator[tuple[str, str]]:

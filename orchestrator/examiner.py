@@ -5,6 +5,7 @@ from __future__ import annotations
 from manta.orchestrator.config import StageConfig
 from manta.orchestrator.evaluate import Evaluation, evaluate
 from manta.orchestrator.lanes import eval_lane
+from manta.orchestrator.open_lanes import open_lane
 from manta.orchestrator.run_context import RunContext
 
 
@@ -19,8 +20,8 @@ class Examiner:
         if self._settings is None:
             return
         self._lane = eval_lane(self._run.run_file, self._stage, self._settings)
-        versions = await self._run.crew.rewards.open(self._lane) if self._lane.reward else {}
-        self._num_tasks = await self._run.crew.environment.open(self._lane, versions)
+        run = self._run
+        self._num_tasks = await open_lane(run.crew, self._lane, run.waits, run.deadline_seconds)
 
     def is_due(self, stage_step: int) -> bool:
         return self._settings is not None and stage_step % self._settings.every_steps == 0

@@ -79,6 +79,7 @@ class Feed(Generic[Ready]):
         while len(self._queue) + len(self._holding) < self._slots and self._has_more:
             group = self._again.popleft() if self._again else self._next()
             self._queue[group] = None
+            self._entered(group)
             admissions.append(Admission(group, self._order.index(group.epoch, group.position)))
         return admissions
 
@@ -106,6 +107,7 @@ class Feed(Generic[Ready]):
         """A group that failed too often leaves for good; its slot is free at once."""
         assert self._queue[group] is None, f"group {group} failed after it finished"
         del self._queue[group]
+        self._left(group)
 
     def has(self, group: GroupId) -> bool:
         """Is this attempt admitted, and not consumed?"""
@@ -119,6 +121,11 @@ class Feed(Generic[Ready]):
     def ready(self) -> list[tuple[GroupId, Ready]]:
         """The finished groups that nothing consumed yet, in order."""
         return [(group, ready) for group, ready in self._queue.items() if ready is not None]
+
+    def ready_among(self, groups: Sequence[GroupId]) -> list[tuple[GroupId, Ready]]:
+        """Those of `groups`, which have finished, that nothing consumed yet."""
+        found = [(group, self._queue.get(group)) for group in groups]
+        return [(group, ready) for group, ready in found if ready is not None]
 
     def renew(self, group: GroupId) -> Admission:
         """A finished group is not to train after all: its next attempt takes its place, so that
@@ -149,6 +156,8 @@ class Feed(Generic[Ready]):
         else:
             del self._queue[group]
             self._queue[again] = None
+        self._entered(again, group if keeps_place else None)
+        self._left(group)
         return Admission(again, self._order.index(again.epoch, again.position))
 
     def _consume(self, group: GroupId, step: int) -> tuple[GroupId, Ready] | None:
@@ -156,9 +165,17 @@ class Feed(Generic[Ready]):
         if ready is None:
             return None
         del self._queue[group]
+        self._left(group)
         self._consumed[group] = step
         self._holding.add(group)
         return group, ready
+
+    def _entered(self, group: GroupId, instead_of: GroupId | None = None) -> None:
+        """`group` is in the queue from here on, at its end or in the place of another attempt. For
+        feeds that keep more of the queue than its order."""
+
+    def _left(self, group: GroupId) -> None:
+        """`group` is not in the queue any more."""
 
     def _next(self) -> GroupId:
         if self._position >= self._order.length:

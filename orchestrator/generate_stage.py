@@ -17,6 +17,7 @@ from manta.orchestrator.config import StageConfig
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.lanes import annotate_lane, train_lane
 from manta.orchestrator.ledger import Entry
+from manta.orchestrator.open_lanes import open_lane
 from manta.orchestrator.reference_use import needs_reference
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.stage_reference import StageReference
@@ -58,8 +59,7 @@ class GenerateStage:
 
     async def _open(self, lane: Lane, feed_state: FeedState | None) -> None:
         run, stage = self._run, self._stage
-        versions = await run.crew.rewards.open(lane) if lane.reward else {}
-        num_tasks = await run.crew.environment.open(lane, versions)
+        num_tasks = await open_lane(run.crew, lane, run.waits, run.deadline_seconds)
         order = EpochOrder(num_tasks, run.run_file.run.seed, shuffle=not self._is_annotated)
         self._feed: Feed[Finished] = Feed(
             order,
@@ -104,8 +104,12 @@ class GenerateStage:
         if groups:
             folder = run.directory.product_in_progress(name) / f"step={step}"
             blocks = list(dict.fromkeys(finished.block for _, finished in groups))
-            await run.crew.environment.write(
-                str(folder / "written.parquet"), step, [group for group, _ in groups], blocks
+            await run.waits.wait(
+                f"an environment worker to write the groups of step {step}",
+                run.crew.environment.write(
+                    str(folder / "written.parquet"), step, [group for group, _ in groups], blocks
+                ),
+                run.deadline_seconds,
             )
         written = [Entry(name, g, "written", step, "", f.summary.content_hash) for g, f in groups]
         self._record_dropped(step)

@@ -56,10 +56,12 @@ class LearnerGroup:
         cpus_per_rank: float,
         gpus_per_rank: float,
         storage: Path,
+        nodes: Mapping[str, float],
         client: MailboxClient,
         restarts: Restarts | None,
     ) -> None:
-        """Without `restarts` the first fall is the end."""
+        """`nodes` is what each rank asks for beside: a resource of the nodes it may stand on.
+        Without `restarts` the first fall is the end."""
         most = -1 if restarts and restarts.most else 0
         self._trainer = TorchTrainer(
             learner_loop,
@@ -68,7 +70,7 @@ class LearnerGroup:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=job.settings.workers,
                 use_gpu=gpus_per_rank > 0,
-                resources_per_worker={"CPU": cpus_per_rank, "GPU": gpus_per_rank},
+                resources_per_worker={"CPU": cpus_per_rank, "GPU": gpus_per_rank, **nodes},
             ),
             run_config=ray.train.RunConfig(
                 name="learner",
@@ -89,6 +91,10 @@ class LearnerGroup:
         self._watching: asyncio.Task[None] | None = None
         if restarts is not None and restarts.most:
             self._watching = asyncio.create_task(self._watch(restarts))
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.done()
 
     async def ended(self) -> None:
         """Returns when the group has left its loop; raises LearnerFailed with the causes where it

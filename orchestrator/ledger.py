@@ -16,8 +16,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from manta.actors.line_file import LineFile
 from manta.envs.records import GroupId
-from manta.orchestrator.line_file import LineFile
+
+DELIBERATE = ("overtaken", "too old", "the run stopped")
+"""How reasons begin of groups that were dropped, but not because they broke."""
 
 Outcome = Literal["trained", "filtered", "dropped", "written"]
 
@@ -44,12 +47,19 @@ class Ledger:
         """Goes on with the ledger at `path`, without a last line that a crash cut short."""
         self._file = LineFile(path)
         self.totals: Counter[str] = Counter(entry.outcome for entry in read_ledger(path))
+        self.broken = self.settled = 0
+        """Of this life of the driver: groups that the world broke, and all entries."""
 
     def record(self, entries: Sequence[Entry]) -> None:
         """Appends `entries` and hands them to the operating system."""
         for entry in entries:
             self._file.append(json.dumps({name: getattr(entry, name) for name in _FIELDS}))
         self.totals.update(entry.outcome for entry in entries)
+        self.settled += len(entries)
+        self.broken += sum(
+            entry.outcome == "dropped" and not entry.reason.startswith(DELIBERATE)
+            for entry in entries
+        )
 
     def position(self) -> int:
         """The file's length in bytes, after forcing it to disk."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from manta.actors.line_file import LineFile
 from manta.orchestrator.config import RunFile
-from manta.orchestrator.line_file import LineFile
 from manta.orchestrator.run_directory import RunDirectory, atomic_write
 from manta.orchestrator.run_file import differences, dump, load
 

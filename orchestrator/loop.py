@@ -25,20 +25,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
 from manta.actors.mailbox import StepReport, StepWork
 from manta.actors.step_scores import FinalScores
 from manta.algorithms.settings import AlgorithmSettings
+from manta.envs.records import GroupSummary
 from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy
 from manta.orchestrator.assemble import assemble, filter_reason
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.ledger import Entry, Ledger, Outcome
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.publish import Published
-from manta.orchestrator.recorder import Recorder
 from manta.orchestrator.shared_device import StepMailbox
 from manta.orchestrator.step_groups import StepGroup, StepGroups
 from manta.orchestrator.supply import Supply
@@ -86,6 +87,20 @@ class LoopHooks:
     residents: Callable[[int], ResidentRates] = lambda step: NO_RESIDENTS
 
 
+class StepRecorder(Protocol):
+    """What the loop tells of itself: the part of `Recorder` that it calls."""
+
+    def phase(self, name: str) -> AbstractContextManager[None]: ...
+
+    def step(
+        self,
+        progress: Progress,
+        summaries: Sequence[GroupSummary],
+        report: StepReport,
+        published: Published | None,
+    ) -> None: ...
+
+
 class StageLoop:
     def __init__(
         self,
@@ -94,7 +109,7 @@ class StageLoop:
         supply: Supply,
         mailbox: StepMailbox,
         ledger: Ledger,
-        recorder: Recorder,
+        recorder: StepRecorder,
         progress: Progress,
         waits: Waits,
     ) -> None:
@@ -195,7 +210,11 @@ class StageLoop:
             residents=self._hooks.residents(step),
         )
         with self._recorder.phase("learn"):
-            await self._mailbox.put(work)
+            await self._waits.wait(
+                f"the mailbox to take step {step}",
+                self._mailbox.put(work),
+                self._settings.deadline_seconds,
+            )
             reports = await self._waits.wait(
                 f"the learner ranks to finish step {step}",
                 self._mailbox.result(step),

@@ -12,16 +12,17 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from manta.actors.engines.occupancy import EngineWork, RowSeconds
+from manta.actors.line_file import LineFile
 from manta.envs.group import REFERENCED_AT
 from manta.envs.records import Float32, GroupSummary, Int32, Json
-from manta.orchestrator.line_file import LineFile
 from manta.orchestrator.run_directory import RunDirectory
 
 REWARD: Final = "reward/mean"
@@ -151,6 +152,35 @@ def step_metrics(
         metrics["speed/tokens_per_second"] = metrics[TOKENS] / seconds
         metrics["speed/samples_per_second"] = metrics[SAMPLES] / seconds
     return metrics
+
+
+_WORK = tuple(field.name for field in fields(EngineWork))
+
+
+def engine_metrics(rows: RowSeconds) -> dict[str, float]:
+    """Of all engines together since the publish before: the share of row-seconds without a sample,
+    and, from engines that can tell, the sums of `EngineWork` below `engine/`. Nothing from engines
+    that do not count."""
+    if rows.total <= 0:
+        return {}
+    metrics = {IDLE_SHARE: 1 - rows.busy / rows.total, "engine/busy_row_seconds": rows.busy}
+    if rows.work.steps:
+        metrics |= {f"engine/{name}": float(getattr(rows.work, name)) for name in _WORK}
+    return metrics
+
+
+def engine_work(values: Mapping[str, float]) -> EngineWork:
+    """What `engine_metrics` wrote of a step; nothing where it wrote nothing."""
+    seen = {name: values.get(f"engine/{name}", 0.0) for name in _WORK}
+    return EngineWork(
+        round(seen["steps"]),
+        round(seen["rows"]),
+        round(seen["rows_squared"]),
+        seen["seconds"],
+        seen["row_seconds"],
+        round(seen["prefill_tokens"]),
+        seen["prefill_seconds"],
+    )
 
 
 def _rewards(summaries: Sequence[GroupSummary]) -> dict[str, float]:

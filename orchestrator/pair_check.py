@@ -1,6 +1,6 @@
 """What a run file must say where rows are compared: pairs from data, references, reward models.
 
-What such an algorithm must say of itself is `presets.check`'s.
+What such an algorithm must say of itself is `contradictions.check`'s.
 """
 
 from __future__ import annotations

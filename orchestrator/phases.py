@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from manta.actors.line_file import LineFile
 from manta.envs.records import Json
-from manta.orchestrator.line_file import LineFile
 
 PHASES = ("start_up", "generate", "assemble", "learn", "publish", "evaluate", "checkpoint")
 """The usual names, in the order of their rows in the timeline."""

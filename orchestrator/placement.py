@@ -5,11 +5,12 @@ Owns the resources that each role asks for. Whether a worker is alive is not its
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
@@ -17,6 +18,8 @@ import ray
 from manta.actors.cores import available_cores
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.role_needs import role_needs
+from manta.orchestrator.role_resources import NODE_RESOURCES
+from manta.orchestrator.status import RayStatus
 
 LOCAL_DEFAULTS = {
     # Nothing is reported to anybody.
@@ -41,7 +44,8 @@ _SECRET = re.compile(r"(API_KEY|SECRET|PASSWORD|CREDENTIAL)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """`address` is empty for a Ray that this process started for itself."""
+    """`address` is empty for a Ray that this process started for itself. `cpus` and `gpus` are what
+    it has now, or what its autoscaler may bring it to, if that is more."""
 
     address: str
     cpus: float
@@ -62,16 +66,64 @@ def connect(working_dir: str) -> Cluster:
     address = os.environ.get("RAY_ADDRESS", "")
     # What Ray would advise on the terminal (its token, its defaults) is settled here.
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with _without_secrets(), nullcontext() if address else _workers_of_a_local_ray(working_dir):
-        ray.init(
-            address or "local",
-            num_cpus=None if address else available_cores(),
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            configure_logging=False,
-        )
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    with _without_secrets(), _joining() if address else _workers_of_a_local_ray(working_dir):
+        try:
+            ray.init(
+                address or "local",
+                num_cpus=None if address else available_cores(),
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise ValueError(unreached(address, error)) from error
+    resources = _within_reach()
     return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+
+
+def where_ray_is() -> RayStatus:
+    """How another process finds the cluster that this one is connected to."""
+    context = ray.get_runtime_context()
+    metadata = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
+    return RayStatus(
+        context.gcs_address, context.get_session_name(), metadata.get("job_submission_id", "")
+    )
+
+
+def unreached(address: str, error: Exception) -> str:
+    """Why the cluster could not be joined; Ray hides a refused token in what it retried."""
+    told = f"{error} {error.__cause__}"
+    if isinstance(error, ray.exceptions.AuthenticationError) or "InvalidAuthToken" in told:
+        return refused(address)
+    return (
+        f"no Ray cluster answers at {address} (RAY_ADDRESS): is it up? Unset RAY_ADDRESS to run on "
+        "this machine alone"
+    )
+
+
+def refused(address: str) -> str:
+    """What to tell a user whose token a cluster did not take."""
+    return (
+        f"the cluster at {address} asks for a token, and did not take this one, or there was none: "
+        "set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or, better, in a file "
+        "that RAY_AUTH_TOKEN_PATH names (default: ~/.ray/auth_token); docs/cluster.md says where "
+        "it is"
+    )
+
+
+def offered_nodes() -> frozenset[str]:
+    """The node resources that the cluster has, or may start nodes with; see
+    `manta.orchestrator.role_resources`."""
+    return frozenset(name for name in NODE_RESOURCES if _within_reach().get(name, 0) > 0)
+
+
+def _within_reach() -> dict[str, float]:
+    """By resource, what the nodes have together, or what those have that the autoscaler may start,
+    where that is more."""
+    now: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    # Ray has no public call for the node types that an autoscaler was given
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return {name: max(now.get(name, 0.0), most.get(name, 0.0)) for name in now | most}
 
 
 def check_resources(run_file: RunFile, cluster: Cluster) -> None:
@@ -96,6 +148,14 @@ def _without_secrets() -> Iterator[None]:
     with _environment() as environment:
         for name in [name for name in environment if _SECRET.search(name)]:
             del environment[name]
+        yield
+
+
+@contextmanager
+def _joining() -> Iterator[None]:
+    """A cluster that does not answer soon is not there; Ray would try for 20 s."""
+    with _environment() as environment:
+        environment.setdefault("RAY_gcs_server_port_wait_time_s", "6")
         yield
 
 

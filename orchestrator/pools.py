@@ -17,6 +17,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from manta.actors.alive import LIFE
 from manta.actors.device_place import DevicePlace
 from manta.actors.hand_over import HandedOver, HandOver
 from manta.actors.mailbox import (
@@ -53,7 +54,8 @@ def start(
     and is not waited for. At `place` it reserves no GPU and uses those that somebody else has
     reserved there."""
     found = dict(variables or {}) | dict(place.environment() if place else {})
-    options = ray.remote(kind).options(
+    # So that a worker can say that it lives while its event loop is busy
+    options = ray.remote(concurrency_groups={LIFE: 1})(kind).options(  # type: ignore[call-overload]
         num_cpus=cpus,
         num_gpus=0 if place else gpus,
         scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False)

@@ -37,6 +37,18 @@ def largest_gap(ours: Sequence[Float32], theirs: Sequence[Float32]) -> float:
     return gap if np.isfinite(gap) else float("inf")
 
 
+def widest_gap(probes: Sequence[Sequence[Float32]]) -> float:
+    """max |a - b| over all rows of every two `probes`, in one pass over them; infinite as in
+    `largest_gap`."""
+    lengths = {tuple(len(row) for row in probe) for probe in probes}
+    if len(lengths) != 1:
+        return float("inf")
+    stacked = np.stack([np.concatenate(probe) for probe in probes])
+    if not np.isfinite(stacked).all():
+        return float("inf")
+    return float(np.max(stacked.max(axis=0) - stacked.min(axis=0)))
+
+
 @dataclass(frozen=True, slots=True)
 class Tolerances:
     """Of log-probs: |engine - learner| and |engine - engine|."""

@@ -25,7 +25,7 @@ from manta.envs.side_by_side import side_by_side
 from manta.orchestrator.delivery import StoreDelivery
 from manta.orchestrator.direct_delivery import DirectDelivery
 from manta.orchestrator.pools import MailboxClient
-from manta.orchestrator.probe import Answer, Proofs, Tolerances, largest_gap
+from manta.orchestrator.probe import Answer, Proofs, Tolerances, largest_gap, widest_gap
 from manta.orchestrator.rollout_pool import RolloutPool
 from manta.orchestrator.wait import Waits
 
@@ -264,7 +264,7 @@ def _published(delivery: StoreDelivery, outcome: _Outcome) -> Published:
         version=delivery.report.update.version,
         probe_gap=max(largest_gap(probe, delivery.report.probe) for probe in probes),
         retired=tuple(outcome.retired),
-        engine_gap=max(largest_gap(one, other) for one in probes for other in probes),
+        engine_gap=widest_gap(probes),
         num_bytes=delivery.num_bytes,
         resent=delivery.resent,
         problems=tuple(outcome.problems),

@@ -16,6 +16,7 @@ from manta.actors.lanes import Admission
 from manta.envs.records import GroupId
 from manta.envs.sources.order import EpochOrder
 from manta.orchestrator.feed import Feed, FeedState
+from manta.orchestrator.finished_order import FinishedOrder
 
 Ready = TypeVar("Ready")
 
@@ -27,6 +28,7 @@ class RacingFeed(Feed[Ready]):
         super().__init__(order, slots, keeps_place=False)
         self._prompts = prompts
         self._racing_slots = slots
+        self._finished = FinishedOrder()
         self._owed: deque[GroupId] = deque()
         self._is_race = True
         self._is_open = True
@@ -43,13 +45,19 @@ class RacingFeed(Feed[Ready]):
         """Consumes a finished group: in a race the first in admission order that is ready."""
         if not self._is_race:
             return super().take(step)
-        group = next((g for g, ready in self._queue.items() if ready is not None), None)
+        group = self._finished.first()
         return None if group is None else self._consume(group, step)
+
+    def finish(self, group: GroupId, ready: Ready) -> None:
+        super().finish(group, ready)
+        self._finished.finish(group)
 
     def close(self) -> list[GroupId]:
         """The step is full: everything else is overtaken, owed as its next attempt."""
         overtaken = list(self._queue)
         self._queue.clear()
+        for group in overtaken:
+            self._left(group)
         self._owed.extend(group._replace(attempt=group.attempt + 1) for group in overtaken)
         self._is_open = False
         return overtaken
@@ -61,3 +69,9 @@ class RacingFeed(Feed[Ready]):
         self._slots = self._racing_slots if self._is_race else self._prompts
         if not self._is_race:
             self._again.extend(self._owed.popleft() for _ in range(self._prompts))
+
+    def _entered(self, group: GroupId, instead_of: GroupId | None = None) -> None:
+        self._finished.enter(group, instead_of)
+
+    def _left(self, group: GroupId) -> None:
+        self._finished.leave(group)

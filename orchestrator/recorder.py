@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from rich.console import Console
 
@@ -20,6 +20,7 @@ from manta.actors.mailbox import StepReport
 from manta.actors.router_figures import RouterFigures
 from manta.envs.records import GroupSummary, Json
 from manta.orchestrator import reward_gap
+from manta.orchestrator.alarms import Alarm, StepAlarms
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.display import Display, DisplayState
 from manta.orchestrator.evaluate import Evaluation
@@ -29,11 +30,11 @@ from manta.orchestrator.metrics import (
     ACCURACY,
     CAP,
     DRIVER_CPU,
-    IDLE_SHARE,
     KL,
     REWARD,
     STALENESS,
     MetricsWriter,
+    engine_metrics,
     read_metrics,
     step_metrics,
 )
@@ -92,6 +93,7 @@ class Recorder:
         self._stage = ("start-up", 0)
         self._feed: Feed[Finished] | None = None
         self._cap: LengthCap | None = None
+        self._alarms = StepAlarms(run_file.rollout.placement == "colocated")
         self._progress = Progress("start-up")
 
     def __enter__(self) -> Recorder:
@@ -138,8 +140,7 @@ class Recorder:
                 "publish/bytes": float(published.num_bytes),
                 "publish/resent": float(published.resent),
             }
-            if published.rows.total > 0:
-                update[IDLE_SHARE] = 1 - published.rows.busy / published.rows.total
+            update |= engine_metrics(published.rows)
         phases = self._clock.take_step()
         if report is not None:
             phases |= {f"learner/{name}": value for name, value in report.timings.items()}
@@ -160,6 +161,8 @@ class Recorder:
         self._step_started, self._step_cpu = now, cpu
         self._steps_done += 1
         self._log(progress, metrics)
+        for alarm in self._alarms.step(progress.stage, metrics):
+            self.alarm(alarm)
         self._show()
 
     def evaluation(self, progress: Progress, evaluation: Evaluation) -> None:
@@ -193,6 +196,13 @@ class Recorder:
             return
         details = ", ".join(f"{key} {value}" for key, value in fields.items())
         self.event_text(f"{name}: {details}" if details else name)
+
+    def alarm(self, alarm: Alarm) -> None:
+        """Something goes wrong slowly: an event, and the tracker's business."""
+        fields: dict[str, Json] = {**asdict(alarm)}
+        self.event("alarm", fields, f"alarm: {alarm}")
+        if self._tracker is not None:
+            self._tracker.alert(f"{self._run_file.run.name}: {alarm.kind}", str(alarm))
 
     def event_text(self, text: str) -> None:
         self._display.event(text)
@@ -279,27 +289,29 @@ class Recorder:
             await asyncio.sleep(_REFRESH_SECONDS)
 
     def _show(self) -> None:
+        self._display.update(self.moment())
+
+    def moment(self) -> DisplayState:
+        """Where the run stands."""
         waiting = self._waits.current()
         latest = self._latest
-        self._display.update(
-            DisplayState(
-                stage=self._stage[0],
-                stage_step=self._progress.stage_step,
-                stage_steps=self._stage[1],
-                step=self._progress.step,
-                seconds=self._metrics.seconds(),
-                reward=latest.get(REWARD),
-                accuracy=latest.get(ACCURACY),
-                kl=latest.get(KL),
-                staleness=latest.get(STALENESS),
-                tokens_per_second=latest.get("speed/tokens_per_second"),
-                samples_per_second=latest.get("speed/samples_per_second"),
-                groups_in_flight=self._feed.num_in_flight if self._feed else 0,
-                groups_ready=self._feed.num_ready if self._feed else 0,
-                engine_rows=self._routing.rows if self._routing else 0,
-                calls_waiting=self._routing.waiting if self._routing else 0,
-                longest_wait=self._routing.wait_max if self._routing else 0.0,
-                waiting_for=waiting[0].name if waiting else None,
-                waiting_since=waiting[0].since if waiting else 0.0,
-            )
+        return DisplayState(
+            stage=self._stage[0],
+            stage_step=self._progress.stage_step,
+            stage_steps=self._stage[1],
+            step=self._progress.step,
+            seconds=self._metrics.seconds(),
+            reward=latest.get(REWARD),
+            accuracy=latest.get(ACCURACY),
+            kl=latest.get(KL),
+            staleness=latest.get(STALENESS),
+            tokens_per_second=latest.get("speed/tokens_per_second"),
+            samples_per_second=latest.get("speed/samples_per_second"),
+            groups_in_flight=self._feed.num_in_flight if self._feed else 0,
+            groups_ready=self._feed.num_ready if self._feed else 0,
+            engine_rows=self._routing.rows if self._routing else 0,
+            calls_waiting=self._routing.waiting if self._routing else 0,
+            longest_wait=self._routing.wait_max if self._routing else 0.0,
+            waiting_for=waiting[0].name if waiting else None,
+            waiting_since=waiting[0].since if waiting else 0.0,
         )

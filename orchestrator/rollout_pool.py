@@ -104,6 +104,10 @@ class RolloutPool:
         self._publisher = publisher
         self.seats = Seats(self, list(self._engines.items()))
 
+    def members(self) -> dict[str, ActorHandle[RolloutWorker]]:
+        """All engines that have been started and not been let go, by name."""
+        return dict(self._engines) if self.seats is None else self.seats.members()
+
     def start_beside(self, ranks: Sequence[DevicePlace]) -> None:
         """Starts colocated engines on the devices of learner `ranks`, anew where they had others.
 

@@ -32,8 +32,9 @@ from manta.orchestrator.merge_stage import merge
 from manta.orchestrator.metrics import BEGINS_ANEW
 from manta.orchestrator.model_names import steps_named
 from manta.orchestrator.named_weights import NamedWeights
+from manta.orchestrator.no_room import with_advice
 from manta.orchestrator.past_life import PastLife
-from manta.orchestrator.placement import check_resources, connect
+from manta.orchestrator.placement import check_resources, connect, where_ray_is
 from manta.orchestrator.products import Products
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.rebirth import Rebirths
@@ -44,9 +45,11 @@ from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.run_file import resolved
 from manta.orchestrator.scorer_watch import ScorerWatch
 from manta.orchestrator.stage_products import leave, leave_report, left_by, read_report
+from manta.orchestrator.status_writer import StatusWriter
 from manta.orchestrator.summary import State
 from manta.orchestrator.train_stage import TrainStage
 from manta.orchestrator.wait import Waits, unless_ended
+from manta.orchestrator.watch import accompanied
 
 
 def train(run_file: RunFile, lives: Lives) -> int:
@@ -118,6 +121,15 @@ class _Driver:
             self._metrics_position,
         )
         ledger = Ledger(self._directory.ledger)
+        self._status = StatusWriter(
+            self._directory.status,
+            self._run_file.run.name,
+            recorder.moment,
+            self._waits,
+            where_ray_is(),
+            lambda: self._lives.incarnation,
+            recorder.event_text,
+        )
         error, is_followed = None, False
         with recorder:
             try:
@@ -125,11 +137,13 @@ class _Driver:
             # Any part's failure, and nobody above hears of it: what is recorded, shown and told by
             # the exit code is why the run ended, and what it left is written down all the same
             except* Exception as errors:  # noqa: BLE001 - whatever ends the run is shown as its cause
-                error = _causes(errors)
+                told = _causes(errors)
+                error = with_advice(told, self._directory.root, self._checkpoints)
                 state = "failed"
                 is_followed = self._is_followed(errors)
                 if is_followed:
                     recorder.event(BEGINS_ANEW, {"why": error})
+            self._status.end("starting" if is_followed else state, error)
             left = left_by(self._products)
             summary = recorder.finish(state, ledger.totals, error, left)
         ledger.close()
@@ -152,13 +166,14 @@ class _Driver:
             restarts = Restarts(self._starts, self._run_file.learner.max_restarts, recorder.event)
             crew = build(self._run_file, self._directory.root, order, self._waits, restarts)
         context = self._context(crew, recorder, ledger)
-        try:
-            return await self._watched(context, order)
-        finally:
-            await context.commits.close()
-            if crew.learner is not None:
-                await crew.learner.close()
-            await crew.rollout.close()
+        async with accompanied(context, self._status):
+            try:
+                return await self._watched(context, order)
+            finally:
+                await context.commits.close()
+                if crew.learner is not None:
+                    await crew.learner.close()
+                await crew.rollout.close()
 
     async def _watched(self, run: RunContext, order: StartOrder) -> State:
         """Waits for the workers, and goes through the stages; meanwhile workers that die are
@@ -173,6 +188,7 @@ class _Driver:
             with run.recorder.phase("start_up"):
                 self._watch_signals(run.should_stop, run.recorder)
                 await self._start(run, order)
+            self._status.state = "running"
             # What is there now lives as long as the run: the collector need not go through it
             # again.
             gc.collect()
@@ -214,8 +230,14 @@ class _Driver:
             if run.should_stop.is_set():
                 return "stopped"
         if run.crew.learner is not None:
-            await run.crew.client.stop(None)
-            await run.crew.learner.ended()
+            await self._waits.wait(
+                "the mailbox to tell the learner ranks to stop",
+                run.crew.client.stop(None),
+                run.deadline_seconds,
+            )
+            await self._waits.wait(
+                "the learner group to leave", run.crew.learner.ended(), run.deadline_seconds
+            )
         return "finished"
 
     def _context(self, crew: Crew, recorder: Recorder, ledger: Ledger) -> RunContext:
@@ -246,7 +268,11 @@ class _Driver:
     async def _start(self, run: RunContext, order: StartOrder) -> None:
         """Waits for the workers; afterwards the engines serve the learner's weights, verified."""
         if run.crew.learner is None:
-            await run.crew.publisher.serve_own()
+            await self._waits.wait(
+                f"engines {', '.join(run.crew.rollout.names)} to start",
+                run.crew.publisher.serve_own(),
+                run.deadline_seconds,
+            )
             return
         reports = await self._waits.wait(
             "the learner group to start",
@@ -302,6 +328,7 @@ class _Driver:
                 main.cancel()
                 return
             should_stop.set()
+            self._status.state = "stopping"
             recorder.event("stopping: saving at the step's end; again to stop at once", {})
 
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -50,6 +50,10 @@ class RunDirectory:
         return self.root / "events.jsonl"
 
     @property
+    def status(self) -> Path:
+        return self.root / "status.json"
+
+    @property
     def timeline(self) -> Path:
         return self.root / "timeline.json"
 

@@ -20,6 +20,7 @@ from manta.orchestrator.evaluate import Evaluation
 from manta.orchestrator.evaluate import evaluate as evaluate_lane
 from manta.orchestrator.lanes import eval_lane
 from manta.orchestrator.learner_weights import learner_weights
+from manta.orchestrator.open_lanes import open_lane
 from manta.orchestrator.placement import check_resources, connect
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.wait import Waits
@@ -81,20 +82,26 @@ def _checkpoint(directory: RunDirectory, folder: str | None) -> Checkpoint:
 
 
 async def _evaluate(run_file: RunFile, checkpoint: Checkpoint, run_dir: Path) -> Evaluation:
-    crew = build(run_file, run_dir, StartOrder(0, 0, "", None), Waits(), None)
+    waits = Waits()
+    crew = build(run_file, run_dir, StartOrder(0, 0, "", None), waits, None)
     try:
-        return await _examine(run_file, crew, checkpoint)
+        return await waits.wait(
+            "the workers to start and evaluate the checkpoint",
+            _examine(run_file, crew, checkpoint, waits),
+            run_file.run.deadline_minutes * 60,
+        )
     finally:
         await crew.rollout.close()
 
 
-async def _examine(run_file: RunFile, crew: Crew, checkpoint: Checkpoint) -> Evaluation:
+async def _examine(
+    run_file: RunFile, crew: Crew, checkpoint: Checkpoint, waits: Waits
+) -> Evaluation:
     await _serve(crew, learner_weights(checkpoint))
     [stage] = run_file.stages
     assert stage.evaluate is not None
     lane = eval_lane(run_file, stage, stage.evaluate)
-    versions = await crew.rewards.open(lane) if lane.reward else {}
-    num_tasks = await crew.environment.open(lane, versions)
+    num_tasks = await open_lane(crew, lane, waits, run_file.run.deadline_minutes * 60)
     return await evaluate_lane(crew.environment, lane, stage.evaluate, num_tasks)
 
 

@@ -43,7 +43,8 @@ _INHERITED_BY: Mapping[str, Collection[str]] = {"annotate": ("env", "reward"), "
 """By kind of stage, where it is not all of them."""
 
 _MAY_CHANGE = re.compile(
-    r"run\.(max_hours|deadline_minutes|dir|max_restarts)|(track|publish|mismatch_guard)\..*"
+    r"run\.(max_hours|deadline_minutes|dir|max_restarts)"
+    r"|(track|publish|mismatch_guard|health)\..*"
     r"|checkpoint\.(every_steps|keep|keep_best|best_by)"
     r"|(rollout|learner|reference|environment|reward_workers)\.(workers(\.\w+)?|threads)"
     r"|learner\.(devices|max_restarts)"
@@ -100,7 +101,7 @@ def fingerprint(run_file: RunFile) -> str:
     """SHA-256 over everything that may not change when a run is resumed.
 
     May change: `run.max_hours`, `run.deadline_minutes`, `run.dir`, `track`, `checkpoint` but for
-    its `path`, `publish`, `mismatch_guard`, `steps` of a stage (it may only grow, see
+    its `path`, `publish`, `mismatch_guard`, `health`, `steps` of a stage (it may only grow, see
     `differences`), worker counts and threads, the learner's backend (all read one another's
     checkpoints).
     """

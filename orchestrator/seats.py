@@ -163,6 +163,10 @@ class Seats(Generic[Worker]):
                 seat.is_moving = True
                 self._tasks.create_task(self._relieve(seat, self._add(), seconds))
 
+    def members(self) -> dict[str, Worker]:
+        """All that have been started and not been let go, by name."""
+        return {seat.name: seat.worker for seat in self._seats.values()}
+
     def workers(self) -> dict[str, Worker]:
         """Those that are up and are to stay."""
         return {seat.name: seat.worker for seat in self._open() if seat.is_working}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from typing import TypeVar
 
 from manta.actors.mailbox import StepReport
 from manta.actors.stored_folder import WrittenFile
@@ -24,6 +25,8 @@ from manta.orchestrator.model_names import (
     policy_before,
 )
 from manta.orchestrator.run_context import RunContext
+
+T = TypeVar("T")
 
 
 def refresh_of(settings: StageReferenceConfig) -> RefreshConfig | None:
@@ -47,7 +50,7 @@ class StageReference:
         if self._refresh is not None and run.progress.stage_step > 0:
             learner = run.checkpoints.at_step(run.progress.step).learner
             assert learner is not None
-            version = await references.restore(learner.location)
+            version = await self._wait("read the checkpoint", references.restore(learner.location))
         elif run.run_file.model.lora is not None:
             return  # the model without its adapter, which the workers built
         else:
@@ -93,16 +96,23 @@ class StageReference:
         run, references = self._run, self._run.crew.references
         assert references is not None
         name = self._name()
-        if isinstance(name, InitialName) and (await references.version()).startswith("initial#"):
-            return await references.version()
+        if isinstance(name, InitialName):
+            held = await self._wait("say what they hold", references.version())
+            if held.startswith("initial#"):
+                return held
         version = WeightVersion(run.progress.step, run.incarnation)
         named = await asyncio.to_thread(run.named.named, name, self._stage, version)
-        for receipt in await references.load(named.weights, named.name):
+        loading = references.load(named.weights, named.name)
+        for receipt in await self._wait(f"load {named.name}", loading):
             if receipt.sha256 != named.weights.sha256:
                 raise RuntimeError(
                     f"a reference worker received weights {receipt.sha256}, not {named.label}"
                 )
         return named.label
+
+    async def _wait(self, what: str, answer: Awaitable[T]) -> T:
+        name = f"the reference workers of stage {self._stage.name} to {what}"
+        return await self._run.waits.wait(name, answer, self._run.deadline_seconds)
 
     def _name(self) -> Mixed:
         """By default the policy when the stage starts."""

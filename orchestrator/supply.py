@@ -10,15 +10,14 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import ray
 
-from manta.actors.lanes import Admission, Broken
+from manta.actors.lanes import Admission, BlockSummary, Broken
 from manta.envs.packing import Block
 from manta.envs.records import GroupId, GroupSummary
 from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy
-from manta.orchestrator.environment_pool import EnvironmentPool
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.length_cap import LengthCap
@@ -50,13 +49,21 @@ class Finished:
     summary: GroupSummary
 
 
+class BlockPool(Protocol):
+    """Where groups are made: `EnvironmentPool`, or what stands for it in a simulation."""
+
+    async def run_block(
+        self, lane: str, admissions: Sequence[Admission]
+    ) -> tuple[BlockRef, BlockSummary]: ...
+
+
 class Supply:
     """Runs blocks of `groups_per_call` admissions of `lane` on `pool`."""
 
     def __init__(
         self,
         feed: Feed[Finished],
-        pool: EnvironmentPool,
+        pool: BlockPool,
         lane: str,
         groups_per_call: int,
         ages: AgePolicy = NO_LIMIT,
@@ -68,6 +75,10 @@ class Supply:
         self._ages = ages
         self.cap = cap
         self._renewed: list[Admission] = []
+        self._aged_at = -1
+        """The step for which the age of all that is finished was looked at."""
+        self._unaged: list[GroupId] = []
+        """What has finished since."""
         self.feed = feed
         self._pool, self._lane, self._groups_per_call = pool, lane, groups_per_call
         self._lengths = lengths
@@ -177,7 +188,9 @@ class Supply:
         # Asked for at every turn of `take`: with many groups looking at all of them would be felt.
         if not self._ages.drops:
             return
-        for group, finished in self.feed.ready():
+        ready = self.feed.ready() if step != self._aged_at else self.feed.ready_among(self._unaged)
+        self._aged_at, self._unaged = step, []
+        for group, finished in ready:
             reason = self._ages.why_dropped(step, finished.summary)
             if reason is not None:
                 self._dropped.append((group, reason))
@@ -187,6 +200,8 @@ class Supply:
 
     def _finish(self, group: GroupId, finished: Finished) -> None:
         self.feed.finish(group, finished)
+        if self._ages.drops:
+            self._unaged.append(group)
         self._calls.pop(group[:2], None)
         self._dropped_in_a_row = 0
         del self._failures[group[:2]]

@@ -22,10 +22,14 @@ _FINISH_SECONDS = 60
 
 
 class Tracker(Protocol):
-    """Takes metrics as they come. No method raises for a tracker's own troubles."""
+    """Takes metrics as they come, and alarms. No method raises for a tracker's own troubles."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """`step` counts the whole run's steps; after a resume, steps come again."""
+        ...
+
+    def alert(self, title: str, text: str) -> None:
+        """Something that a person should know now."""
         ...
 
     def finish(self, summary: Summary) -> None: ...
@@ -85,6 +89,11 @@ class WandbTracker:
         if not self._failed:
             with self._tolerating("log"):
                 self._run.log({"step": step, **metrics})
+
+    def alert(self, title: str, text: str) -> None:
+        if not self._failed:
+            with self._tolerating("alert"):
+                self._run.alert(title, text)
 
     def finish(self, summary: Summary) -> None:
         """Uploads the summary's figures and what is left, for at most a minute."""

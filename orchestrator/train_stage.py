@@ -27,6 +27,7 @@ from manta.orchestrator.length_cap import LengthCap
 from manta.orchestrator.loop import LoopHooks, LoopSettings, ScoreStep, StageLoop
 from manta.orchestrator.mismatch import MismatchWatch
 from manta.orchestrator.model_names import parse_mixed, steps_named
+from manta.orchestrator.open_lanes import open_lane
 from manta.orchestrator.publish import Published
 from manta.orchestrator.racing_feed import RacingFeed
 from manta.orchestrator.reference_use import needs_reference
@@ -59,9 +60,12 @@ class TrainStage:
         if stage.start_from is not None and run.progress.stage_step == 0:
             await start_from(run, stage, parse_mixed(stage.start_from))
         lane = train_lane(run.run_file, stage, run.products)
-        versions = await run.crew.rewards.open(lane) if lane.reward else {}
-        num_tasks = await run.crew.environment.open(lane, versions)
-        has_batch_scope = lane.reward and await run.crew.rewards.scores_steps(lane.name)
+        num_tasks = await open_lane(run.crew, lane, run.waits, run.deadline_seconds)
+        has_batch_scope = lane.reward is not None and await run.waits.wait(
+            f"a reward worker to say whether lane {lane.name} has batch-scope rewards",
+            run.crew.rewards.scores_steps(lane.name),
+            run.deadline_seconds,
+        )
         score_step = self._score_step if has_batch_scope else None
         await self._examiner.open()
         if self._reference is not None:
@@ -200,10 +204,8 @@ class TrainStage:
             await self._reference.published(report, report.update.version.step - self._first)
         return published
 
-    async def _score_step(self, groups: StepGroups) -> list[FinalScores]:
-        return await self._run.crew.rewards.score_step(
-            self._stage.name, groups.places, groups.blocks
-        )
+    def _score_step(self, groups: StepGroups) -> Awaitable[list[FinalScores]]:
+        return self._run.crew.rewards.score_step(self._stage.name, groups.places, groups.blocks)
 
     async def _after(self, step: int) -> None:
         if self._is_examined(step):
@@ -228,7 +230,11 @@ class TrainStage:
         assert run.crew.learner is not None
         is_saved = run.saved_step == run.progress.step
         self._saving_to = None if is_saved else await run.commits.begin(run.progress.step)
-        await run.crew.client.stop(self._saving_to)
+        await run.waits.wait(
+            "the mailbox to tell the learner ranks to stop",
+            run.crew.client.stop(self._saving_to),
+            run.deadline_seconds,
+        )
         await run.waits.wait(
             "the learner group to save and leave", run.crew.learner.ended(), run.deadline_seconds
         )

@@ -1,14 +1,14 @@
 """Every wait of the driver has a name and a deadline; nothing hangs without saying what it is.
 
-Owns the register of waits in progress, which the display reads. Acting on a missed deadline is the
-caller's part.
+Owns the register of waits in progress, which display and status file read. Acting on a missed
+deadline is the caller's part.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -34,6 +34,8 @@ class Waits:
     def __init__(self) -> None:
         self._waiting: dict[int, Waiting] = {}
         self._next = 0
+        self.witness: Callable[[], str] = lambda: ""
+        """Who does not answer, in a sentence for the error of a missed deadline."""
 
     def current(self) -> list[Waiting]:
         return list(self._waiting.values())
@@ -55,10 +57,12 @@ class Waits:
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            raise DeadlineMissed(
-                f"waited {deadline_seconds:g} s for {name}: no answer. Look at the workers' logs "
-                "in the Ray session directory, or raise the deadline"
-            ) from error
+            told = [f"waited {deadline_seconds:g} s for {name}: no answer.", self.witness()]
+            told.append(
+                "Look at the workers' logs in the Ray session directory (manta doctor RUN_DIR "
+                "shows their ends), or raise run.deadline_minutes"
+            )
+            raise DeadlineMissed(" ".join(filter(None, told))) from error
         finally:
             del self._waiting[key]
 

@@ -17,8 +17,10 @@ MAY_IMPORT = {
     "orchestrator": {"orchestrator", "actors", "algorithms", "envs"},
 }
 MAY_USE_RAY = {
+    "actors/alive.py",
     "actors/environment.py",
     "actors/hand_over.py",
+    "actors/job_variables.py",
     "actors/learner.py",
     "actors/learner_falls.py",
     "actors/meeting.py",
@@ -31,9 +33,12 @@ MAY_USE_RAY = {
     "orchestrator/adoption.py",
     "orchestrator/delivery.py",
     "orchestrator/direct_delivery.py",
+    "orchestrator/doctor_tasks.py",
+    "orchestrator/health_watch.py",
     "orchestrator/draining_nodes.py",
     "orchestrator/environment_pool.py",
     "orchestrator/evaluate.py",
+    "orchestrator/job_server.py",
     "orchestrator/learner_group.py",
     "orchestrator/living.py",
     "orchestrator/past_life.py",
@@ -43,6 +48,8 @@ MAY_USE_RAY = {
     "orchestrator/rebirth.py",
     "orchestrator/reference_pool.py",
     "orchestrator/reward_pool.py",
+    "orchestrator/rank_signs.py",
+    "orchestrator/roster.py",
     "orchestrator/rollout_pool.py",
     "orchestrator/run.py",
     "orchestrator/run_evaluation.py",
@@ -109,3 +116,30 @@ def test_files_and_functions_stay_short(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             assert length < 60, f"{path}:{node.lineno} {node.name}: {length} lines"
+
+
+WORKERS = {"crew", "references", "_client"}
+"""Parts of a dotted name behind which workers stand, for whoever decides about a run."""
+WAITS_INSIDE = {"publish", "close"}
+"""Methods that bring a name and a deadline of their own."""
+INSIDE_OF_A_WAIT = {"delivery.py", "direct_delivery.py", "run_evaluation.py", "shared_device.py"}
+"""Whose callers wait, by name and with a deadline, for all that they do."""
+BESIDE = {"learner_group.py", "watch.py"}
+"""Who asks on and on beside the run; the watchdog ends a mailbox that does not answer them."""
+
+
+def dotted(node: ast.expr) -> list[str]:
+    if isinstance(node, ast.Attribute):
+        return [*dotted(node.value), node.attr]
+    return [node.id] if isinstance(node, ast.Name) else []
+
+
+@pytest.mark.parametrize("path", list(sources("orchestrator")), ids=relative)
+def test_nobody_waits_for_a_worker_without_a_name_and_a_deadline(path: Path) -> None:
+    if path.name in INSIDE_OF_A_WAIT | BESIDE:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Await) and isinstance(node.value, ast.Call):
+            name = dotted(node.value.func)
+            is_bare = WORKERS & set(name[:-1]) and name[-1] not in WAITS_INSIDE
+            assert not is_bare, f"{path}:{node.lineno}: put {'.'.join(name)} into Waits.wait"

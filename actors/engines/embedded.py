@@ -9,6 +9,7 @@ steps and nothing needs a lock.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -228,15 +229,22 @@ class EmbeddedEngine:
         if self._is_stale:
             self._batch.renew(self.version, self._keeps_kv and not self._has_slept)
             self._is_stale = self._has_slept = False
-        self._start_waiting()
-        self._occupancy.set(self._batch.num_rows)
-        if self._batch.num_rows:
+        began = time.perf_counter()
+        prefilled = self._start_waiting()
+        started = time.perf_counter()
+        if prefilled:
+            self._occupancy.prefilled(prefilled, started - began)
+        rows = self._batch.num_rows
+        self._occupancy.set(rows)
+        if rows:
             self._batch.step()
             self._forget_started()
+            self._occupancy.decoded(rows, time.perf_counter() - started)
             self._occupancy.set(self._batch.num_rows)
 
-    def _start_waiting(self) -> None:
-        """Starts as many waiting samples as there are free rows, oldest request first."""
+    def _start_waiting(self) -> int:
+        """Starts as many waiting samples as there are free rows, oldest request first; the tokens
+        of prefixes that were run for it."""
         free = self._max_rows - self._batch.num_rows
         chosen: list[tuple[Pending, int]] = []
         for pending in self._startable():
@@ -246,10 +254,11 @@ class EmbeddedEngine:
             chosen.append((pending, count))
             free -= count
         if not chosen:
-            return
-        self._prefill([pending for pending, _ in chosen])
+            return 0
+        prefilled = self._prefill([pending for pending, _ in chosen])
         self._batch.start(chosen, self.version)
         self._forget_started()
+        return prefilled
 
     def _forget_started(self) -> None:
         """Requests of which nothing is to start any more wait no longer."""
@@ -267,8 +276,8 @@ class EmbeddedEngine:
             return head
         return [pending for pending in head if pending.num_started]
 
-    def _prefill(self, pendings: Sequence[Pending]) -> None:
-        """Runs the prefixes that have not been run, each once, several to a batch."""
+    def _prefill(self, pendings: Sequence[Pending]) -> int:
+        """Runs the prefixes that have not been run, each once, several to a batch; their tokens."""
         missing = [pending for pending in pendings if pending.prefix is None]
         if missing and not self._is_deterministic:
             missing += self._next_in_line(missing)
@@ -277,6 +286,7 @@ class EmbeddedEngine:
             prefilled, logits_PV = self._forward.prefill([missing[i].tokens for i in batch])
             for place, index in enumerate(batch):
                 missing[index].prefix = Prefix(prefilled, place, logits_PV[place])
+        return sum(lengths)
 
     def _next_in_line(self, missing: Sequence[Pending]) -> list[Pending]:
         """Waiting requests beyond `missing` that share its prefill: a prefix costs far less in a

@@ -163,10 +163,18 @@ class SimulatedEngine:
                     await self._clock.sleep_until(row.begin + seconds)
                 finally:
                     self._occupancy.add(-1)
+                    self._tell_of(row)
         except asyncio.CancelledError:
             row.cut = self._clock.now()
             raise
         row.is_done = True
+
+    def _tell_of(self, row: _Row) -> None:
+        """Each row goes at its own pace, as if it were alone."""
+        assert row.begin is not None
+        speed = self._settings.tokens_per_second
+        made = min(row.length, round((self._clock.now() - row.begin) * speed))
+        self._occupancy.decoded(1, 1.0 / speed, made)
 
     def _so_far(self, row: _Row) -> Completion:
         """`row` as it stands; its last token comes when it is done."""

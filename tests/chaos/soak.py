@@ -31,14 +31,18 @@ def main() -> int:
     roles = options.roles.split(",")
     kinds = options.kinds.split(",")
     overrides = [*(SIMULATED if options.engine == "simulated" else ()), *options.override]
-    failed = 0
+    failed, undisturbed = 0, None
     with town() as nodes, options.results.open("a") as results:
+        if options.deterministic:
+            overrides.append("run.deterministic=true")
+            undisturbed = run_trial(nodes, options.run_file, _folder("undisturbed"), (), *overrides)
         for seed in range(options.first, options.first + options.schedules):
             faults = schedule(seed, options.faults, runs.last_step(options.run_file), roles, kinds)
-            folder = Path(tempfile.mkdtemp(prefix=f"chaos-{seed}-"))
+            folder = _folder(seed)
             started, problem = time.monotonic(), ""
             try:
-                check(run_trial(nodes, options.run_file, folder, faults, *overrides), nodes)
+                trial = run_trial(nodes, options.run_file, folder, faults, *overrides)
+                check(trial, nodes, undisturbed)
             except AssertionError as error:
                 problem = str(error)
                 failed += 1
@@ -61,6 +65,10 @@ def main() -> int:
     return 1 if failed else 0
 
 
+def _folder(name: object) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f"chaos-{name}-"))
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--schedules", type=int, default=200)
@@ -69,6 +77,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--engine", default="simulated", help="simulated, embedded or vllm")
     parser.add_argument("--roles", default=",".join([*WORKERS, DRIVER]))
     parser.add_argument("--kinds", default="kill,freeze,lose node")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="each must end with the weights of a run without faults, to the bit",
+    )
     parser.add_argument("--run-file", type=Path, default=runs.TINY)
     parser.add_argument("--results", type=Path, default=Path("chaos.jsonl"))
     parser.add_argument("override", nargs="*", help="KEY=VALUE of the run file")

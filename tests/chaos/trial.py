@@ -67,10 +67,16 @@ def run_trial(
     raise TrialFailed(f"the driver was killed {MOST_LIVES} times: {hits}")
 
 
-def check(trial: Trial, town: Town) -> None:
-    """The ledger is whole and agrees with what the ranks wrote; nothing is left of the run."""
-    runs.check_history(trial.directory, trial.steps)
+def check(trial: Trial, town: Town, undisturbed: Trial | None = None) -> None:
+    """The ledger is whole and agrees with what the ranks wrote; nothing is left of the run. A
+    deterministic one ends with the weights of the `undisturbed` one, and on the same samples."""
+    trained = runs.check_history(trial.directory, trial.steps)
     assert runs.summary(trial.directory)["state"] == "finished"
+    if undisturbed is not None:
+        expected = runs.check_history(undisturbed.directory, trial.steps)
+        assert [e.content_hash for e in trained] == [e.content_hash for e in expected]
+        ends = [runs.weights(each.directory, trial.steps) for each in (trial, undisturbed)]
+        assert ends[0] == ends[1], f"{trial.hits}: other weights than without faults"
     assert not town.left_over(), f"{trial.hits}: these live on: {town.left_over()}"
 
 

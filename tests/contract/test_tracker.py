@@ -43,6 +43,7 @@ def drive(tracker: Tracker, directory: RunDirectory, metrics: Mapping[str, float
     """What the loop does to every tracker."""
     tracker.log(1, metrics)
     tracker.log(2, {})
+    tracker.alert("addition: slow step", "a step took long")
     tracker.finish(summary(directory))
 
 

@@ -72,6 +72,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runs.Environme
                 **environment,
                 "RAY_ADDRESS": f"127.0.0.1:{gcs}",
                 "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{jobs}",
+                "SESSION_OF_TESTS": str(session),
             }
         finally:
             process.terminate()

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence, Set
 from pathlib import Path
+from typing import Any
 
 from manta.orchestrator.ledger import Entry, read_ledger
 from manta.orchestrator.lives import lineage
@@ -45,6 +46,42 @@ def manta(
         timeout=SECONDS,
         check=False,
     )
+
+
+def doctor(run_dir: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command("doctor", run_dir, run_dir)[:-1]],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def events(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "events.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def alarms(run_dir: Path) -> list[str]:
+    """Kinds of those that a run raised by itself; a full disk is this machine's."""
+    kinds = [event["fields"]["kind"] for event in events(run_dir) if event["name"] == "alarm"]
+    return [kind for kind in kinds if not kind.startswith(("memory", "session disk", "run disk"))]
+
+
+def wait_for_event(run_dir: Path, name: str) -> dict[str, object]:
+    """The fields of the first event called `name`, once it is there."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        for event in events(run_dir):
+            if event["name"] == name:
+                fields: dict[str, object] = event["fields"]
+                return fields
+        time.sleep(0.1)
+    raise TimeoutError(f"{run_dir} told of no {name}")
 
 
 def start(
@@ -84,18 +121,15 @@ def wait_for_events(run_dir: Path, names: Set[str]) -> None:
 def wait_for_count(run_dir: Path, name: str, count: int) -> None:
     """Returns once that has happened so often."""
     deadline = time.monotonic() + SECONDS
-    while sum(name == found for found, _ in events(run_dir)) < count:
+    while sum(name == found for found, _ in worker_events(run_dir)) < count:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{run_dir}: not {count} times {name}: {events(run_dir)}")
+            raise TimeoutError(f"{run_dir}: not {count} times {name}: {worker_events(run_dir)}")
         time.sleep(0.05)
 
 
-def events(run_dir: Path) -> list[tuple[str, str]]:
-    """The name of each, and the worker that it tells of."""
-    path = run_dir / "events.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    found = [json.loads(line) for line in lines]
-    return [(event["name"], event["fields"].get("worker", "")) for event in found]
+def worker_events(run_dir: Path) -> list[tuple[str, str]]:
+    """The name of each event, and the worker that it tells of."""
+    return [(event["name"], event["fields"].get("worker", "")) for event in events(run_dir)]
 
 
 def signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from manta.actors.processes import figures
+from manta.orchestrator import status
 from manta.orchestrator.ledger import read_ledger
 from manta.orchestrator.supply import OVERTAKEN
 from tests.e2e import runs
@@ -116,11 +120,37 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert bool(masked) == (staleness > 0)
 
 
-def test_no_process_survives_its_driver(tmp_path: Path) -> None:
-    process = runs.start(runs.TINY, tmp_path)
-    runs.wait_for_step(tmp_path / "tiny", 1)
-    process.kill()
-    process.communicate()
+def test_a_frozen_worker_is_named_and_ended_and_no_process_survives_its_driver(
+    tmp_path: Path,
+) -> None:
+    """The doctor sees what the watchdog then acts on; the run goes on without the worker."""
+    watch = ("health.every_seconds=0.5", "health.frozen_after_seconds=8", "environment.workers=2")
+    # An evaluation does not outlive a worker that makes it
+    longer = ("stages.rl.steps=100000", "evaluate=null")
+    process = runs.start(runs.TINY, tmp_path, *watch, *longer)
+    run_dir = tmp_path / "tiny"
+    try:
+        runs.wait_for_step(run_dir, 6)
+        well = runs.doctor(run_dir)
+        assert well.returncode == 0 and "It is well." in well.stdout, well.stdout + well.stderr
+        assert not runs.alarms(run_dir), "nothing is wrong with a healthy run"
+        workers = status.read(run_dir / "status.json").workers
+        frozen = next(each for each in workers if each.name == "environment-1").identity
+        assert frozen is not None
+        os.kill(frozen.process.pid, signal.SIGSTOP)
+        time.sleep(3)
+        told = runs.doctor(run_dir).stdout
+        assert "Held up by environment-1" in told and "stopped (state T)" in told, told
+        named = runs.wait_for_event(run_dir, "worker frozen")
+        assert (named["role"], named["pid"]) == ("environment", frozen.process.pid)
+        assert "no sign of life" in str(named["why"])
+        runs.wait_for_step(run_dir, 2 + int(runs.metrics(run_dir)[-1]["step"]))
+        assert figures(frozen.process) is None
+    finally:
+        process.kill()
+        process.communicate()
+    dead = runs.doctor(run_dir)
+    assert dead.returncode == 1 and "The driver is dead" in dead.stdout
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     assert str(tmp_path) not in listing.stdout
 

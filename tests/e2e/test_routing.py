@@ -208,7 +208,7 @@ def test_workers_that_are_killed_during_a_run_are_replaced(
     assert process.returncode == 0, output
     lines = runs.metrics(run_dir)
     entries = runs.check_history(run_dir, int(lines[-1]["step"]))
-    events = runs.events(run_dir)
+    events = runs.worker_events(run_dir)
     died = {name: worker for name, worker in events if name.endswith("died")}
     assert died.keys() == {"engine died", "environment worker died", "reward worker died"}
     assert ("engine joined", died["engine died"]) in events

@@ -71,7 +71,9 @@ def test_a_chain_learns_from_its_reward_model_and_outlives_a_worker(
     output, _ = process.communicate(timeout=runs.SECONDS)
     assert process.returncode == 0, output
     runs.check_history(run_dir, BEFORE + 16, writing=range(61, 63))
-    died = [who for name, who in runs.events(run_dir) if name == "worker of scorer judge died"]
+    died = [
+        who for name, who in runs.worker_events(run_dir) if name == "worker of scorer judge died"
+    ]
     assert len(died) == 1 and died[0].startswith("judge-")
     stages = runs.summary(run_dir)["stages"]
     assert isinstance(stages, list)

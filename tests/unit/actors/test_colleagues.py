@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from manta.actors.colleagues import ColleagueLost, Colleagues
-from tests import virtual_time
+from manta.orchestrator.simulation import virtual_clock
 
 
 class Worker:
@@ -61,4 +61,4 @@ def test_nobody_waits_for_ever() -> None:
         with pytest.raises(ColleagueLost, match="every reward worker has died, and none came back"):
             await ask(Colleagues("reward worker", []))
 
-    virtual_time.run(wait())
+    virtual_clock.run(wait())

@@ -20,6 +20,8 @@ from manta.actors.learning import Learner
 from manta.actors.models.policy import evaluate
 from manta.actors.rows import rows_of
 from manta.actors.weight_tensors import unpack
+from manta.algorithms.group_stage import group_stage
+from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import AlgorithmSettings, KlSettings, OffPolicySettings
 from manta.envs.records import WeightVersion
 from tiny import HELD, groups_of, join_group, plan_of, rows_by_index, run_ranks, tiny_model
@@ -40,6 +42,9 @@ ALGORITHMS = {
     ),
     "masked tokens": replace(
         GRPO, proximal="learner", off_policy=OffPolicySettings("mask", "token", 0.5, 5.0)
+    ),
+    "row ratios": replace(
+        GRPO, loss="gspo", proximal="learner", aggregation="sequence_mean", kl=KlSettings()
     ),
     "sft": AlgorithmSettings("sft", samples_from="given", loss="cross_entropy"),
 }
@@ -118,6 +123,29 @@ def test_micro_batches_do_not_change_what_is_learnt(name: str) -> None:
     for movement, report in zip(movements[1:], reports[1:], strict=True):
         assert relative(movement, movements[0]) < 1e-4
         assert report == pytest.approx(reports[0], rel=1e-3, abs=1e-6)
+
+
+def test_every_preset_makes_a_step_that_its_rewards_decide() -> None:
+    """Those with a critic and those that compare rows: test_critic_learning, test_coupled_learning.
+    Every group has samples that are right and wrong, but the last, in which all are right."""
+    groups = groups_of(SIZES)
+    plan = plan_of(groups)
+    rewards_N = torch.tensor([1.0, 0, 0, 1, 0, 1, 0, 1, 1, 1, 1, 1])
+    group_N = torch.from_numpy(plan.group_N)
+    for name, preset in PRESETS.items():
+        if preset.critic is not None or preset.is_coupled:
+            continue
+        # Teams small enough that some have no right sample
+        preset = replace(preset, pass_k=min(2, preset.pass_k))
+        tokens_N, parts = torch.from_numpy(plan.num_tokens_N), {"right": rewards_N}
+        stage = group_stage(preset, rewards_N, group_N, None, tokens_N, parts)
+        columns = {column: values.numpy() for column, values in stage.coefficients.items()}
+        staged = replace(plan, coefficients=columns)
+        learner, backend = learner_of(preset)
+        report = learner.step(staged, rows_by_index(staged, groups), 1, 2, 0.01)
+        assert report["updates"] >= 1 and report["skipped_updates"] == 0, name
+        assert np.isfinite(list(report.values())).all(), name
+        assert moved(backend).norm() > 1e-6, name
 
 
 def test_the_loss_is_the_kept_tokens_mean() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manta.actors.leases import OVERLOAD, Ask, Lease, Leases, Ticket
-from manta.actors.router_figures import EngineLife
+from manta.actors.router_figures import MOST_NAMED, EngineLife
 from manta.actors.row_limit import FixedLimit
 
 ROWS = 8
@@ -236,6 +236,16 @@ def test_figures_say_who_waits_and_for_how_long() -> None:
         "router/tokens/a": 10.0,
         "router/limit/a": 1.0,
     }
+
+
+def test_of_many_engines_metrics_tell_the_least_and_the_most() -> None:
+    leases = serving(*(f"engine-{i}" for i in range(MOST_NAMED + 1)))
+    for _ in range(3):
+        granted(leases, ask(rows=2, tokens=7))
+    metrics = leases.figures().metrics()
+    assert (metrics["router/rows/least"], metrics["router/rows/most"]) == (0.0, 2.0)
+    assert (metrics["router/tokens/most"], metrics["router/limit/least"]) == (7.0, ROWS)
+    assert not any("engine-" in name for name in metrics)
 
 
 WORDS = ("join", "pause", "serve", "drain", "lose")

@@ -28,6 +28,14 @@ def test_hashes_are_on_file_before_the_step_and_lives_follow_each_other(tmp_path
     assert lines(path)[2]["incarnation"] == 1
 
 
+def test_a_torn_line_of_a_rank_that_was_killed_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "trained" / "rank=0.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"step": 1}\n{"st')
+    RankFiles(tmp_path, 0).note_trained(2, 1, {GroupId(0, 1, 0): "hash"})
+    assert [line["step"] for line in lines(path)] == [1, 2]
+
+
 def test_every_rank_has_a_file_of_its_own(tmp_path: Path) -> None:
     for rank in (0, 1):
         RankFiles(tmp_path, rank).note_trained(1, 0, {GroupId(0, rank, 0): "hash"})

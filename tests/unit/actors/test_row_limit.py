@@ -11,7 +11,7 @@ from manta.actors.engines.token_clock import TokenClock
 from manta.actors.leases import Ask, Leases, Ticket
 from manta.actors.row_limit import AdaptiveLimit, FixedLimit
 from manta.envs.records import GenerateRequest, Sampling, WeightVersion
-from tests import virtual_time
+from manta.orchestrator.simulation import virtual_clock
 
 
 def rows_over_time(knee: int, most: int, start: int, noise: float, windows: int) -> list[int]:
@@ -54,7 +54,7 @@ def test_a_fixed_limit_is_fixed() -> None:
 
 def test_a_simulated_engine_s_rows_are_found() -> None:
     """The router is not told that the engine decodes 16 rows side by side: with more, they wait."""
-    limits = virtual_time.run(limits_over_time())
+    limits = virtual_clock.run(limits_over_time())
     assert 11 <= np.mean(limits[40:]) <= 28, limits
 
 

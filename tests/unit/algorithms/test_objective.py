@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from manta.algorithms.aggregate import Denominators, denominators, row_weight
 from manta.algorithms.flatten import flatten
 from manta.algorithms.group_stage import group_stage
+from manta.algorithms.losses import LOSSES
 from manta.algorithms.objective import Objective
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, KlSettings, OffPolicySettings
+from manta.algorithms.settings import AlgorithmSettings, KlSettings, LossName, OffPolicySettings
 from tests.unit.algorithms.ragged import WORDS, Rows, loss_and_gradient, ragged_and_split
 
 FULL = AlgorithmSettings(
@@ -164,16 +165,19 @@ def test_gradient_matches_finite_differences(
     ragged_and_split(),
     st.sampled_from(AGGREGATIONS),
     st.sampled_from(CORRECTIONS),
+    st.sampled_from(sorted(LOSSES)),
     st.integers(0, 2**16),
 )
 def test_any_split_into_micro_batches_gives_the_same_update(
     shape: tuple[list[int], list[list[int]]],
     aggregation: str,
     off_policy: OffPolicySettings,
+    loss: LossName,
     seed: int,
 ) -> None:
     counts, parts = shape
-    algorithm = corrected(dataclasses.replace(FULL, aggregation=aggregation), off_policy)
+    told = dataclasses.replace(FULL, aggregation=aggregation, loss=loss)
+    algorithm = corrected(told, off_policy)
     rows = Rows.random(counts, seed)
     whole, gradient = loss_and_gradient(rows, algorithm, rows.update)
     done = [loss_and_gradient(rows.take(part), algorithm, rows.update) for part in parts]

@@ -1,7 +1,11 @@
-"""The same GRPO losses as TRL, on random tensors, through TRL's own loss function."""
+"""The same losses as TRL, on random tensors, through TRL's own loss function.
+
+Two differences have names: TRL's `epsilon_high` of CISPO is the bound itself (ours is its distance
+from 1), and its KL is not weighted by the ratio here (`use_bias_correction_kl`).
+"""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -26,6 +30,28 @@ AGGREGATIONS = {
 """What TRL calls a loss type, and the aggregation that it stands for."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """What TRL is told, and what we are."""
+
+    loss_type: str
+    ours: dict[str, object]
+    level: str = "token"
+    epsilon_high: float = 0.28
+    delta: float | None = None
+
+
+CASES = {
+    **{name: Told(name, {"aggregation": mean}) for name, mean in AGGREGATIONS.items()},
+    # The mean over a micro-batch's tokens; here the micro-batch is the update.
+    "bnpo": Told("bnpo", {"aggregation": "token_mean"}),
+    "dual clip": Told("dapo", {"dual_clip": 1.5}, delta=1.5),
+    "gspo": Told("grpo", {"loss": "gspo", "aggregation": "sequence_mean"}, "sequence", 0.1),
+    "cispo": Told("cispo", {"loss": "cispo", "clip_low": 1.0, "clip_high": 0.5}, epsilon_high=1.5),
+    "sapo": Told("sapo", {"loss": "sapo", "aggregation": "sequence_mean", "tau_negative": 1.25}),
+}
+
+
 @dataclass
 class Arguments:
     """What TRL's loss reads of its training arguments."""
@@ -33,6 +59,8 @@ class Arguments:
     use_bias_correction_kl: bool = False
     delta: float | None = None
     steps_per_generation: int = 1
+    sapo_temperature_pos: float = 1.0
+    sapo_temperature_neg: float = 1.25  # TRL rounds it to float32, which 1.05 would not survive
 
 
 class OneProcess:
@@ -48,20 +76,20 @@ class OneProcess:
         return values
 
 
-def trl_loss(loss_type: str, logprob_BT: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+def trl_loss(told: Told, logprob_BT: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     """`GRPOTrainer._compute_loss` with the log-probs given instead of a model to compute them."""
 
     class Loss(trl.GRPOTrainer):
         def __init__(self) -> None:
-            self.loss_type = loss_type
-            self.beta, self.epsilon_low, self.epsilon_high = 0.04, 0.2, 0.28
+            self.loss_type = told.loss_type
+            self.beta, self.epsilon_low, self.epsilon_high = 0.04, 0.2, told.epsilon_high
             self.max_completion_length = 11
-            self.importance_sampling_level = "token"
+            self.importance_sampling_level = told.level
             self.top_entropy_quantile = 1.0
             self.off_policy_mask_threshold = None
             self.aux_loss_enabled = self.use_vllm = self._entropy_bonus_enabled = False
             self.current_gradient_accumulation_steps = 1
-            self.args = Arguments()
+            self.args = Arguments(delta=told.delta)
             self.model = torch.nn.Identity().train()
             self.accelerator = OneProcess()
             self._metrics = {"train": defaultdict(list)}
@@ -76,8 +104,9 @@ def trl_loss(loss_type: str, logprob_BT: Tensor, inputs: dict[str, Tensor]) -> T
     return result
 
 
-@pytest.mark.parametrize("loss_type", list(AGGREGATIONS))
-def test_loss_and_gradient_equal_trl(loss_type: str) -> None:
+@pytest.mark.parametrize("name", list(CASES))
+def test_loss_and_gradient_equal_trl(name: str) -> None:
+    told = CASES[name]
     generator = torch.Generator().manual_seed(0)
     logprob_BT, old_BT, reference_BT = (
         torch.randn(3, len(COUNTS), WIDTH, generator=generator, dtype=torch.float64) * 0.4 - 2
@@ -88,7 +117,7 @@ def test_loss_and_gradient_equal_trl(loss_type: str) -> None:
     logprob_BT.requires_grad_()
     ids_BT = torch.zeros(len(COUNTS), WIDTH, dtype=torch.int64)
     expected = trl_loss(
-        loss_type,
+        told,
         logprob_BT,
         {
             "prompt_ids": ids_BT,
@@ -104,13 +133,13 @@ def test_loss_and_gradient_equal_trl(loss_type: str) -> None:
     (expected_gradient,) = torch.autograd.grad(expected, logprob_BT)
 
     algorithm = AlgorithmSettings(
-        name=loss_type,
-        aggregation=AGGREGATIONS[loss_type],
+        name=name,
         constant_length=11,
         clip_low=0.2,
-        clip_high=0.28,
+        clip_high=told.epsilon_high,
         kl=KlSettings(coef=0.04, estimator="k3"),
     )
+    algorithm = replace(algorithm, **told.ours)  # type: ignore[arg-type]
     columns = {"advantage": advantage_B, "keep": torch.ones(len(COUNTS), dtype=torch.float64)}
     batch = flatten(
         algorithm,

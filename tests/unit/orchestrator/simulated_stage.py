@@ -26,14 +26,11 @@ from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed
 from manta.orchestrator.ledger import Entry, Ledger, read_ledger
 from manta.orchestrator.length_cap import LengthCap
-from manta.orchestrator.loop import LoopHooks, LoopSettings, StageLoop
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.publish import Published
-from manta.orchestrator.supply import Finished, Supply
-from manta.orchestrator.wait import Waits, unless_ended
+from manta.orchestrator.simulation import stage as simulation
+from manta.orchestrator.supply import Finished
 from tests.unit.orchestrator.groups import summary
-
-HOUR = 3600.0
 
 
 @dataclass
@@ -144,46 +141,28 @@ class SimulatedStage:
         self._ledger_file = folder / f"ledger-{seed}.jsonl"
         self.weights = Weights()
         self.pool = RandomPool(seed, self.weights, breaking, flat, sigma)
-        self.supply = Supply(
-            feed,
-            pool or self.pool,  # type: ignore[arg-type]
-            "rl",
-            groups_per_call,
-            ages,
-            lengths,
-            cap,
-        )
         self.learner = RandomLearner(draw.uniform(0.1, 3.0))
         self.recorder = Recorder()
         self._publish_seconds = draw.uniform(0.0, 0.5)
-        hooks = LoopHooks(
-            learning_rate=lambda step: 0.1,
-            is_published=lambda step: True,
-            save_to=_nowhere,
-            inspect=self._inspect,
-            publish=self._publish,
-            after=self._after,
-        )
-        self.loop = StageLoop(
-            LoopSettings("rl", PRESETS[algorithm], prompts, steps, HOUR, ages),
-            hooks,
-            self.supply,
-            self.learner,  # type: ignore[arg-type]
+        self._parts = simulation.StageParts(
+            simulation.SimulatedStage(
+                feed, PRESETS[algorithm], prompts, steps, groups_per_call, ages, cap, lengths
+            ),
             Ledger(self._ledger_file),
-            self.recorder,  # type: ignore[arg-type]
-            Progress("rl"),
-            Waits(),
+            pool or self.pool,  # type: ignore[arg-type]
+            self.learner,  # type: ignore[arg-type]
+            self._publish,
+            self.recorder,
+            self._after,
         )
+        self.supply, self.loop = self._parts.supply, self._parts.loop
 
     async def run(self) -> None:
-        await unless_ended(self.loop.run(asyncio.Event()), self.supply.run())
+        await self._parts.run()
 
     @property
     def entries(self) -> list[Entry]:
         return read_ledger(self._ledger_file)
-
-    async def _inspect(self, report: StepReport) -> None:
-        """Engines and learner agree here: their log-probs are not simulated."""
 
     async def _publish(self, report: StepReport) -> Published:
         """Engines take the new weights some time before the publish is done."""
@@ -204,7 +183,3 @@ class SimulatedStage:
 
 def order() -> EpochOrder:
     return EpochOrder(97, seed=3)
-
-
-async def _nowhere(step: int) -> None:
-    """No step is saved."""

@@ -56,6 +56,14 @@ REFUSED = [
      "samples of a prompt are all equal"),
     ("stages.rl.algorithm={name: grpo, advantage: gae}", "stages[1].algorithm: algorithm 'grpo': "
      "advantage is gae, which needs values: add a critic"),
+    ("stages.rl.algorithm=gdpo", "stages[1].algorithm.component_weights: the advantage decoupled "
+     "takes every component by itself: give those that train a weight, of correct"),
+    ("stages.rl.algorithm={name: gdpo, component_weights: {corect: 1}}",
+     "stages[1].algorithm.component_weights: there is no component 'corect'; did you mean "
+     "'correct'?"),
+    ("stages.rl.algorithm={name: gspo, dual_clip: 3}", "stages[1].algorithm: algorithm 'gspo': "
+     "dual_clip is 3.0 but loss is gspo, which does not read it: remove it, or set loss to "
+     "clipped_surrogate"),
     ("stages.rl.algorithm={name: ppo, advantage: reward}", "stages[1].algorithm: algorithm 'ppo': "
      "there is a critic but advantage is reward"),
     ("stages.rl.algorithm={name: ppo, critic: {warmup_steps: 5}}", "stages[1].algorithm.critic."
@@ -78,6 +86,10 @@ REFUSED = [
      "from here: 'nope://x/y' cannot be opened: "),
     ("publish.probe_tolerance=0", "publish.probe_tolerance: is 0, must be above 0"),
     ("publish.engine_tolerance=0", "publish.engine_tolerance: is 0, must be above 0"),
+    ("health.every_seconds=0", "health.every_seconds: is 0, must be above 0"),
+    ("health.start_seconds=-1", "health.start_seconds: is -1, must be above 0"),
+    ("health.frozen_after_seconds=2", "health.frozen_after_seconds: is 2, must be at least 1.5 "
+     "times every_seconds (2)"),
     ("mismatch_guard.warn_kl=0", "mismatch_guard.warn_kl: is 0, must be above 0"),
     ("mismatch_guard.limit_kl=1e-4", "mismatch_guard.limit_kl: is 0.0001, must be at least warn_kl "
      "(0.001): a run is warned before it is stopped"),

@@ -24,8 +24,8 @@ from manta.orchestrator.feed import Feed
 from manta.orchestrator.length_cap import LengthCap
 from manta.orchestrator.metrics import step_metrics
 from manta.orchestrator.racing_feed import RacingFeed
+from manta.orchestrator.simulation import virtual_clock
 from manta.orchestrator.supply import Finished
-from tests import virtual_time
 from tests.unit.orchestrator.engine_stage import Measured, measure, order
 from tests.unit.orchestrator.simulated_stage import SimulatedStage
 from tests.unit.orchestrator.simulated_stage import order as short_order
@@ -40,7 +40,7 @@ def on_policy() -> Feed[Finished]:
 def measured(feed: Feed[Finished], staleness: int = 0, **settings: object) -> Measured:
     with TemporaryDirectory() as folder:
         found = measure(Path(folder), feed, AgePolicy(staleness), **settings)  # type: ignore[arg-type]
-        return virtual_time.run(found)
+        return virtual_clock.run(found)
 
 
 @cache
@@ -134,7 +134,7 @@ def test_races_drop_what_they_overtake() -> None:
     with TemporaryDirectory() as folder:
         feed: RacingFeed[Finished] = RacingFeed(order(), PROMPTS, PROMPTS * 5 // 4)
         rule = AgePolicy(0, "drop_and_replace")
-        found = virtual_time.run(measure(Path(folder), feed, rule))
+        found = virtual_clock.run(measure(Path(folder), feed, rule))
         assert found.step_seconds == pytest.approx(3.73, abs=0.01)
         assert set(ages(found)) == {0}
         assert [e for e in found.stage.entries if e.outcome == "dropped"]
@@ -161,7 +161,7 @@ def test_no_group_is_carried_over_too_often(tmp_path: Path, limit: int) -> None:
             flat=draw.choice([0.0, 0.4]),
             sigma=draw.choice([1.0, 2.0]),
         )
-        virtual_time.run(stage.run())
+        virtual_clock.run(stage.run())
         assert all(len(summaries) == prompts for _, summaries in stage.recorder.steps)
         assert not stage.pool.cancelled or set(stage.pool.cancelled) <= set(
             feed.state(25).outstanding
@@ -178,7 +178,7 @@ def test_no_group_is_carried_over_too_often(tmp_path: Path, limit: int) -> None:
 def test_masked_tokens_and_carried_groups_go_together(tmp_path: Path) -> None:
     feed: CarryingFeed[Finished] = CarryingFeed(short_order(), 4, 6, 1)
     stage = SimulatedStage(tmp_path, 2, feed, 4, AgePolicy(0, "mask_tokens"), breaking=0.0)
-    virtual_time.run(stage.run())
+    virtual_clock.run(stage.run())
     masked = sum(each.num_too_old for _, groups in stage.recorder.steps for each in groups)
     assert masked, "nothing was carried over, so this proves nothing"
     for step, groups in stage.recorder.steps:
@@ -209,7 +209,7 @@ def test_a_checkpoint_knows_what_the_cap_followed(tmp_path: Path) -> None:
     cap = LengthCap(CapSettings(medians=4), 100)
     feed: Feed[Finished] = Feed(short_order(), 4, keeps_place=False)
     stage = SimulatedStage(tmp_path, 1, feed, 4, AgePolicy(0), steps=3, breaking=0.0, cap=cap)
-    virtual_time.run(stage.run())
+    virtual_clock.run(stage.run())
     state = stage.loop.feed_state(3)
     assert state.median_length == cap.median == 2.0, "each sample of this pool has two tokens"
     assert LengthCap(CapSettings(medians=4), 100, state.median_length).tokens == cap.tokens == 8

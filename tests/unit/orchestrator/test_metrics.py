@@ -8,8 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from manta.actors.engines.occupancy import NOT_COUNTED, EngineWork, RowSeconds
 from manta.envs.records import GroupId, GroupSummary, WeightVersion
-from manta.orchestrator.metrics import MetricsLine, MetricsWriter, read_metrics, step_metrics
+from manta.orchestrator.metrics import (
+    IDLE_SHARE,
+    MetricsLine,
+    MetricsWriter,
+    engine_metrics,
+    engine_work,
+    read_metrics,
+    step_metrics,
+)
 from manta.orchestrator.run_directory import RunDirectory
 
 NAN = math.nan
@@ -139,6 +148,17 @@ def test_a_step_without_groups_has_totals_only() -> None:
     metrics = step_metrics(3, [], {}, {}, 1.0)
     assert (metrics["samples"], metrics["tokens/completion"], metrics["groups"]) == (0, 0, 0)
     assert not any(name.startswith(("reward", "length", "staleness")) for name in metrics)
+
+
+def test_what_engines_have_done_comes_back_from_the_metrics() -> None:
+    work = EngineWork(3, 8, 22, 1.0, 2.5, 40, 0.125)
+    metrics = engine_metrics(RowSeconds(2.0, 8.0, work))
+    assert (metrics[IDLE_SHARE], metrics["engine/busy_row_seconds"]) == (0.75, 2.0)
+    assert engine_work(metrics) == work
+    assert engine_metrics(NOT_COUNTED) == {}
+    silent = engine_metrics(RowSeconds(2.0, 8.0))
+    assert silent.keys() == {IDLE_SHARE, "engine/busy_row_seconds"}
+    assert engine_work(silent) == EngineWork()
 
 
 def test_lines_survive_kill_and_resume(tmp_path: Path) -> None:

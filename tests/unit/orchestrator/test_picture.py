@@ -82,7 +82,7 @@ def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
 
 
 def test_what_a_driver_imports_stays_light() -> None:
-    modules = "display line_file metrics phases picture run_directory summary tracking"
+    modules = "display metrics phases picture run_directory status summary tracking"
     imports = ";".join(f"import manta.orchestrator.{name}" for name in modules.split())
     heavy = "{'torch', 'ray', 'matplotlib', 'wandb', 'transformers'}"
     code = f"import sys;{imports};print(sorted({heavy} & set(sys.modules)))"

@@ -9,7 +9,14 @@ from manta.actors.mailbox import StepReport
 from manta.actors.transports.protocol import Delivery
 from manta.actors.weights import Receipt
 from manta.envs.records import Float32, Update, WeightVersion
-from manta.orchestrator.probe import Answer, Proofs, Tolerances, largest_gap, probe_rows
+from manta.orchestrator.probe import (
+    Answer,
+    Proofs,
+    Tolerances,
+    largest_gap,
+    probe_rows,
+    widest_gap,
+)
 
 TOLERANCES = Tolerances(learner=0.2, engines=1e-2)
 
@@ -122,6 +129,16 @@ def test_the_gap_is_the_largest_of_all_rows() -> None:
     ours = [np.zeros(3, np.float32), np.zeros(2, np.float32)]
     theirs = [np.array([0, -0.25, 0], np.float32), np.array([0.125, 0], np.float32)]
     assert largest_gap(ours, theirs) == 0.25
+
+
+def test_the_widest_gap_is_that_of_the_two_that_differ_most() -> None:
+    draw = np.random.default_rng(0)
+    probes = [[draw.normal(size=n).astype(np.float32) for n in (3, 5)] for _ in range(6)]
+    pairs = [largest_gap(one, other) for one in probes for other in probes]
+    assert widest_gap(probes) == pytest.approx(max(pairs))
+    assert widest_gap(probes[:1]) == 0.0
+    assert widest_gap([*probes, [np.zeros(3, np.float32)]]) == np.inf
+    assert widest_gap([*probes, [np.full(3, np.nan, np.float32), probes[0][1]]]) == np.inf
 
 
 def test_probe_rows_fit_and_are_always_the_same() -> None:

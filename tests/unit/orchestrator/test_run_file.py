@@ -226,6 +226,7 @@ RESUME = [
     ("checkpoint.every_steps=1", []),
     ("publish={transport: disk, path: /shared}", []),
     ("mismatch_guard.limit_kl=1", []),
+    ("health.frozen_after_seconds=9", []),
     ("rollout.workers=4", []),
     ("learner.workers=2", []),
     ("learner.threads=2", []),

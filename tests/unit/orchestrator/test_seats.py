@@ -12,7 +12,7 @@ import ray
 
 from manta.envs.records import Json
 from manta.orchestrator.seats import NoWorkerLeft, NoWorkerStarts, SeatFigures, Seats
-from tests import virtual_time
+from manta.orchestrator.simulation import virtual_clock
 
 
 @dataclass(eq=False)
@@ -87,7 +87,7 @@ class Kept:
             with suppress(asyncio.CancelledError):
                 await running
 
-        virtual_time.run(both())
+        virtual_clock.run(both())
 
     def worker(self, name: str) -> Worker:
         return self.seats.workers()[name]
@@ -156,7 +156,7 @@ def test_the_run_ends_where_every_seat_is_given_up() -> None:
     seats = Seats(role := Scripted(lambda: Worker(dies_early=True)), [role.start(0)])
 
     with pytest.raises(ExceptionGroup) as raised:
-        virtual_time.run(seats.run(lambda name, fields: None))
+        virtual_clock.run(seats.run(lambda name, fields: None))
     [error] = raised.value.exceptions
     assert isinstance(error, NoWorkerLeft)
     assert "no engine is left: 5 died one after the other before any of them served" in str(error)
@@ -167,7 +167,7 @@ def test_a_constructor_that_nobody_survives_is_not_tried_again() -> None:
     broken.death.set()
     seats = Seats(role := Scripted(lambda: broken), [role.start(0)])
     with pytest.raises(ExceptionGroup) as raised:
-        virtual_time.run(seats.run(lambda name, fields: None))
+        virtual_clock.run(seats.run(lambda name, fields: None))
     assert isinstance(raised.value.exceptions[0], NoWorkerStarts)
     assert role.started == 1
 
@@ -179,7 +179,7 @@ def test_what_join_raises_beside_a_death_ends_the_run() -> None:
 
     seats = Seats(role := Buggy(), [role.start(0)])
     with pytest.raises(ExceptionGroup) as raised:
-        virtual_time.run(seats.run(lambda name, fields: None))
+        virtual_clock.run(seats.run(lambda name, fields: None))
     assert str(raised.value.exceptions[0]) == "no such lane"
 
 

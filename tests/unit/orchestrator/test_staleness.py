@@ -14,8 +14,8 @@ from manta.orchestrator.age_policy import AgePolicy
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed
 from manta.orchestrator.racing_feed import RacingFeed
+from manta.orchestrator.simulation import virtual_clock
 from manta.orchestrator.supply import OVERTAKEN, Finished
-from tests import virtual_time
 from tests.unit.orchestrator.simulated_stage import SimulatedStage, order
 
 SEEDS = range(6)
@@ -54,7 +54,7 @@ def test_the_slots_alone_bound_staleness(tmp_path: Path, staleness: int, keeps_p
             sigma=draw.choice([0.2, 1.0, 2.0]),
             lengths=draw.choice([None, ExpectedLengths()]),
         )
-        virtual_time.run(stage.run())
+        virtual_clock.run(stage.run())
         seen.update(ages(stage))
         assert [step for step, _ in stage.recorder.steps] == list(range(1, 26))
         assert all(len(summaries) == prompts for _, summaries in stage.recorder.steps)
@@ -69,7 +69,7 @@ def test_what_is_too_old_is_made_anew_and_trains_in_the_end(tmp_path: Path, limi
         feed: Feed[Finished] = Feed(order(), (staleness + 1) * 3, keeps_place=False)
         rule = AgePolicy(limit, "drop_and_replace")
         stage = SimulatedStage(tmp_path, seed, feed, 3, rule, breaking=0.0)
-        virtual_time.run(stage.run())
+        virtual_clock.run(stage.run())
         assert max(ages(stage)) <= limit
         too_old = Counter(e.group[:2] for e in stage.entries if e.reason.startswith("too old: "))
         dropped += too_old.total()
@@ -82,7 +82,7 @@ def test_groups_that_break_too_are_not_put_off_for_ever(tmp_path: Path) -> None:
         feed: Feed[Finished] = Feed(order(), 5 * 3, keeps_place=False)
         rule = AgePolicy(1, "drop_and_replace")
         stage = SimulatedStage(tmp_path, seed, feed, 3, rule, steps=40, breaking=0.2)
-        virtual_time.run(stage.run())
+        virtual_clock.run(stage.run())
         assert max(ages(stage)) <= 1
         outstanding = {group[:2] for group in feed.state(40).outstanding}
         assert min(outstanding) > (0, 50)
@@ -93,7 +93,7 @@ def test_tokens_that_are_too_old_leave_the_loss(tmp_path: Path) -> None:
     for seed in SEEDS:
         feed: Feed[Finished] = Feed(order(), 4 * 3, keeps_place=False)
         stage = SimulatedStage(tmp_path, seed, feed, 3, AgePolicy(1, "mask_tokens"))
-        virtual_time.run(stage.run())
+        virtual_clock.run(stage.run())
         assert not any(e.reason.startswith("too old") for e in stage.entries)
         for (step, summaries), work in zip(stage.recorder.steps, stage.learner.works, strict=True):
             assert work.plan.oldest_version == step - 2
@@ -126,7 +126,7 @@ def test_over_sampled_steps_are_on_policy_and_put_no_group_off_twice(
             breaking=draw.choice([0.0, 0.2]),
             flat=draw.choice([0.0, 0.4]),
         )
-        virtual_time.run(stage.run())
+        virtual_clock.run(stage.run())
         assert set(ages(stage)) == {0}
         assert all(len(summaries) == prompts for _, summaries in stage.recorder.steps)
         overtaken = Counter(e.group[:2] for e in stage.entries if e.reason == OVERTAKEN)
@@ -143,7 +143,7 @@ def test_overtaken_groups_are_no_longer_made(tmp_path: Path) -> None:
     stage = SimulatedStage(
         tmp_path, 1, feed, 4, AgePolicy(0, "drop_and_replace"), breaking=0.0, flat=0.0
     )
-    virtual_time.run(stage.run())
+    virtual_clock.run(stage.run())
     overtaken = {e.group for e in stage.entries if e.reason == OVERTAKEN}
     at_the_end = set(stage.pool.cancelled) - overtaken
     assert overtaken <= set(stage.pool.cancelled)
@@ -159,7 +159,7 @@ def test_racing_makes_synchronous_steps_faster(tmp_path: Path) -> None:
         stage = SimulatedStage(
             folder, 5, feed, 8, AgePolicy(0, "drop_and_replace"), steps=60, breaking=0.0, flat=0.0
         )
-        seconds.append(virtual_time.run(_timed(stage)))
+        seconds.append(virtual_clock.run(_timed(stage)))
     assert seconds[1] < 0.85 * seconds[0]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from manta.actors.engines.embedded import EmbeddedEngine
+from manta.actors.engines.occupancy import Occupancy
 from manta.actors.engines.sampler import truncate
 from manta.actors.models.causal import build_model, model_state
 from manta.actors.models.spec import BuildSpec, ModelSpec
@@ -240,6 +241,18 @@ async def test_finished_rows_are_not_computed() -> None:
     await engine.generate([request([1, 2], range(5), (1, 4, 2, 3, 6))])
     # The prefill gives the first token; then one row fewer after each budget that is reached.
     assert rows == [1, 4, 3, 2, 1, 1]
+    engine.close()
+
+
+async def test_it_tells_what_its_steps_and_prefills_took() -> None:
+    occupancy = Occupancy(16)
+    engine = EmbeddedEngine(model_of(0), CONTEXT, 16, 1, False, FIRST, occupancy)
+    await engine.generate([request([1, 2], range(5), (1, 4, 2, 3, 6)), request([3], [1], 2)])
+    await engine.pause()
+    work = occupancy.take().work
+    assert (work.rows, work.prefill_tokens) == (1 + 4 + 2 + 3 + 6 + 2, 3)
+    assert work.rows_squared == sum(r * r for r in (6, 5, 3, 2, 1, 1))
+    assert 0 < work.seconds <= work.row_seconds and work.prefill_seconds > 0
     engine.close()
 
 

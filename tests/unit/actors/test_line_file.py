@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manta.orchestrator.line_file import LineFile
+from manta.actors.line_file import LineFile
 
 lines = st.lists(st.text(st.characters(exclude_characters="\n", codec="utf-8"), max_size=8))
 
@@ -58,3 +59,19 @@ def test_a_position_that_is_no_border_is_refused(tmp_path: Path) -> None:
                 file.truncate(position)
         file.append("two")
     assert (tmp_path / "lines").read_text() == "one\ntwo\n"
+
+
+def test_a_line_that_finds_no_room_leaves_no_part_of_itself(tmp_path: Path) -> None:
+    """As on a full disk: the system takes a part of the line, and refuses the rest."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with LineFile(tmp_path / "lines") as file:
+        file.append("whole")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+        try:
+            with pytest.raises(OSError, match="lines"):
+                file.append("too long by far")
+            assert (tmp_path / "lines").read_bytes() == b"whole\n"
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        file.append("room again")
+    assert (tmp_path / "lines").read_bytes() == b"whole\nroom again\n"

@@ -1,9 +1,14 @@
 """An event loop whose clock jumps to the next timer: hours of sleeping in a moment, and a deadlock
-is an error instead of a hang."""
+is an error instead of a hang.
+
+Owns the clock. Whoever sleeps by it takes the time from the event loop (`loop.time`), and nothing
+in it may wait for a thread or a socket.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -24,12 +29,12 @@ class _JumpingSelector(selectors.SelectSelector):
         super().__init__()
         self.now = 0.0
 
-    def select(
-        self, timeout: float | None = None
-    ) -> list[tuple[selectors.SelectorKey, selectors._EventMask]]:
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise Deadlock("every task waits, and no timer is set")
-        self.now += max(_LEAST_SECONDS, timeout)
+        later = self.now + max(_LEAST_SECONDS, timeout)
+        # Far from 0 the least is less than what a float can tell
+        self.now = max(later, math.nextafter(self.now, math.inf))
         return []
 
 

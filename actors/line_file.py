@@ -1,4 +1,4 @@
-"""An append-only file of lines that survives a kill at any byte.
+"""An append-only file of lines that survives a kill at any byte, and a full disk.
 
 Owns appending, the repair of a torn last line, and cutting back to a checkpoint's position. What a
 line says is its writer's business.
@@ -27,10 +27,21 @@ class LineFile:
         self._file.seek(self._end)
 
     def append(self, line: str) -> None:
-        """Adds `line`, which holds no newline."""
+        """Adds `line`, which holds no newline.
+
+        Raises OSError, with the file's name, where there is no room for all of it; what there was
+        for is taken back, so that the file ends with a whole line.
+        """
         assert "\n" not in line, "one line at a time"
         data = line.encode() + b"\n"
-        self._file.write(data)
+        written = 0
+        try:
+            while written < len(data):
+                written += self._file.write(data[written:]) or 0
+        except OSError as error:
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         self._end += len(data)
 
     def position(self) -> int:

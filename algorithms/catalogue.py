@@ -1,0 +1,73 @@
+"""What each loss and each advantage is and reads, as plain values. Loads no torch.
+
+The functions stand under the same names in `manta.algorithms.losses`, `manta.algorithms.coupled`
+and `manta.algorithms.advantages`; the checks on a run file's settings follow these tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+_CLIP = ("clip_low", "clip_high")
+
+
+@dataclass(frozen=True, slots=True)
+class LossKind:
+    """`ratio`: whose importance ratio a loss bounds, a token's or a whole row's (None: it has
+    none). `reads`: settings that other losses may have no use for. `needs_row_advantage`: it is
+    defined only where all tokens of a row have one advantage."""
+
+    ratio: Literal["token", "sequence"] | None
+    reads: tuple[str, ...] = ()
+    needs_row_advantage: bool = False
+
+
+LOSS_KINDS: Mapping[str, LossKind] = {
+    "clipped_surrogate": LossKind("token", (*_CLIP, "dual_clip")),
+    "gspo": LossKind("sequence", _CLIP, needs_row_advantage=True),
+    "gspo_token": LossKind("sequence", _CLIP),
+    "cispo": LossKind("token", _CLIP),
+    "gmpo": LossKind("sequence", _CLIP, needs_row_advantage=True),
+    "sapo": LossKind("token", ("tau_positive", "tau_negative")),
+    "cross_entropy": LossKind(None),
+    "dpo": LossKind(None, ("pairs", "beta")),
+    "bradley_terry": LossKind(None, ("pairs",)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AdvantageKind:
+    """`needs_group`: a prompt's samples are compared with each other, so that a sample alone has
+    none. `reads`: as of `LossKind`."""
+
+    needs_group: bool
+    reads: tuple[str, ...] = ()
+
+
+ADVANTAGE_KINDS: Mapping[str, AdvantageKind] = {
+    "group_relative": AdvantageKind(True, ("divide_by_std", "std_epsilon")),
+    "reward": AdvantageKind(False),
+    "gae": AdvantageKind(False, ("gamma", "gae_lambda")),
+    "leave_one_out": AdvantageKind(True),
+    "length_weighted": AdvantageKind(True),
+    "decoupled": AdvantageKind(True, ("component_weights", "std_epsilon")),
+    "pass_at_k": AdvantageKind(True, ("pass_k", "std_epsilon")),
+    "max_likelihood": AdvantageKind(True),
+}
+
+
+def readers(setting: str) -> tuple[Literal["loss", "advantage"], list[str]]:
+    """Whether losses or advantages read `setting`, and which ones."""
+    losses = [name for name, kind in LOSS_KINDS.items() if setting in kind.reads]
+    if losses:
+        return "loss", losses
+    return "advantage", [name for name, kind in ADVANTAGE_KINDS.items() if setting in kind.reads]
+
+
+_READ = [kind.reads for kind in LOSS_KINDS.values()]
+_READ += [kind.reads for kind in ADVANTAGE_KINDS.values()]
+
+OPTIONAL: tuple[str, ...] = tuple(dict.fromkeys(name for reads in _READ for name in reads))
+"""Every setting that only some losses or advantages read."""

@@ -1,0 +1,1 @@
+"""`manta plan`: what a run would take on so many devices, and how to split them."""

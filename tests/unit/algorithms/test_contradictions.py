@@ -1,0 +1,177 @@
+"""Contradictory settings are refused with what to do; sound ones pass."""
+
+import dataclasses
+
+import pytest
+
+from manta.algorithms.catalogue import ADVANTAGE_KINDS, LOSS_KINDS, OPTIONAL
+from manta.algorithms.contradictions import check
+from manta.algorithms.presets import PRESETS
+from manta.algorithms.settings import (
+    AlgorithmSettings,
+    CriticSettings,
+    KlSettings,
+    OffPolicySettings,
+    RewardModelSettings,
+)
+
+
+def changed(name: str, **changes: object) -> AlgorithmSettings:
+    return dataclasses.replace(PRESETS[name], **changes)
+
+
+def critic(**told: object) -> AlgorithmSettings:
+    return changed("ppo", critic=CriticSettings(**told))  # type: ignore[arg-type]
+
+
+def off_policy(correction: str, **told: object) -> AlgorithmSettings:
+    settings = OffPolicySettings(correction, **told)  # type: ignore[arg-type]
+    return changed("grpo", proximal="learner", off_policy=settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (changed("grpo", samples_per_prompt=1), "group of one has no group-relative advantage"),
+        (changed("grpo", samples_per_prompt=0), "samples_per_prompt is 0"),
+        (changed("ppo", critic=None), "advantage is gae, which needs values: add a critic"),
+        (
+            changed("grpo", critic=CriticSettings()),
+            "there is a critic but advantage is group_relative, which has no use for its values",
+        ),
+        (changed("reinforce", gamma=0.9), "gamma is 0.9 but advantage is reward"),
+        (changed("reinforce", gae_lambda=0.9), "gae_lambda is 0.9 but advantage is reward"),
+        (changed("ppo", gamma=1.1), "gamma is 1.1, it must be at least 0 and at most 1"),
+        (changed("ppo", gae_lambda=-1), "gae_lambda is -1, it must be"),
+        (changed("ppo", loss="cross_entropy"), "`advantage: gae` has no effect"),
+        (critic(model="shared", path="x"), "critic.path is set but critic.model is shared"),
+        (critic(clip=0.0), "critic.clip is 0, it must be above 0"),
+        (critic(loss_coef=0.0), "critic.loss_coef is 0, it must be above 0"),
+        (critic(warmup_steps=-1), "critic.warmup_steps is -1"),
+        (critic(learning_rate=0.0), "critic.learning_rate is 0"),
+        (critic(weight_decay=-1.0), "critic.weight_decay is -1"),
+        (critic(clip_norm=-1.0), "critic.clip_norm is -1"),
+        (critic(betas=(0.9, 1.0)), "critic.betas must each be"),
+        (changed("reinforce", drop_zero_variance_groups=True), "would drop every group of one"),
+        (changed("dr_grpo", constant_length=0), "constant_length is 0"),
+        (changed("grpo", clip_low=0.0), "clip_low is 0.0"),
+        (changed("grpo", clip_high=-0.1), "clip_high is -0.1"),
+        (changed("grpo", clip_high=float("nan")), "clip_high is nan"),
+        (changed("grpo", std_epsilon=0.0), "std_epsilon is 0.0"),
+        (changed("grpo", entropy_coef=float("inf")), "entropy_coef is inf"),
+        (changed("grpo", kl=KlSettings(coef=-0.1)), "kl.coef is -0.1"),
+        (changed("grpo", kl=KlSettings(coef=0.1, estimator="k1")), "no expected gradient"),
+        (
+            changed("grpo", kl=KlSettings(coef=0.1, placement="reward")),
+            "set kl.estimator to k1 instead of k3",
+        ),
+        (
+            changed("sft", kl=KlSettings(coef=0.1, estimator="k1", placement="reward")),
+            "`kl in the reward` has no effect",
+        ),
+        (changed("sft", kl=KlSettings(coef=0.1)), "given answers are not"),
+        (changed("rloo", samples_per_prompt=1), "group of one has no leave-one-out advantage"),
+        (
+            changed("dapo", loss="sapo", clip_low=0.1),
+            "clip_low is 0.1 but loss is sapo, .* remove it, or set loss to clipped_surrogate or",
+        ),
+        (changed("gspo", dual_clip=3.0), "dual_clip is 3.0 but loss is gspo"),
+        (changed("grpo", dual_clip=1.0), "dual_clip is 1, it must be above 1"),
+        (changed("grpo", tau_negative=2.0), "tau_negative is 2.0 but loss is .* set loss to sapo"),
+        (changed("sapo", tau_positive=0.0), "tau_positive is 0.0, it must be above 0"),
+        (changed("opo", std_epsilon=0.1), "std_epsilon is 0.1 but advantage is length_weighted"),
+        (changed("grpo", pass_k=4), "pass_k is 4 but advantage is .* set advantage to pass_at_k"),
+        (changed("pass_at_k", pass_k=9), r"pass_k is 9, .* at most samples_per_prompt \(8\)"),
+        (
+            changed("gdpo", component_weights={"x": float("nan")}),
+            "component_weights.x is nan, it must be a finite number",
+        ),
+        (
+            changed("gspo", kl=KlSettings(0.1, "k1", "reward")),
+            "KL in the reward gives every token .* set loss to gspo_token",
+        ),
+        (changed("ppo", loss="gmpo"), "advantage gae gives every token"),
+        (changed("sft", whiten_advantages=True), "`whiten_advantages` has no effect"),
+        (off_policy("truncate"), "set off_policy.high"),
+        (off_policy("mask"), "set off_policy.low, off_policy.high or both"),
+        (off_policy("weight", high=2.0), "off_policy.high is 2.0 but .*correction is weight"),
+        (off_policy("truncate", low=0.5, high=2.0), "off_policy.low is 0.5 but .* is truncate"),
+        (off_policy("mask", low=1.5), "off_policy.low is 1.5, it must be above 0 and at most 1"),
+        (off_policy("mask", low=0.0), "off_policy.low is 0.0, it must be above 0"),
+        (off_policy("mask", high=0.5), "off_policy.high is 0.5, it must be a number of at least 1"),
+        (off_policy("truncate", high=float("nan")), "off_policy.high is nan"),
+        (off_policy("none", level="sequence"), "off_policy.level has no effect without"),
+        (
+            changed("grpo", off_policy=OffPolicySettings("weight")),
+            "off_policy.correction is weight but proximal is behaviour",
+        ),
+        (changed("sft", off_policy=OffPolicySettings("weight")), "`off_policy` has no effect"),
+        (changed("sft", proximal="learner"), "`proximal: learner` has no effect"),
+        (changed("grpo", unit="pair"), "unit is pair but the loss clipped_surrogate looks at each"),
+        (changed("dpo", unit="row"), "compares samples of a prompt: set unit to pair"),
+        (changed("dpo", samples_per_prompt=1), "a pair takes two samples of a prompt"),
+        (changed("dpo", beta=0.0), "beta is 0, it must be above 0"),
+        (changed("dpo", advantage="group_relative"), "no use for `advantage: group_relative`"),
+        (changed("dpo", kl=KlSettings(coef=0.1)), "the loss dpo has no use for `kl.coef`"),
+        (changed("dpo", drop_zero_variance_groups=True), "no use for `drop_zero_variance_groups`"),
+        (changed("dpo", entropy_coef=0.1), "no use for `entropy_coef`"),
+        (changed("reward_model", reward_model=None), "trains a reward model: add one"),
+        (changed("dpo", reward_model=RewardModelSettings()), "the loss dpo does not train it"),
+        (
+            changed("reward_model", reward_model=RewardModelSettings(learning_rate=0.0)),
+            "reward_model.learning_rate is 0, it must be above 0",
+        ),
+        (
+            changed("sft", advantage="group_relative", samples_per_prompt=4),
+            "`advantage: group_relative` has no effect",
+        ),
+        (
+            changed("sft", samples_per_prompt=4, drop_zero_variance_groups=True),
+            "`drop_zero_variance_groups` has no effect",
+        ),
+    ],
+)
+def test_contradictions_are_refused(settings: AlgorithmSettings, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        check(settings)
+    assert f"algorithm {settings.name!r}" in str(error.value)
+
+
+def test_all_problems_are_named_at_once() -> None:
+    with pytest.raises(ValueError, match=r"samples_per_prompt is 0.*; clip_low is 0"):
+        check(changed("grpo", samples_per_prompt=0, clip_low=0.0))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        changed("grpo", kl=KlSettings(coef=0.1, estimator="k2")),
+        changed("grpo", kl=KlSettings(coef=0.1, estimator="k1", placement="reward")),
+        changed("dr_grpo", std_epsilon=0.0),
+        changed("grpo", constant_length=0),
+        changed("reinforce", samples_per_prompt=8),
+        changed("sft", samples_from="policy", samples_per_prompt=4),
+        changed("sft", entropy_coef=-0.01),
+        changed("dpo", samples_from="policy", samples_per_prompt=8, pairs="all", unit="group"),
+        changed("reward_model", unit="pair", samples_per_prompt=9),
+        changed("dapo", loss="sapo"),
+        changed("grpo", advantage="leave_one_out"),
+        changed("ppo", loss="gspo_token"),
+        changed("grpo", dual_clip=3.0),
+        changed("pass_at_k", advantage="group_relative", samples_per_prompt=2),
+        changed("gdpo", component_weights={"correct": 1.0, "format": 0.5}),
+        off_policy("weight", level="sequence"),
+        off_policy("truncate", high=1.0),
+        off_policy("mask", high=3.0),
+    ],
+)
+def test_sound_overrides_pass(settings: AlgorithmSettings) -> None:
+    check(settings)
+    assert settings.name in PRESETS
+
+
+def test_every_setting_that_the_tables_name_is_one() -> None:
+    fields = {field.name for field in dataclasses.fields(AlgorithmSettings)}
+    assert set(OPTIONAL) <= fields
+    for kind in (*LOSS_KINDS.values(), *ADVANTAGE_KINDS.values()):
+        assert set(kind.reads) <= set(OPTIONAL)
