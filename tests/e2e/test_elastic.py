@@ -170,4 +170,4 @@ def test_engines_follow_load_and_outlive_their_nodes(
     serving = [line["pool/rollout/serving"] for line in lines]
     assert (serving[0], max(serving), lines[-1]["pool/rollout/target"]) == (1, 3, 1)
     assert lines[-1]["pool/rollout/deaths"] == 1
-    assert ("node drains", "") in runs.events(run_dir)
+    assert ("node drains", "") in runs.worker_events(run_dir)
