@@ -95,6 +95,8 @@ class Nodes:
         nodes = list_nodes(
             address=self._cluster["RAY_API_SERVER_ADDRESS"],
             filters=[("node_name", "=", name), ("state", "=", "ALIVE")],
+            # While a node joins, Ray may say that it cannot tell of all
+            raise_on_missing_output=False,
         )
         return [node.node_id for node in nodes]
 
@@ -136,6 +138,7 @@ def until_pending(process: subprocess.Popen[str], cluster: runs.Environment, cou
         waiting = list_actors(
             address=cluster["RAY_API_SERVER_ADDRESS"],
             filters=[("class_name", "=", "RolloutWorker"), ("state", "=", "PENDING_CREATION")],
+            raise_on_missing_output=False,
         )
         if len(waiting) == count:
             return
