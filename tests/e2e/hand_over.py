@@ -29,10 +29,9 @@ from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_tensors import pack
 from manta.actors.weights import Weights
 from manta.envs.records import Update, WeightVersion
-from manta.orchestrator import pools
+from manta.orchestrator import pools, rollout_pool
 from manta.orchestrator.probe import Tolerances, probe_rows
 from manta.orchestrator.publish import Published, Publisher
-from manta.orchestrator.rollout_pool import RolloutPool
 from manta.orchestrator.wait import Waits
 from tests.e2e.spool_worker import SpoolWorker
 from tests.unit.actors.engines.spool_transfer import SpoolTrainer
@@ -77,12 +76,14 @@ class Rank:
 
 async def publish_three_times(folder: Path) -> list[Published]:
     """Well; with one bit spoilt at one engine; with the wire broken in between."""
-    pools.RolloutWorker = SpoolWorker  # type: ignore[misc, attr-defined]
+    rollout_pool.RolloutWorker = SpoolWorker  # type: ignore[misc, attr-defined]
     SpoolTrainer.folder = folder
     settings = EngineSettings(workers=2, threads=1)
     client = pools.MailboxClient(StartOrder(0, 0, "rl", None), NCCL)
     await client.mailbox.enlist.remote("ranks", 1, Member(0, os.getpid(), "", None))
-    rollout = RolloutPool(pools.ModelSource(SPEC, VOCAB, 0), settings, 0.5, False, NCCL)
+    rollout = rollout_pool.RolloutPool(
+        pools.ModelSource(SPEC, VOCAB, 0), settings, 0.5, False, NCCL
+    )
     probe = probe_rows(VOCAB, SPEC.context)
     tolerances = Tolerances(1e-3, 1e-4)
     publisher = Publisher(rollout, client, probe, tolerances, Waits(), SECONDS, is_direct=True)

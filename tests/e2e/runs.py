@@ -112,9 +112,9 @@ def wait_for_step(run_dir: Path, step: int) -> None:
 def wait_for_events(run_dir: Path, names: Set[str]) -> None:
     """Returns once all of these have happened."""
     deadline = time.monotonic() + SECONDS
-    while names - {name for name, _ in events(run_dir)}:
+    while names - {name for name, _ in worker_events(run_dir)}:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{run_dir}: of {names} there were only {events(run_dir)}")
+            raise TimeoutError(f"{run_dir}: of {names} there were only {worker_events(run_dir)}")
         time.sleep(0.05)
 
 
