@@ -114,6 +114,11 @@ class Engines:
     def names(self) -> list[str]:
         return list(self._workers)
 
+    is_kept = False
+
+    def take_in(self) -> list[str]:
+        return self.names
+
     def engine(self, name: str) -> EmbeddedEngine:
         engine = self._workers[name]._engine
         assert isinstance(engine, EmbeddedEngine)
