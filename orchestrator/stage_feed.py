@@ -11,7 +11,7 @@ from manta.envs.sources.order import EpochOrder
 from manta.orchestrator.age_policy import AgePolicy
 from manta.orchestrator.carrying_feed import CarryingFeed
 from manta.orchestrator.config import RunFile, StageConfig
-from manta.orchestrator.feed import Feed
+from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.length_cap import LengthCap
 from manta.orchestrator.racing_feed import RacingFeed
 from manta.orchestrator.supply import Finished
@@ -46,9 +46,10 @@ def stage_ages(run_file: RunFile, stage: StageConfig) -> AgePolicy:
     return AgePolicy(limit, rollout.when_too_old)
 
 
-def stage_cap(run_file: RunFile, stage: StageConfig, median: float | None) -> LengthCap | None:
-    """The cap on lengths of `stage`, if any; `median` is the running one of a checkpoint."""
+def stage_cap(run_file: RunFile, stage: StageConfig, state: FeedState | None) -> LengthCap | None:
+    """The cap on lengths of `stage`, if any; `state` is a checkpoint's, with the running median."""
     rollout = run_file.rollout
     if rollout.cap is None or not stage.samples_to_train:
         return None
+    median = None if state is None else state.median_length
     return LengthCap(rollout.cap, rollout.max_new_tokens, median)

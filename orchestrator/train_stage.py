@@ -76,9 +76,7 @@ class TrainStage:
             run.run_file.groups_per_call(stage),
             stage_ages(run.run_file, stage),
             ExpectedLengths() if run.run_file.rollout.dispatch == "longest_first" else None,
-            stage_cap(
-                run.run_file, stage, None if feed_state is None else feed_state.median_length
-            ),
+            stage_cap(run.run_file, stage, feed_state),
         )
         self._loop = StageLoop(
             self._loop_settings(num_tasks),

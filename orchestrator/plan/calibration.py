@@ -82,7 +82,7 @@ def calibrate(folder: Path, stage_name: str | None) -> Calibration:
     run_file = _run_file(directory)
     stage = _stage(run_file, stage_name, folder)
     lines = _steps(directory, stage)
-    engine, told_engine = _engine(lines)
+    engine, told_engine = _engine(lines, folder)
     fixed, per_token = _learner(lines, run_file.learner.workers)
     overheads = _overheads(lines, per_token / passes(stage))
     lengths = _lengths(directory, lines)
@@ -152,7 +152,7 @@ def usual_seconds(values: Mapping[str, float]) -> float:
     return values["time/step"] - sum(values.get(f"time/{name}", 0.0) for name in _BESIDE)
 
 
-def _engine(lines: Sequence[MetricsLine]) -> tuple[EngineSpeed, str]:
+def _engine(lines: Sequence[MetricsLine], folder: Path) -> tuple[EngineSpeed, str]:
     work = sum((engine_work(line.values) for line in lines), NO_WORK)
     prefill = work.prefill_seconds / work.prefill_tokens if work.prefill_tokens else 0.0
     if work.steps:
@@ -164,8 +164,9 @@ def _engine(lines: Sequence[MetricsLine]) -> tuple[EngineSpeed, str]:
         tokens = sum(line.values[TOKENS] for line in lines)
         if seconds <= 0:
             raise ValueError(
-                "its metrics do not say how busy the engines were (engine/busy_row_seconds): they "
-                "were written by an older release; run a few steps anew"
+                f"{folder}: its metrics do not say how busy the engines were "
+                "(engine/busy_row_seconds): they were written by an older release; run a few steps "
+                "anew"
             )
         base, per_row = seconds / tokens, 0.0
         told = (
