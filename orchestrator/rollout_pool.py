@@ -271,7 +271,8 @@ class RolloutPool:
     def metrics(self) -> dict[str, float]:
         """How many engines serve, stand by, are on their way, have died, and are to serve."""
         numbers = {
-            "pool/rollout/serving": float(len(self._serving & self._proven)),
+            # Those that are at rest for a publish too
+            "pool/rollout/serving": float(len(self._serving)),
             "pool/rollout/standby": float(len(self._proven - self._serving)),
             "pool/rollout/target": float(self._size),
         }
