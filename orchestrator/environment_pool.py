@@ -20,19 +20,17 @@ from manta.actors.reference import ReferenceWorker
 from manta.actors.reward import RewardWorker
 from manta.envs.packing import Block
 from manta.envs.records import GroupId
-from manta.orchestrator.living import Living
-from manta.orchestrator.pools import ask_each, start
+from manta.orchestrator.lane_pool import LanePool
+from manta.orchestrator.pools import start
 from manta.orchestrator.rollout_pool import RolloutPool
-from manta.orchestrator.seats import Seats
 
 _BLOCKS_STAY = {"RAY_max_direct_call_object_size": "8192"}
 """Ray sends what a call returns to its owner, the driver, if it is smaller than this (100 KiB by
 default), and everybody else fetches it there. So blocks of tokens stay where they were made."""
 
 
-class EnvironmentPool:
-    """A worker that dies is replaced while `seats` run. No name is used twice: the router takes
-    nothing more from the calls of one that died."""
+class EnvironmentPool(LanePool[EnvironmentWorker]):
+    """No name is used twice: the router takes nothing more from the calls of a worker that died."""
 
     role = "environment worker"
 
@@ -48,19 +46,14 @@ class EnvironmentPool:
         self._cpus, self._tokenizer, self._rollout = cpus, tokenizer, rollout
         self._rewards, self._references = rewards, references
         self._numbers = itertools.count()
-        self._edition = 0
-        self._lanes: dict[str, tuple[Lane, Mapping[str, str]]] = {}
         self._outstanding: Counter[str] = Counter()
         self._quiet: dict[str, asyncio.Event] = {}
-        first = [self.start(seat) for seat in range(workers)]
-        self._living = Living(self.role, dict(first))
-        self.seats = Seats(self, first)
-        self._living.is_kept = lambda: self.seats.is_running
+        super().__init__(workers)
 
     @property
     def num_workers(self) -> int:
         """Those that can be asked now."""
-        return len(self._living.workers)
+        return len(self.living.workers)
 
     # As the role of its seats
 
@@ -80,42 +73,17 @@ class EnvironmentPool:
         )
         return name, handle
 
-    async def stay(self, worker: ActorHandle[EnvironmentWorker]) -> None:
-        await worker.stay.remote()
-
-    async def join(self, name: str, worker: ActorHandle[EnvironmentWorker]) -> None:
-        """Lanes that open, and workers that come, while this one gets ready, it is told of with
-        all others."""
-        if name in self._living.workers:
-            await self._introduce(worker)
-            return
-        self._living.newcomers[name] = worker
-        await self._introduce(worker)
-        for lane, versions in list(self._lanes.values()):
-            await worker.open.remote(lane, versions)
-        self._living.come(name)
-
     async def lost(self, name: str) -> None:
-        self._living.go(name)
+        await super().lost(name)
         await self._rollout.forget(name)
 
     async def leave(self, name: str) -> None:
-        self._living.go(name)
+        self.living.go(name)
         quiet = self._quiet[name] = asyncio.Event()
         if self._outstanding[name]:
             await quiet.wait()
 
-    async def end(self, name: str, worker: ActorHandle[EnvironmentWorker]) -> None:
-        ray.kill(worker)
-
     # What the rest of the driver asks for
-
-    async def busy(self) -> float:
-        """Cores that all workers together have used since this was asked last."""
-        found: list[float] = await ask_each(
-            self._living.workers, lambda worker: worker.busy.remote()
-        )
-        return sum(found)
 
     async def meet(
         self,
@@ -124,8 +92,7 @@ class EnvironmentPool:
     ) -> None:
         """These are the reward and reference workers from now on."""
         self._rewards, self._references = rewards, references
-        self._edition += 1
-        await ask_each({**self._living.workers, **self._living.newcomers}, self._introduce)
+        await self._spread_news()
 
     async def _introduce(self, worker: ActorHandle[EnvironmentWorker]) -> None:
         await worker.meet.remote(self._edition, self._rewards, self._references)
@@ -133,7 +100,7 @@ class EnvironmentPool:
     async def open(self, lane: Lane, versions: Mapping[str, str]) -> int:
         """Opens `lane` on every worker, those to come too; the number of its tasks."""
         self._lanes[lane.name] = lane, versions
-        sizes: list[int] = await self._living.tell_all(
+        sizes: list[int] = await self.living.tell_all(
             lambda worker: worker.open.remote(lane, versions)
         )
         return int(sizes[0])
@@ -146,10 +113,10 @@ class EnvironmentPool:
         Raises RayActorError where the worker died under way; it gets no more blocks then. A block
         that is not waited for any more is given up, down to its rows in the engines.
         """
-        name = await self._living.one(self._outstanding.__getitem__)
+        name = await self.living.one(self._outstanding.__getitem__)
         self._outstanding[name] += 1
         refs: tuple[ray.ObjectRef[Block], ray.ObjectRef[BlockSummary]]
-        refs = self._living.workers[name].run_block.remote(lane, admissions)
+        refs = self.living.workers[name].run_block.remote(lane, admissions)
         try:
             return refs[0], await refs[1]
         except asyncio.CancelledError:
@@ -167,13 +134,13 @@ class EnvironmentPool:
         self, path: str, step: int, ids: Sequence[GroupId], blocks: Sequence[ray.ObjectRef[Block]]
     ) -> None:
         """Writes the groups `ids`, which `blocks` hold, as trajectories, on a worker."""
-        await self._living.ask_one(
+        await self.living.ask_one(
             lambda worker: worker.write.remote(path, step, ids, *blocks),
             self._outstanding.__getitem__,
         )
 
     async def gold_logprob(self, lane: str, indices: Sequence[int]) -> list[float]:
-        found: list[float] = await self._living.ask_one(
+        found: list[float] = await self.living.ask_one(
             lambda worker: worker.gold_logprob.remote(lane, indices),
             self._outstanding.__getitem__,
         )

@@ -37,10 +37,15 @@ class Living(Generic[T]):
         self.workers[name] = self.newcomers.pop(name)
         self._come.set()
 
-    def go(self, name: str) -> bool:
-        """Nothing more is asked of this worker; whether it could be asked until now."""
+    def go(self, name: str) -> None:
+        """Nothing more is asked of this worker."""
         self.newcomers.pop(name, None)
-        return self.workers.pop(name, None) is not None
+        self.workers.pop(name, None)
+
+    @property
+    def everyone(self) -> dict[str, ActorHandle[T]]:
+        """Those that can be asked, and newcomers."""
+        return {**self.workers, **self.newcomers}
 
     async def one(self, least: Callable[[str], float] = lambda name: 0.0) -> str:
         """The name of a worker, with the `least` of something; waits where there is none.
@@ -55,7 +60,7 @@ class Living(Generic[T]):
 
     async def tell_all(self, call: Callable[[ActorHandle[T]], Awaitable[Answer]]) -> list[Answer]:
         """What each worker answers that lives, newcomers too; waits for one where none does."""
-        while not (answers := await ask_each({**self.workers, **self.newcomers}, call)):
+        while not (answers := await ask_each(self.everyone, call)):
             self._check_that_some_come()
             # Those that have just died are known to be gone soon
             await asyncio.sleep(_SOON_SECONDS)

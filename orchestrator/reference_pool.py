@@ -18,10 +18,9 @@ from manta.actors.stored_folder import WrittenFile
 from manta.actors.transports.protocol import Parcel
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weights import Receipt, Weights
+from manta.orchestrator.actor_pool import ActorPool
 from manta.orchestrator.config import ReferenceConfig
-from manta.orchestrator.living import Living
 from manta.orchestrator.pools import ModelSource, ask_each, start
-from manta.orchestrator.seats import Seats
 
 T = TypeVar("T")
 
@@ -30,9 +29,8 @@ class ReferenceLost(RuntimeError):
     """No worker holds the moving average any more."""
 
 
-class ReferencePool:
-    """`tell` is awaited whenever other workers can be called. Weights and newcomers come one after
-    the other, so that no worker misses a change."""
+class ReferencePool(ActorPool[ReferenceWorker]):
+    """Weights and newcomers come one after the other, so that no worker misses a change."""
 
     role = "reference worker"
 
@@ -59,16 +57,7 @@ class ReferencePool:
         self._again: Callable[[ActorHandle[ReferenceWorker]], Awaitable[object]] | None = _as_built
         """What brings a worker that was just built to what the others hold; None where only they
         can."""
-        self.tell: Callable[[], Awaitable[None]] | None = None
-        first = [self.start(seat) for seat in range(settings.workers)]
-        self._living = Living(self.role, dict(first))
-        self.seats = Seats(self, first)
-        self._living.is_kept = lambda: self.seats.is_running
-
-    @property
-    def handles(self) -> list[ActorHandle[ReferenceWorker]]:
-        """Those that can be called now."""
-        return list(self._living.workers.values())
+        super().__init__(settings.workers)
 
     # As the role of its seats
 
@@ -76,29 +65,15 @@ class ReferencePool:
         handle = start(ReferenceWorker, self._cpus, *self._arguments, role="reference")
         return f"reference-{next(self._numbers)}", handle
 
-    async def stay(self, worker: ActorHandle[ReferenceWorker]) -> None:
-        await worker.stay.remote()
-
     async def join(self, name: str, worker: ActorHandle[ReferenceWorker]) -> None:
         """Raises ReferenceLost where nobody has what it should hold."""
         await worker.version.remote()
         async with self._changing:
-            if name not in self._living.workers:
+            if name not in self.living.workers:
                 await self._bring_up(worker)
-                self._living.newcomers[name] = worker
-                self._living.come(name)
-        await self._changed()
-
-    async def lost(self, name: str) -> None:
-        self._living.go(name)
-        await self._changed()
-
-    async def leave(self, name: str) -> None:
-        """Calls that it has are made again elsewhere."""
-        await self.lost(name)
-
-    async def end(self, name: str, worker: ActorHandle[ReferenceWorker]) -> None:
-        ray.kill(worker)
+                self.living.newcomers[name] = worker
+                self.living.come(name)
+        await self.tell()
 
     # What the rest of the driver asks for
 
@@ -126,7 +101,7 @@ class ReferencePool:
 
     async def version(self) -> str:
         """Of what scores now."""
-        version: str = await self._living.ask_one(lambda worker: worker.version.remote())
+        version: str = await self.living.ask_one(lambda worker: worker.version.remote())
         return version
 
     async def _all_take(
@@ -135,11 +110,11 @@ class ReferencePool:
         """What each worker answers that takes other weights. Where it `can_begin` with them, so
         can one that was just built."""
         async with self._changing:
-            answers = await ask_each(self._living.workers, take)
+            answers = await ask_each(self.living.workers, take)
             self._again = take if can_begin else None
         if not answers:
-            name = await self._living.one()
-            answers = [await take(self._living.workers[name])] if can_begin else []
+            name = await self.living.one()
+            answers = [await take(self.living.workers[name])] if can_begin else []
         return answers
 
     async def _bring_up(self, worker: ActorHandle[ReferenceWorker]) -> None:
@@ -154,10 +129,6 @@ class ReferencePool:
                 "has it from the other"
             )
         await self._again(worker)
-
-    async def _changed(self) -> None:
-        if self.tell is not None:
-            await self.tell()
 
 
 async def _as_built(worker: ActorHandle[ReferenceWorker]) -> None:

@@ -6,20 +6,19 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-import ray
 from ray.actor import ActorHandle
 
 from manta.actors.scorer import ScorerWorker
 from manta.actors.scorer_client import ScorerPlace
 from manta.actors.scoring_queue import QueueFigures
+from manta.orchestrator.actor_pool import ActorPool
 from manta.orchestrator.config import ScorerConfig
-from manta.orchestrator.living import Living
 from manta.orchestrator.pools import ask_each, start
 from manta.orchestrator.scorers import role
 from manta.orchestrator.seats import Seats
 
 
-class _Scorer:
+class _Scorer(ActorPool[ScorerWorker]):
     """The workers of one scorer, as the role of their seats. A new one loads the model that the
     others have before it is called."""
 
@@ -30,18 +29,13 @@ class _Scorer:
         cpus: float,
         tokenizer: str,
         deterministic: bool,
-        changed: Callable[[], Awaitable[None]],
     ) -> None:
         self.role = f"worker of {role(name)}"
         self.config, self._name, self._cpus = config, name, cpus
         self._tokenizer, self._deterministic = tokenizer, deterministic
-        self._changed = changed
         self._numbers = itertools.count()
         self.folder = self.version = ""
-        first = [self.start(seat) for seat in range(config.workers)]
-        self.living = Living(self.role, dict(first))
-        self.seats = Seats(self, first)
-        self.living.is_kept = lambda: self.seats.is_running
+        super().__init__(config.workers)
 
     def start(self, seat: int) -> tuple[str, ActorHandle[ScorerWorker]]:
         config = self.config
@@ -59,9 +53,6 @@ class _Scorer:
         )
         return f"{self._name}-{next(self._numbers)}", handle
 
-    async def stay(self, worker: ActorHandle[ScorerWorker]) -> None:
-        await worker.stay.remote()
-
     async def join(self, name: str, worker: ActorHandle[ScorerWorker]) -> None:
         if name in self.living.workers:
             await worker.figures.remote()
@@ -72,18 +63,7 @@ class _Scorer:
             self._check([await worker.load.remote(loaded)] if loaded else [])
         self.living.newcomers[name] = worker
         self.living.come(name)
-        await self._changed()
-
-    async def lost(self, name: str) -> None:
-        self.living.go(name)
-        await self._changed()
-
-    async def leave(self, name: str) -> None:
-        """Calls that it has are made again elsewhere."""
-        await self.lost(name)
-
-    async def end(self, name: str, worker: ActorHandle[ScorerWorker]) -> None:
-        ray.kill(worker)
+        await self.tell()
 
     async def load(self, folder: str) -> str:
         """The version of the model in `folder`, which all workers hold from now on."""
@@ -104,8 +84,7 @@ class _Scorer:
 
 
 class ScorerPool:
-    """`folder` says where the model of a scorer is, once a lane needs it. `tell` is awaited
-    whenever other workers can be called."""
+    """`folder` says where the model of a scorer is, once a lane needs it."""
 
     def __init__(
         self,
@@ -116,11 +95,15 @@ class ScorerPool:
         folder: Callable[[str], str],
     ) -> None:
         self._folder = folder
-        self.tell: Callable[[], Awaitable[None]] | None = None
         self._scorers = {
-            name: _Scorer(name, config, cpus[name], tokenizer, deterministic, self._changed)
+            name: _Scorer(name, config, cpus[name], tokenizer, deterministic)
             for name, config in scorers.items()
         }
+
+    def tell_of_changes(self, told: Callable[[], Awaitable[None]]) -> None:
+        """`told` is awaited whenever other workers can be called."""
+        for scorer in self._scorers.values():
+            scorer.tell = told
 
     @property
     def seats(self) -> list[Seats[ActorHandle[ScorerWorker]]]:
@@ -149,10 +132,6 @@ class ScorerPool:
     async def _ready(self, name: str) -> str:
         folder = await asyncio.to_thread(self._folder, name)
         return await self._scorers[name].load(folder)
-
-    async def _changed(self) -> None:
-        if self.tell is not None:
-            await self.tell()
 
 
 async def _figures(scorer: _Scorer) -> QueueFigures:

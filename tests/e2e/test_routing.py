@@ -128,7 +128,7 @@ def test_what_nobody_waits_for_leaves_the_engines(pools: Pools) -> None:
         assert time.monotonic() - begin < BUDGET / SPEED, "they ran to their end"
         await asyncio.gather(*blocks[:2], return_exceptions=True)
         worker = next(i for i, n in pools.environment._outstanding.items() if n)
-        ray.kill(pools.environment._living.workers[worker])
+        ray.kill(pools.environment.living.workers[worker])
         with pytest.raises(ray.exceptions.ActorDiedError):
             await blocks[2]
         await pools.until(lambda f: f.rows == 0)
