@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from manta.actors.mailbox import Saved
+from manta.actors.step_work import Saved
 from manta.actors.stored_folder import StoredFolder
 
 

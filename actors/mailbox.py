@@ -14,7 +14,6 @@ from manta.actors.step_log import StepLog
 from manta.actors.step_work import (
     Adopt,
     Fall,
-    Place,
     Saved,
     StartOrder,
     StepReport,
@@ -22,19 +21,6 @@ from manta.actors.step_work import (
     Stop,
 )
 from manta.actors.vitals import LifeSign
-
-__all__ = [
-    "Adopt",
-    "Fall",
-    "Mailbox",
-    "Place",
-    "Saved",
-    "StartOrder",
-    "StepLog",
-    "StepReport",
-    "StepWork",
-    "Stop",
-]
 
 
 class Mailbox(Alive):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from manta.actors.alive import Alive
 from manta.actors.lanes import Lane
-from manta.actors.mailbox import Place
 from manta.actors.scorer_calls import ScorerCalls
 from manta.actors.step_scores import FinalScores, score_step
+from manta.actors.step_work import Place
 from manta.actors.work import Work
 from manta.envs.packing import Block, PackedTrajectories
 from manta.envs.protocols import Services

@@ -24,10 +24,10 @@ import torch
 from benchmarks.report import Figure, write
 from manta.actors.cores import available_cores
 from manta.actors.engines.settings import EngineSettings, SimulatedSettings, VllmSettings
-from manta.actors.mailbox import StartOrder, StepReport
 from manta.actors.models.causal import build_model, model_state
 from manta.actors.models.policy import token_logprobs
 from manta.actors.models.spec import BuildSpec, ModelSpec
+from manta.actors.step_work import StartOrder, StepReport
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_tensors import pack
 from manta.envs.records import Float32, Int32, Json, Update, WeightVersion

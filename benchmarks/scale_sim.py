@@ -43,7 +43,7 @@ from benchmarks.stopwatch import Stopwatch
 from manta.actors.engine_state import Word
 from manta.actors.lanes import Admission, BlockSummary
 from manta.actors.leases import Ask, Lease, Ticket
-from manta.actors.mailbox import StepReport
+from manta.actors.step_work import StepReport
 from manta.algorithms.presets import PRESETS
 from manta.envs.records import Json
 from manta.envs.sources.order import EpochOrder

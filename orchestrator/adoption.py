@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 import ray
 
-from manta.actors.mailbox import Adopt
+from manta.actors.step_work import Adopt
 from manta.actors.weights import Weights
 from manta.envs.records import WeightVersion
 from manta.orchestrator.config import StageConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from manta.actors.learner import LearnerJob, LearnerStage
-from manta.actors.mailbox import StartOrder
+from manta.actors.step_work import StartOrder
 from manta.actors.transports.settings import TransportSettings
 from manta.algorithms.presets import PRESETS
 from manta.envs.records import Int32

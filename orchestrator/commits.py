@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Awaitable
 from contextlib import suppress
 
-from manta.actors.mailbox import Saved
+from manta.actors.step_work import Saved
 from manta.actors.stored_folder import WrittenFile
 from manta.orchestrator.checkpoint import Checkpoints
 from manta.orchestrator.pools import MailboxClient

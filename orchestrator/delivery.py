@@ -12,7 +12,7 @@ from contextlib import suppress
 import ray
 
 from manta.actors.engines.occupancy import NOT_COUNTED
-from manta.actors.mailbox import StepReport
+from manta.actors.step_work import StepReport
 from manta.actors.transports.protocol import Parcel
 from manta.envs.records import Int32
 from manta.envs.side_by_side import side_by_side

@@ -13,7 +13,7 @@ from contextlib import suppress
 import ray
 
 from manta.actors.hand_over import HandedOver, HandOver
-from manta.actors.mailbox import StepReport
+from manta.actors.step_work import StepReport
 from manta.actors.transports.protocol import Delivery
 from manta.actors.weights import Receipt
 from manta.envs.records import Int32

@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
-from manta.actors.mailbox import StepReport, StepWork
 from manta.actors.step_scores import FinalScores
+from manta.actors.step_work import StepReport, StepWork
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import GroupSummary
 from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy

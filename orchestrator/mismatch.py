@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from manta.actors.mailbox import StepReport
+from manta.actors.step_work import StepReport
 from manta.orchestrator.config import MismatchGuardConfig
 from manta.orchestrator.metrics import LOGPROB_GAP, MISMATCH_KL
 from manta.orchestrator.publish import Publisher

@@ -20,18 +20,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from manta.actors.alive import LIFE
 from manta.actors.device_place import DevicePlace
 from manta.actors.hand_over import HandedOver, HandOver
-from manta.actors.mailbox import (
-    Adopt,
-    Fall,
-    Mailbox,
-    Saved,
-    StartOrder,
-    StepReport,
-    StepWork,
-    Stop,
-)
+from manta.actors.mailbox import Mailbox
 from manta.actors.models.spec import ModelSpec
 from manta.actors.muster import Heartbeat
+from manta.actors.step_work import Adopt, Fall, Saved, StartOrder, StepReport, StepWork, Stop
 from manta.actors.transports.protocol import Parcel
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_store import WeightStore

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from manta.actors.mailbox import StepReport
+from manta.actors.step_work import StepReport
 from manta.actors.transports.protocol import Delivery
 from manta.envs.records import Float32, Int32
 

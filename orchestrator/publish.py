@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import ray
 
 from manta.actors.engines.occupancy import NOT_COUNTED, RowSeconds
-from manta.actors.mailbox import StepReport
+from manta.actors.step_work import StepReport
 from manta.actors.weight_store import WeightsReplaced
 from manta.envs.records import Int32, WeightVersion
 from manta.envs.side_by_side import side_by_side

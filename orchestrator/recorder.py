@@ -16,8 +16,8 @@ from dataclasses import asdict, replace
 from rich.console import Console
 
 from manta.actors.device_turns import DeviceTurns
-from manta.actors.mailbox import StepReport
 from manta.actors.router_figures import RouterFigures
+from manta.actors.step_work import StepReport
 from manta.envs.records import GroupSummary, Json
 from manta.orchestrator import reward_gap
 from manta.orchestrator.alarms import Alarm, StepAlarms

@@ -9,9 +9,9 @@ import ray
 from ray.actor import ActorHandle
 
 from manta.actors.lanes import Lane
-from manta.actors.mailbox import Place
 from manta.actors.reward import RewardWorker
 from manta.actors.step_scores import FinalScores
+from manta.actors.step_work import Place
 from manta.envs.packing import Block
 from manta.orchestrator.lane_pool import LanePool
 from manta.orchestrator.pools import start

@@ -13,7 +13,7 @@ import time
 
 import ray
 
-from manta.actors.mailbox import StartOrder
+from manta.actors.step_work import StartOrder
 from manta.orchestrator.adoption import serving
 from manta.orchestrator.build import Crew, build
 from manta.orchestrator.checkpoint import Checkpoints

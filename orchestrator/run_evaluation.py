@@ -10,7 +10,7 @@ from pathlib import Path
 import ray
 from rich.console import Console
 
-from manta.actors.mailbox import StartOrder
+from manta.actors.step_work import StartOrder
 from manta.actors.stored_folder import StoredFolder
 from manta.actors.weights import Weights
 from manta.orchestrator.build import Crew, build

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Literal, Protocol
 
 from manta.actors.device_turns import DeviceTurns
-from manta.actors.mailbox import Adopt, StepReport, StepWork
+from manta.actors.step_work import Adopt, StepReport, StepWork
 from manta.envs.side_by_side import side_by_side
 from manta.orchestrator.wait import Waits
 

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from manta.actors.mailbox import StepReport
+from manta.actors.step_work import StepReport
 from manta.actors.stored_folder import WrittenFile
 from manta.envs.records import WeightVersion
 from manta.orchestrator.config import RefreshConfig, StageConfig, StageReferenceConfig

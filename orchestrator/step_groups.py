@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from manta.actors.mailbox import Place
 from manta.actors.step_scores import FinalScores, with_final
+from manta.actors.step_work import Place
 from manta.envs.records import GroupId, GroupSummary
 from manta.orchestrator.age_policy import without_older
 from manta.orchestrator.supply import BlockRef, Finished

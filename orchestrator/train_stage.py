@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 
-from manta.actors.mailbox import StepReport
 from manta.actors.step_scores import FinalScores
+from manta.actors.step_work import StepReport
 from manta.actors.stored_folder import WrittenFile
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.sources.order import EpochOrder

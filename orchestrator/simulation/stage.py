@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from manta.actors.mailbox import StepReport
+from manta.actors.step_work import StepReport
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import GroupSummary
 from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy

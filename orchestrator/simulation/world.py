@@ -18,8 +18,8 @@ import numpy as np
 from manta.actors.engine_state import Word
 from manta.actors.lanes import Admission, BlockSummary
 from manta.actors.leases import Ask, Lease, Ticket
-from manta.actors.mailbox import Adopt, StepReport, StepWork
 from manta.actors.routing import Routing
+from manta.actors.step_work import Adopt, StepReport, StepWork
 from manta.envs.records import GroupId, GroupSummary, Update, WeightVersion
 from manta.envs.side_by_side import side_by_side
 from manta.orchestrator.publish import Published

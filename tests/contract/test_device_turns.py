@@ -21,10 +21,10 @@ from manta.actors.engines.registry import ENGINES
 from manta.actors.engines.residence import WrongState
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.leases import Ticket
-from manta.actors.mailbox import StepReport, StepWork
 from manta.actors.models.policy import token_logprobs
 from manta.actors.models.spec import BuildSpec, ModelSpec
 from manta.actors.rollout import Renewed, RolloutWorker
+from manta.actors.step_work import StepReport, StepWork
 from manta.actors.transports.protocol import Parcel
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_store import WeightStore

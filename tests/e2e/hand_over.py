@@ -18,12 +18,12 @@ import torch
 
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.hand_over import HandedOver, HandOver
-from manta.actors.mailbox import StartOrder, StepReport
 from manta.actors.meeting import Meetings
 from manta.actors.models.causal import build_model, model_state
 from manta.actors.models.policy import token_logprobs
 from manta.actors.models.spec import BuildSpec, ModelSpec
 from manta.actors.muster import Member
+from manta.actors.step_work import StartOrder, StepReport
 from manta.actors.transports.direct import DirectSender
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_tensors import pack

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from manta.actors.checkpoint_writer import CheckpointWriter
-from manta.actors.mailbox import Saved
+from manta.actors.step_work import Saved
 
 
 class Told:

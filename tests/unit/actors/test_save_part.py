@@ -10,8 +10,8 @@ import pytest
 
 from manta.actors.backends.protocol import Backend
 from manta.actors.checkpoint_writer import CheckpointWriter
-from manta.actors.mailbox import Saved
 from manta.actors.rank import save_part
+from manta.actors.step_work import Saved
 
 
 class Whole:

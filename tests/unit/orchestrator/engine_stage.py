@@ -20,8 +20,8 @@ from manta.actors.engines.settings import SimulatedSettings
 from manta.actors.engines.simulated import SimulatedEngine
 from manta.actors.engines.token_clock import TokenClock
 from manta.actors.lanes import Admission, BlockSummary
-from manta.actors.mailbox import StepReport
 from manta.actors.production import build_production, unscored
+from manta.actors.step_work import StepReport
 from manta.actors.weights import Weights, content_hash
 from manta.envs.group import Scoring
 from manta.envs.records import GroupId, GroupSummary, WeightVersion, summarise

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from manta.actors.lanes import Admission, BlockSummary, Broken
-from manta.actors.mailbox import StepReport, StepWork
+from manta.actors.step_work import StepReport, StepWork
 from manta.algorithms.presets import PRESETS
 from manta.envs.records import GroupId, GroupSummary, Update, WeightVersion
 from manta.envs.sources.order import EpochOrder

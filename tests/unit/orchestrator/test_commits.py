@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from manta.actors.mailbox import Saved
+from manta.actors.step_work import Saved
 from manta.actors.stored_folder import StoredFolder, WrittenFile
 from manta.orchestrator.checkpoint import CheckpointFailed, Checkpoints
 from manta.orchestrator.commits import Commits

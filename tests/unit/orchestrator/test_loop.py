@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from manta.actors.lanes import Admission, Broken
-from manta.actors.mailbox import StepReport, StepWork
 from manta.actors.step_scores import FinalScores
+from manta.actors.step_work import StepReport, StepWork
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import GroupId, GroupSummary, Json, Update, WeightVersion

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from manta.actors.mailbox import StepReport
+from manta.actors.step_work import StepReport
 from manta.envs.records import Json, Update, WeightVersion
 from manta.orchestrator.config import MismatchGuardConfig
 from manta.orchestrator.mismatch import MismatchGuard, MismatchTooLarge, MismatchWatch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from manta.actors.mailbox import StepReport
+from manta.actors.step_work import StepReport
 from manta.actors.transports.protocol import Delivery
 from manta.actors.weights import Receipt
 from manta.envs.records import Float32, Update, WeightVersion

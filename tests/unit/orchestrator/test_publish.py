@@ -10,8 +10,8 @@ import pytest
 import ray
 
 from manta.actors.engines.occupancy import RowSeconds
-from manta.actors.mailbox import StepReport
 from manta.actors.rollout import Renewed
+from manta.actors.step_work import StepReport
 from manta.actors.transports.protocol import Delivery
 from manta.actors.weight_store import WeightsReplaced
 from manta.actors.weights import Receipt

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from manta.actors.device_turns import NotYourTurn
-from manta.actors.mailbox import Adopt, StepReport, StepWork
+from manta.actors.step_work import Adopt, StepReport, StepWork
 from manta.envs.records import WeightVersion
 from manta.orchestrator.shared_device import SharedDevice
 from manta.orchestrator.wait import DeadlineMissed, Waits

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from manta.actors.mailbox import StepReport
 from manta.actors.models.causal import model_state
 from manta.actors.scorers.following import REFERENCE_FILE, FollowingScorer
+from manta.actors.step_work import StepReport
 from manta.actors.stored_folder import StoredFolder, WrittenFile
 from manta.actors.weight_tensors import pack
 from manta.actors.weights import Receipt, Weights
