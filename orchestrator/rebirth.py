@@ -40,15 +40,16 @@ class Rebirths:
         (0: none)?"""
         if self._step is None or step > self._step:
             self._in_a_row, self._step = 0, step
-        if not all(isinstance(each, _HEALED) for each in _leaves(error)):
+        if not all(isinstance(each, _HEALED) for each in leaves(error)):
             return False
         self._in_a_row += 1
         return self._in_a_row <= self._most
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The innermost errors of nested groups; `error` itself where it is no group."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     else:
         yield error

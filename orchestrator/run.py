@@ -37,7 +37,7 @@ from manta.orchestrator.past_life import PastLife
 from manta.orchestrator.placement import check_resources, connect, where_ray_is
 from manta.orchestrator.products import Products
 from manta.orchestrator.progress import Progress
-from manta.orchestrator.rebirth import Rebirths
+from manta.orchestrator.rebirth import Rebirths, leaves
 from manta.orchestrator.recorder import Recorder
 from manta.orchestrator.routing_watch import RoutingWatch
 from manta.orchestrator.run_context import RunContext
@@ -363,10 +363,5 @@ async def evaluate_stage(run: RunContext, stage: StageConfig) -> None:
 
 def _causes(errors: BaseExceptionGroup[BaseException]) -> str:
     """The innermost errors of nested groups, one a line."""
-    lines = []
-    for error in errors.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            lines.append(_causes(error))
-        else:
-            lines.append(f"{type(error).__name__}: {error}")
+    lines = [f"{type(error).__name__}: {error}" for error in leaves(errors)]
     return "\n".join(dict.fromkeys(lines))
