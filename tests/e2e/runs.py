@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +72,27 @@ def alarms(run_dir: Path) -> list[str]:
     return [kind for kind in kinds if not kind.startswith(("memory", "session disk", "run disk"))]
 
 
-def wait_for_event(run_dir: Path, name: str) -> dict[str, object]:
-    """The fields of the first event called `name`, once it is there."""
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        for event in events(run_dir):
-            if event["name"] == name:
-                fields: dict[str, object] = event["fields"]
-                return fields
-        time.sleep(0.1)
-    raise TimeoutError(f"{run_dir} told of no {name}")
+def told(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    """The fields of every event called `name`, in order."""
+    return [event["fields"] for event in events(run_dir) if event["name"] == name]
+
+
+def wait_for_events(
+    run_dir: Path, name: str, count: int = 1, seconds: float = SECONDS
+) -> list[dict[str, Any]]:
+    """Their fields, once there are so many called `name`."""
+    problem = f"{run_dir}: not {count} times {name}"
+    wait_until(lambda: len(told(run_dir, name)) >= count, problem, seconds)
+    return told(run_dir, name)
+
+
+def wait_until(until: Callable[[], bool], problem: str, seconds: float = SECONDS) -> None:
+    """Raises TimeoutError, telling the `problem`, after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not until():
+        if time.monotonic() > deadline:
+            raise TimeoutError(problem)
+        time.sleep(0.02)
 
 
 def start(
@@ -101,30 +112,10 @@ def start(
 
 def wait_for_step(run_dir: Path, step: int) -> None:
     """Returns once the run's metrics hold `step`."""
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        if any(line["step"] >= step for line in metrics(run_dir)):
-            return
-        time.sleep(0.02)
-    raise TimeoutError(f"{run_dir} did not reach step {step}")
-
-
-def wait_for_events(run_dir: Path, names: Set[str]) -> None:
-    """Returns once all of these have happened."""
-    deadline = time.monotonic() + SECONDS
-    while names - {name for name, _ in worker_events(run_dir)}:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{run_dir}: of {names} there were only {worker_events(run_dir)}")
-        time.sleep(0.05)
-
-
-def wait_for_count(run_dir: Path, name: str, count: int) -> None:
-    """Returns once that has happened so often."""
-    deadline = time.monotonic() + SECONDS
-    while sum(name == found for found, _ in worker_events(run_dir)) < count:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{run_dir}: not {count} times {name}: {worker_events(run_dir)}")
-        time.sleep(0.05)
+    wait_until(
+        lambda: any(line["step"] >= step for line in metrics(run_dir)),
+        f"{run_dir} did not reach step {step}",
+    )
 
 
 def worker_events(run_dir: Path) -> list[tuple[str, str]]:

@@ -157,16 +157,16 @@ def test_engines_follow_load_and_outlive_their_nodes(
         until_pending(process, cluster, 2)
         cloud.add()
         cloud.add()
-        runs.wait_for_count(run_dir, "engine joined", 2)
+        runs.wait_for_events(run_dir, "engine joined", 2)
         cloud.drain(1, seconds=30)
         cloud.add()
         cloud.add()
         cloud.lose(cloud.alive[0])
-        runs.wait_for_count(run_dir, "engine joined", 3)
-        runs.wait_for_count(run_dir, "engine died", 1)
+        runs.wait_for_events(run_dir, "engine joined", 3)
+        runs.wait_for_events(run_dir, "engine died", 1)
         # The one that was told to go, and, when there is little to do, two of three; be it that one
         # of them has not come back yet
-        runs.wait_for_count(run_dir, "engine left", 3)
+        runs.wait_for_events(run_dir, "engine left", 3)
         # Figures are taken once a second, steps are shorter
         runs.wait_for_step(run_dir, int(runs.metrics(run_dir)[-1]["step"]) + 5)
         process.send_signal(signal.SIGINT)

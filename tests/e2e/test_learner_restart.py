@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -21,21 +19,6 @@ SECONDS = 90
 """Bounds the wait for a fault to be seen."""
 
 
-def wait_for(run_dir: Path, event: str, times: int) -> None:
-    deadline = time.monotonic() + SECONDS
-    while len(events(run_dir, event)) < times:
-        assert time.monotonic() < deadline, f"no {event!r}"
-        time.sleep(0.02)
-
-
-def events(run_dir: Path, name: str) -> list[dict[str, object]]:
-    path = run_dir / "events.jsonl"
-    if not path.exists():
-        return []
-    lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-    return [line["fields"] for line in lines if line["name"] == name]
-
-
 def test_a_run_that_lost_its_learner_and_its_router_ends_as_one_that_did_not(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -48,9 +31,9 @@ def test_a_run_that_lost_its_learner_and_its_router_ends_as_one_that_did_not(
         runs.wait_for_step(run_dir, random.randrange(1, 8))
         [rank] = workers(process.pid, "RayTrainWorker")
         os.kill(rank, signal.SIGKILL)
-        wait_for(run_dir, "learner group fell", 1)
+        runs.wait_for_events(run_dir, "learner group fell", seconds=SECONDS)
         freeze.touch()
-        wait_for(run_dir, "learner group fell", 2)
+        runs.wait_for_events(run_dir, "learner group fell", 2, seconds=SECONDS)
         [router] = workers(process.pid, "Router")
         os.kill(router, signal.SIGKILL)
         output, _ = process.communicate(timeout=runs.SECONDS)
@@ -65,7 +48,7 @@ def test_a_run_that_lost_its_learner_and_its_router_ends_as_one_that_did_not(
         assert [m[name] for m in runs.metrics(run_dir) if name in m] == [
             m[name] for m in runs.metrics(finished) if name in m
         ]
-    falls, lives = events(run_dir, "learner group fell"), events(run_dir, "run begins anew")
+    falls, lives = runs.told(run_dir, "learner group fell"), runs.told(run_dir, "run begins anew")
     assert all(str(fall["why"]).startswith("rank 0: its process ended") for fall in falls)
     assert len(falls) == 2 and len(lives) == 1
     assert "ActorDiedError" in str(lives[0]["why"])

@@ -141,7 +141,7 @@ def test_a_frozen_worker_is_named_and_ended_and_no_process_survives_its_driver(
         time.sleep(3)
         told = runs.doctor(run_dir).stdout
         assert "Held up by environment-1" in told and "stopped (state T)" in told, told
-        named = runs.wait_for_event(run_dir, "worker frozen")
+        [named, *_] = runs.wait_for_events(run_dir, "worker frozen")
         assert (named["role"], named["pid"]) == ("environment", frozen.process.pid)
         assert "no sign of life" in str(named["why"])
         runs.wait_for_step(run_dir, 2 + int(runs.metrics(run_dir)[-1]["step"]))

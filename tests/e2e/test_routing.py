@@ -200,8 +200,10 @@ def test_workers_that_are_killed_during_a_run_are_replaced(
     runs.wait_for_step(run_dir, 8)
     for kind in kinds:
         os.kill((set(processes(cluster, kind)) - before).pop(), signal.SIGKILL)
-    wanted = {"engine joined", "environment worker joined", "reward worker joined"}
-    runs.wait_for_events(run_dir, wanted)
+    wanted = ("engine joined", "environment worker joined", "reward worker joined")
+    runs.wait_until(
+        lambda: all(runs.told(run_dir, name) for name in wanted), f"not all of {wanted}"
+    )
     runs.wait_for_step(run_dir, int(runs.metrics(run_dir)[-1]["step"]) + 8)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=runs.SECONDS)
