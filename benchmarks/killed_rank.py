@@ -8,7 +8,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from manta.orchestrator.metrics import LEARNER_FELL, read_metrics
 
@@ -25,26 +28,12 @@ def last_step(run_dir: Path) -> int:
 
 def workers(driver: int, kind: str) -> list[int]:
     """The process ids of the actors of class `kind` below the driver, on a Ray of its own."""
-    parents, found = {}, []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-                name = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue  # it has just ended
-            parents[int(folder.name)] = int(parent)
-            if name.startswith(f"ray::{kind}".encode()) and state != "Z":
-                found.append(int(folder.name))
-    return sorted(pid for pid in found if driver in _above(pid, parents))
-
-
-def _above(pid: int, parents: dict[int, int]) -> list[int]:
     found = []
-    while pid in parents:
-        pid = parents[pid]
-        found.append(pid)
-    return found
+    for each in psutil.Process(driver).children(recursive=True):
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if " ".join(each.cmdline()).startswith(f"ray::{kind}"):
+                found.append(each.pid)
+    return sorted(found)
 
 
 def wait_for_step(process: subprocess.Popen[str], run_dir: Path, step: int) -> None:
