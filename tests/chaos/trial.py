@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from manta.orchestrator.run_file import load
 from tests.chaos.faults import DRIVER, Fault
 from tests.chaos.town import Town
 from tests.e2e import runs
@@ -39,7 +40,7 @@ def run_trial(
     Raises TrialFailed where it does not finish, with what was done to it and what it said.
     """
     started = time.monotonic()
-    directory = runs_dir / "tiny"
+    directory = runs_dir / load(run_file).run.name
     hits: list[str] = []
     waiting = list(faults)
     for _ in range(MOST_LIVES):
