@@ -260,10 +260,8 @@ class RolloutPool:
     async def close(self) -> None:
         """Ends what engines started beside their workers; one that is gone, or does not answer, is
         left to Ray."""
-        calls = [engine.close.remote() for engine in self._engines.values()]
-        with suppress(TimeoutError):
-            ended = asyncio.gather(*calls, return_exceptions=True)
-            await asyncio.wait_for(ended, _CLOSE_SECONDS)
+        ended = (self._close(engine) for engine in self._engines.values())
+        await asyncio.gather(*ended, return_exceptions=True)
 
     async def figures(self) -> RouterFigures:
         return await self.router.figures.remote()
