@@ -114,7 +114,8 @@ def refused(address: str) -> str:
 def offered_nodes() -> frozenset[str]:
     """The node resources that the cluster has, or may start nodes with; see
     `manta.orchestrator.role_resources`."""
-    return frozenset(name for name in NODE_RESOURCES if _within_reach().get(name, 0) > 0)
+    there = _within_reach()
+    return frozenset(name for name in NODE_RESOURCES if there.get(name, 0) > 0)
 
 
 def _within_reach() -> dict[str, float]:
