@@ -1,7 +1,7 @@
 """Whether every worker of a run can find a place on the node types that a cluster file declares.
 
 Owns the packing and the words for what has no place. Works on numbers alone: what roles ask for is
-`manta.orchestrator.batch_plan`'s, what nodes have `manta.orchestrator.node_types`'.
+`manta.orchestrator.role_needs`', what nodes have `manta.orchestrator.node_types`'.
 """
 
 from __future__ import annotations

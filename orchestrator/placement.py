@@ -1,6 +1,7 @@
 """Where the workers go: connects to Ray and checks, at once, that the cluster can hold them.
 
-Owns the resources that each role asks for. Whether a worker is alive is not its concern.
+Owns what a cluster has, and how Ray is reached. What each role asks for is
+`manta.orchestrator.role_needs`'; whether a worker is alive is not its concern.
 """
 
 from __future__ import annotations

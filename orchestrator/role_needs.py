@@ -1,7 +1,8 @@
 """What each role of a run asks of the cluster.
 
-Owns the CPUs that a worker of a role reserves. What a cluster has, and who goes where, is
-`manta.orchestrator.placement`.
+Owns the CPUs and GPUs that a worker of a role reserves, and how many workers there are. What a
+cluster has is `manta.orchestrator.placement`'s to find out, on which nodes a role stands
+`manta.orchestrator.role_resources`'.
 """
 
 from __future__ import annotations

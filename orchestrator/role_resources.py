@@ -28,7 +28,7 @@ _BY_ROLE = {
 
 
 def node_resource(role: str) -> str:
-    """The resource of the nodes that `role` (as in `batch_plan.role_needs`) stands on. Reference
+    """The resource of the nodes that `role` (as in `role_needs.role_needs`) stands on. Reference
     workers and scorers stand with the learner, whose nodes do not go away during a run."""
     return _BY_ROLE.get(role, LEARNER_NODE)
 
