@@ -59,11 +59,8 @@ def requests(run_file: RunFile, offered: frozenset[str]) -> tuple[Request, ...]:
     found = []
     is_colocated = run_file.rollout.placement == "colocated"
     for need in role_needs(run_file):
-        resources = {"CPU": need.cpus, "GPU": need.gpus}
-        if not (is_colocated and need.role == "rollout"):
-            resources |= asked(need.role, offered)
-        else:
-            resources |= asked("learner", offered)
+        neighbour = "learner" if is_colocated and need.role == "rollout" else need.role
+        resources = {"CPU": need.cpus, "GPU": need.gpus, **asked(neighbour, offered)}
         wanted = {name: value for name, value in resources.items() if value > 0}
         found.append(Request(need.role, need.workers, wanted))
     return tuple(found)
@@ -118,7 +115,12 @@ def _place(request: Request, up: list[_Node], cluster: ClusterFile) -> int | Non
 
 
 def _fits(has: Mapping[str, float], asks: Mapping[str, float]) -> bool:
-    return all(has.get(name, 0.0) + _SLACK >= value for name, value in asks.items())
+    return not _missing(has, asks)
+
+
+def _missing(has: Mapping[str, float], asks: Mapping[str, float]) -> list[str]:
+    """The resources of which there is less than is asked for."""
+    return [name for name, value in asks.items() if has.get(name, 0.0) + _SLACK < value]
 
 
 def told(resources: Mapping[str, float]) -> str:
@@ -152,14 +154,9 @@ def _count_key(role: str) -> str:
 def _nowhere(request: Request, cluster: ClusterFile) -> str:
     lacks = []
     for kind in cluster.node_types:
-        missing = {
-            name: value
-            for name, value in request.resources.items()
-            if kind.resources.get(name, 0.0) + _SLACK < value
-        }
         has = ", ".join(
             f"{kind.resources.get(name, 0):g} {_NAMES[name]}" if name in _NAMES else f"no {name}"
-            for name in missing
+            for name in _missing(kind.resources, request.resources)
         )
         lacks.append(f"'{kind.name}' has {has}")
     keys = _keys(request.role)

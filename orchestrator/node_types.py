@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -78,14 +78,20 @@ def read(path: str) -> ClusterFile:
             "file (cluster_name, provider, available_node_types) or a KubeRay RayCluster or RayJob"
         )
     cluster = clusters[0]
-    problems = manifest_problems(cluster) if "kind" in cluster else _launcher_problems(cluster)
-    if problems:
-        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
-    found = _of_manifest(path, cluster) if "kind" in cluster else _of_launcher(path, cluster)
-    problems = _problems(found)
-    if problems:
-        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+    if "kind" in cluster:
+        _refuse(path, manifest_problems(cluster))
+        found = _of_manifest(path, cluster)
+    else:
+        _refuse(path, _launcher_problems(cluster))
+        found = _of_launcher(path, cluster)
+    _refuse(path, _problems(found))
     return found
+
+
+def _refuse(path: str, problems: Sequence[str]) -> None:
+    """Raises ValueError where there are any."""
+    if problems:
+        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
 
 
 def _is_cluster(document: object) -> bool:
