@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from manta.actors.worker_range import WorkerRange
 from manta.orchestrator import node_types, run_file
-from manta.orchestrator.cluster_fit import fit, requests, told
+from manta.orchestrator.cluster_fit import Fit, Request, fit, requests, told
 from manta.orchestrator.node_types import ClusterFile, NodeType
 
 DEFAULT = "cluster.yaml"
@@ -50,14 +51,30 @@ def check(words: Sequence[str], run: str | None, console: Console) -> None:
     loaded = run_file.load(run, overrides)
     wanted = requests(loaded, cluster.offered)
     found = fit(wanted, cluster)
-    for each in wanted:
-        line = f"{each.workers} {each.role}, each with {told(each.resources)}"
+    lines = [f"{_workers(each)} {each.role}, each with {told(each.resources)}" for each in wanted]
+    if not found.problems:
+        lines.append(f"{loaded.run.name} fits: it takes {_nodes(found)}")
+        if any(each.more for each in wanted):
+            lines += _at_most(fit([each.at_most for each in wanted], cluster))
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if found.problems:
         raise ValueError("\n".join((f"{run} does not fit {cluster.path}", *found.problems)))
-    nodes = ", ".join(f"{count} {name}" for name, count in found.nodes.items())
-    told_nodes = f"{loaded.run.name} fits: it takes {nodes}"
-    console.print(told_nodes, markup=False, highlight=False, soft_wrap=True)
+
+
+def _workers(request: Request) -> str:
+    return f"{WorkerRange(request.workers, request.at_most.workers)}"
+
+
+def _nodes(found: Fit) -> str:
+    return ", ".join(f"{count} {name}" for name, count in found.nodes.items())
+
+
+def _at_most(found: Fit) -> list[str]:
+    """A run that cannot grow to its most works, with fewer."""
+    if not found.problems:
+        return [f"with as many workers as may come it takes {_nodes(found)}"]
+    return ["not all workers that may come have a place:", *(f"  {e}" for e in found.problems)]
 
 
 def _offers(cluster: ClusterFile) -> Table:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.node_types import ClusterFile, NodeType
@@ -21,11 +21,17 @@ _NAMES = {"CPU": "CPUs", "GPU": "GPUs"}
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`workers` workers of `role`, each of which asks one node for `resources`."""
+    """`workers` workers of `role`, each of which asks one node for `resources`; there may come up
+    to `more` of them later."""
 
     role: str
     workers: int
     resources: Mapping[str, float]
+    more: int = 0
+
+    @property
+    def at_most(self) -> Request:
+        return replace(self, workers=self.workers + self.more, more=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ def requests(run_file: RunFile, offered: frozenset[str]) -> tuple[Request, ...]:
         neighbour = "learner" if is_colocated and need.role == "rollout" else need.role
         resources = {"CPU": need.cpus, "GPU": need.gpus, **asked(neighbour, offered)}
         wanted = {name: value for name, value in resources.items() if value > 0}
-        found.append(Request(need.role, need.workers, wanted))
+        found.append(Request(need.role, need.workers, wanted, need.more))
     return tuple(found)
 
 

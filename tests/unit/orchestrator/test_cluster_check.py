@@ -110,6 +110,25 @@ def test_check_says_what_nodes_offer_and_what_a_run_takes(
 
 
 @pytest.mark.parametrize(
+    ("most", "message"),
+    [
+        (6, "with as many workers as may come it takes 1 environment, 6 rollout, 1 learner\n"),
+        (20, "not all workers that may come have a place:\n  rollout: 4 of 20 workers, each with "),
+    ],
+)
+def test_of_a_range_of_workers_the_least_must_fit_and_the_most_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], most: int, message: str
+) -> None:
+    arguments = ["cluster", "check", str(CLUSTER), "--run", write(tmp_path), "rollout.devices=1",
+                 f"rollout.workers={{min: 3, max: {most}}}"]  # fmt: skip
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert f"3 to {most} rollout, each with 0.5 CPUs, 1 GPUs, rollout_node\n" in told
+    assert "tiny fits: it takes 1 environment, 3 rollout, 1 learner\n" in told
+    assert message in told
+
+
+@pytest.mark.parametrize(
     ("overrides", "messages"),
     [
         (["rollout.devices=8"],
