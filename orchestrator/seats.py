@@ -247,7 +247,8 @@ class Seats(Generic[Worker]):
                 await asyncio.wait(both, timeout=seat.seconds, return_when=asyncio.FIRST_COMPLETED)
         await self._role.lost(seat.name)
         await self._role.end(seat.name, seat.worker)
-        self._event(f"{self._role.role} left", {"worker": seat.name})
+        what = "left" if seat.is_working else "not needed any more"
+        self._event(f"{self._role.role} {what}", {"worker": seat.name})
 
     def _give_up(
         self,
