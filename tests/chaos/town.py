@@ -6,6 +6,8 @@ import itertools
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -46,6 +48,17 @@ class Town:
         resources = {resource: 1} if resource else {}
         node = self._cluster.add_node(num_cpus=self._cpus, resources=resources)
         self._offers[node] = resource
+
+    def drain(self, resource: str, seconds: int) -> None:
+        """Gives a node that offers `resource` a notice, as a cloud does of its spot instances."""
+        node = next(node for node, offered in self._offers.items() if offered == resource)
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "drain-node",
+            f"--address={self._cluster.address}", f"--node-id={node.node_id}",
+            "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=a notice",
+            f"--deadline-remaining-seconds={seconds}",
+        ]  # fmt: skip
+        subprocess.run(command, env=self.environment, check=True, capture_output=True)
 
     def close(self) -> None:
         self._cluster.shutdown()
