@@ -24,7 +24,8 @@ _RESERVE_SECONDS = 5.0
 
 
 class DrainingNodes:
-    """`workers` says who is where, learner ranks too."""
+    """`workers` says who is where, learner ranks too. `now`: the nodes that drain, and until when
+    each is there, in milliseconds since 1970 (0: not said)."""
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class DrainingNodes:
         self._seats, self._workers, self._event = seats, workers, event
         self._clock = clock
         self._known: set[str] = set()
+        self.now: Mapping[str, int] = {}
 
     async def run(self) -> None:
         """Looks once a second, until cancelled."""
@@ -45,7 +47,8 @@ class DrainingNodes:
             await asyncio.sleep(_SECONDS)
 
     def hear(self, draining: Mapping[str, int]) -> None:
-        """`draining`: by node, until when it is there, in milliseconds since 1970; 0: not said."""
+        """These are the nodes that drain, as in `now`."""
+        self.now = draining
         left = {node: self._seconds_left(draining[node]) for node in draining}
         there: dict[str, list[WorkerReport]] = {}
         for worker in self._workers():

@@ -83,6 +83,7 @@ class _Record:
         self.identity: Identity | None = None
         self.sign: LifeSign | None = None
         self.begun = self.heard = now
+        self.serving_since: float | None = None
         self.stuck_since: float | None = None
         self.stuck_cpu = 0.0
         self.stopped_since: float | None = None
@@ -91,6 +92,10 @@ class _Record:
         self.is_frozen = False
         self.was_told_busy = False
         self.most = (0, 0)
+
+    @property
+    def has_started(self) -> bool:
+        return self.identity is not None or self.serving_since is not None
 
 
 class Health:
@@ -110,7 +115,7 @@ class Health:
         have one; the ones of which that is news."""
         found = []
         for key, record in self._records.items():
-            if record.identity is not None:
+            if record.has_started:
                 continue
             had, record.asks_for = record.asks_for, waiting.get(key, "")
             if record.asks_for and not had:
@@ -122,9 +127,16 @@ class Health:
     def is_any_late(self, seconds: float) -> bool:
         """Is there a worker that has not started for so long?"""
         return any(
-            record.identity is None and self._clock() - record.begun >= seconds
+            not record.has_started and self._clock() - record.begun >= seconds
             for record in self._records.values()
         )
+
+    def serving(self, key: str) -> None:
+        """It has answered somebody else: from here on it is no more starting, even if it stops
+        before it was introduced."""
+        record = self._records.get(key)
+        if record is not None and record.serving_since is None:
+            record.serving_since, record.asks_for = self._clock(), ""
 
     def introduced(self, key: str, identity: Identity) -> None:
         """Its constructor is done."""
@@ -217,7 +229,7 @@ class Health:
         for record in self._records.values():
             record.begun += seconds
             record.heard += seconds
-            for name in ("stuck_since", "stopped_since"):
+            for name in ("stuck_since", "stopped_since", "serving_since"):
                 since = getattr(record, name)
                 if since is not None:
                     setattr(record, name, since + seconds)
@@ -226,7 +238,7 @@ class Health:
         most = self.rules.frozen_after_seconds
         if record.asks_for:
             return None
-        if record.identity is None:
+        if not record.has_started:
             late = now - record.begun - self.rules.start_seconds
             if late <= 0:
                 return None
@@ -268,7 +280,7 @@ class Health:
     def _state(self, record: _Record, now: float) -> WorkerState:
         if record.is_frozen:
             return "frozen"
-        if record.identity is None:
+        if not record.has_started:
             return "waiting" if record.asks_for else "starting"
         periods = _SILENT_PERIODS * self.rules.every_seconds
         if _silence(record, now) > periods or record.stopped_since is not None:
@@ -280,7 +292,7 @@ class Health:
 def _silence(record: _Record, now: float) -> float:
     """Seconds since its last sign, or since it began to start."""
     if record.identity is None:
-        return now - record.begun
+        return now - (record.begun if record.serving_since is None else record.serving_since)
     return now - record.heard if record.relayed_age is None else record.relayed_age
 
 

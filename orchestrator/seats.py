@@ -146,6 +146,10 @@ class Seats(Generic[Worker]):
         finally:
             self._tasks = None
 
+    def tell(self, what: str, worker: str, of: str) -> None:
+        """An event of the role's own: what became of `worker` on account `of` another one."""
+        self._event(f"{self._role.role} {what}", {"worker": worker, "of": of})
+
     def resize(self, size: int) -> None:
         """From now on there are `size` seats. Workers that are not up yet go first."""
         for _ in range(size - len(self._open())):
