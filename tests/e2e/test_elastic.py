@@ -51,8 +51,16 @@ ROLES = ("engine", "environment worker", "reward worker")
 
 
 @contextmanager
-def started(run_file: Path, folder: Path, cloud: Autoscaled) -> Iterator[subprocess.Popen[str]]:
-    process = runs.start(run_file, folder, f"run.cluster={cloud.file}", env=cloud.environment)
+def started(
+    run_file: Path, folder: Path, cloud: Autoscaled, until: Path
+) -> Iterator[subprocess.Popen[str]]:
+    """The run on `cloud`, under load until a file is there."""
+    overrides = (
+        f"run.cluster={cloud.file}",
+        f"stages.much.env.until={until}",
+        f"stages.much.reward.components.asks.until={until}",
+    )
+    process = runs.start(run_file, folder, *overrides, env=cloud.environment)
     try:
         yield process
     finally:
