@@ -33,8 +33,6 @@ LOCAL_DEFAULTS = {
     # No workers ahead of need: they would import everything on a machine that is busy starting.
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
-    # One machine is not preempted node by node.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # How often Ray Train looks at its ranks (2 s): a run's start and end wait for it.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",

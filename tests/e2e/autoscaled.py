@@ -15,6 +15,8 @@ from ray.util.state import list_nodes
 from tests.e2e import runs
 from tests.e2e.heads import free_port, head
 
+_HEAD = {"CPU": 4, "learner_node": 1, "environment_node": 1}
+"""What the head offers: who stands there keeps no other node from being taken back."""
 _PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 _LISTS = (
     "cluster_synced_files", "initialization_commands", "setup_commands", "head_setup_commands",
@@ -80,7 +82,7 @@ def autoscaled(folder: Path, resources: dict[str, float], most: int) -> Iterator
             "disable_node_updaters": True,
         },
         "available_node_types": {
-            "ray.head.default": {"resources": {"CPU": 4}, "node_config": {}, "max_workers": 0},
+            "ray.head.default": {"resources": _HEAD, "node_config": {}, "max_workers": 0},
             "worker": {"resources": resources, "node_config": {}, "max_workers": most},
         },
         "head_node_type": "ray.head.default",
@@ -102,6 +104,7 @@ def autoscaled(folder: Path, resources: dict[str, float], most: int) -> Iterator
         "RAY_health_check_timeout_ms": "1000",
         "RAY_health_check_failure_threshold": "4",
     }
-    options = [f"--autoscaling-config={file}"]
+    offered = {name: amount for name, amount in _HEAD.items() if name != "CPU"}
+    options = [f"--autoscaling-config={file}", f"--resources={json.dumps(offered)}"]
     with head(folder / "head.log", gcs, options, variables) as environment:
         yield Autoscaled(environment, file)
