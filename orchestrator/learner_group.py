@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,26 +141,40 @@ class LearnerGroup:
     async def _follow(self, restarts: Restarts) -> None:
         number, finished = 0, -1
         in_a_row: list[Fall] = []
-        while True:
-            fall = await self._client.fall(number)
-            number += 1
-            if fall.finished > finished:
-                in_a_row, finished = [], fall.finished
-            if fall.kind != "outnumbered":
-                in_a_row.append(fall)
-                judge(in_a_row, restarts.most)
-            order = await asyncio.to_thread(restarts.starts.again)
-            replays = await self._client.restart(order)
-            restarts.event(
-                LEARNER_FELL,
-                {
-                    "why": "; ".join(fall.causes),
-                    "newest finished step": fall.finished,
-                    "goes on from step": order.step,
-                    "steps to replay": replays,
-                    "incarnation": order.incarnation,
-                },
-            )
+        reading: asyncio.Task[None] | None = None
+        try:
+            while True:
+                fall = await self._client.fall(number)
+                number += 1
+                if reading is not None:
+                    reading.cancel()
+                if fall.finished > finished:
+                    in_a_row, finished = [], fall.finished
+                if fall.kind != "outnumbered":
+                    in_a_row.append(fall)
+                    judge(in_a_row, restarts.most)
+                order = await asyncio.to_thread(restarts.starts.again)
+                replays = await self._client.restart(order)
+                reading = asyncio.create_task(self._until_read(restarts.starts, order.incarnation))
+                restarts.event(
+                    LEARNER_FELL,
+                    {
+                        "why": "; ".join(fall.causes),
+                        "newest finished step": fall.finished,
+                        "goes on from step": order.step,
+                        "steps to replay": replays,
+                        "incarnation": order.incarnation,
+                    },
+                )
+        finally:
+            if reading is not None:
+                reading.cancel()
+
+    async def _until_read(self, starts: LearnerStarts, incarnation: int) -> None:
+        # Whoever waits for falls is told of a mailbox that is gone
+        with suppress(ray.exceptions.RayError):
+            await self._client.started(incarnation)
+            starts.has_read()
 
     def _settle(self, failure: LearnerFailed | None) -> None:
         if self._ended.done():
