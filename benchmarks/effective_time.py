@@ -8,11 +8,11 @@ steps, the first ones, in which a run starts up, left out of both.
 
 Three real runs (`manta train`) with all roles as real actors. Engines are simulated: their token
 clock makes steps of some seconds, on-policy, so that nothing hides behind anything, and two cores
-mostly wait. Lengths follow from seeds, so a step is the same work in every run. A fault is a SIGKILL
-to one process of a drawn role, at a drawn moment of a drawn step. The runs: without faults; with
-faults of any role but the learner's; with faults of any role. What a fault costs hardly depends on
-how long a step takes (a learner group comes back after some ten seconds, whatever the step), so the
-ratio of longer steps is better, and that of shorter ones worse: the figures tell the seconds too.
+mostly wait. Lengths follow from seeds, so a step is the same work in every run. A fault is a
+SIGKILL to one process of a drawn role, at a drawn moment of a drawn step. The runs: without faults;
+with faults of any role but the learner's; with faults of any role. A learner group comes back after
+some ten seconds however long a step is, and whoever else dies costs at most what was under way: the
+longer steps are, the better the ratio. The figures tell the seconds, too.
 At the end of each run the ledger must agree with what the learner's ranks say they trained on.
 
     taskset -c 2,3 python -m benchmarks.effective_time [--steps N]
