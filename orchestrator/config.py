@@ -369,6 +369,11 @@ class RunFile:
         return max(1, stage.prompts_per_step // (CALLS_PER_WORKER * self.environment.sizes.max))
 
     @property
+    def start_seconds(self) -> float:
+        """What a worker may take to start."""
+        return self.health.start_seconds or self.run.deadline_minutes * 60
+
+    @property
     def needs_rollout(self) -> bool:
         """Does any stage sample: to train on, to write, or to evaluate?"""
         return any(

@@ -40,6 +40,7 @@ from manta.orchestrator.products import Products
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.rebirth import Rebirths, leaves
 from manta.orchestrator.recorder import Recorder
+from manta.orchestrator.resume import Asked, origin
 from manta.orchestrator.routing_watch import RoutingWatch
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.run_directory import RunDirectory
@@ -53,8 +54,9 @@ from manta.orchestrator.wait import Waits, unless_ended
 from manta.orchestrator.watch import accompanied
 
 
-def train(run_file: RunFile, lives: Lives) -> int:
-    """Runs all stages of `run_file`, from its newest checkpoint if there is one.
+def train(run_file: RunFile, lives: Lives, asked: Asked) -> int:
+    """Runs all stages of `run_file`, from its newest checkpoint if there is one, or from the one
+    that is `asked` for.
 
     `lives` has checked that the run directory fits. Returns the exit code: 0 finished or stopped, 1
     failed. Raises ValueError where the cluster or the directory cannot take the run.
@@ -73,8 +75,10 @@ def train(run_file: RunFile, lives: Lives) -> int:
                 if past is not None and cluster.address:
                     past.await_end_of_actors()
                 check_resources(run_file, cluster)
+                driver = _Driver(run_file, directory, lives, rebirths, asked)
                 lives.save(run_file)
-                code = asyncio.run(_Driver(run_file, directory, lives, rebirths).run())
+                code = asyncio.run(driver.run())
+                asked = Asked()
                 if code is not None:
                     return code
                 past = PastLife()
@@ -88,7 +92,12 @@ class _Driver:
     """A life of the driver, from start-up to summary."""
 
     def __init__(
-        self, run_file: RunFile, directory: RunDirectory, lives: Lives, rebirths: Rebirths
+        self,
+        run_file: RunFile,
+        directory: RunDirectory,
+        lives: Lives,
+        rebirths: Rebirths,
+        asked: Asked,
     ) -> None:
         self._run_file, self._directory = run_file, directory
         self._lives, self._rebirths = lives, rebirths
@@ -100,7 +109,8 @@ class _Driver:
             directory.checkpoints_at(), keeping.keep, keeping.keep_best, steps_named(run_file)
         )
         self._products = Products(directory.root)
-        self._checkpoint, self._warnings = self._checkpoints.latest()
+        self._origin = origin(self._checkpoints, directory, asked)
+        self._checkpoint = self._origin.checkpoint
         state = self._checkpoint.state if self._checkpoint else None
         step = state.step if state else 0
         lives.begin(step)
@@ -134,6 +144,7 @@ class _Driver:
         error, is_followed = None, False
         with recorder:
             try:
+                self._origin.tell(recorder.event)
                 state = await self._work(recorder, ledger)
             # Any part's failure, and nobody above hears of it: what is recorded, shown and told by
             # the exit code is why the run ended, and what it left is written down all the same
@@ -160,11 +171,14 @@ class _Driver:
 
     async def _work(self, recorder: Recorder, ledger: Ledger) -> State:
         """Builds the crew and goes through the stages; how the run ended."""
-        for warning in self._warnings:
-            recorder.event("damaged checkpoint passed over", {"why": warning})
         with recorder.phase("start_up"):
             order = self._starts.order(self._checkpoint)
-            restarts = Restarts(self._starts, self._run_file.learner.max_restarts, recorder.event)
+            restarts = Restarts(
+                self._starts,
+                self._run_file.learner.max_restarts,
+                recorder.event,
+                self._run_file.start_seconds,
+            )
             crew = build(self._run_file, self._directory.root, order, self._waits, restarts)
         context = self._context(crew, recorder, ledger)
         async with accompanied(context, self._status):

@@ -39,6 +39,7 @@ MAY_USE_RAY = {
     "orchestrator/draining_nodes.py",
     "orchestrator/environment_pool.py",
     "orchestrator/evaluate.py",
+    "orchestrator/job_actors.py",
     "orchestrator/job_server.py",
     "orchestrator/learner_fit.py",
     "orchestrator/learner_group.py",
@@ -61,6 +62,7 @@ MAY_USE_RAY = {
     "orchestrator/scorer_pool.py",
     "orchestrator/seats.py",
     "orchestrator/supply.py",
+    "orchestrator/unlisted_ranks.py",
 }
 
 
