@@ -20,7 +20,7 @@ from manta.algorithms import contradictions
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.registry import build
 from manta.envs.rewards.formula import Formula
-from manta.orchestrator import survey
+from manta.orchestrator import node_types, survey
 from manta.orchestrator.adapter_check import adapter_problems
 from manta.orchestrator.backend_check import backend_problems, installed_deepspeed
 from manta.orchestrator.checkpoint_check import checkpoint_problems
@@ -88,6 +88,11 @@ def _run(run_file: RunFile) -> Iterator[str]:
             f"run.name: '{run.name}' must be letters, digits, '.', '_' and '-', starting with a "
             "letter or digit: it names the run's folder"
         )
+    if run.cluster is not None:
+        try:
+            node_types.read(run.cluster)
+        except ValueError as error:
+            yield from (f"run.cluster: {told}" for told in str(error).splitlines())
 
 
 def _model(run_file: RunFile) -> Iterator[str]:

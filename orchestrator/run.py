@@ -70,7 +70,7 @@ def train(run_file: RunFile, lives: Lives, asked: Asked) -> int:
     past: PastLife | None = None
     with directory.lock():
         while True:
-            cluster = connect(os.getcwd())
+            cluster = connect(os.getcwd(), run_file.run.cluster)
             try:
                 if past is not None and cluster.address:
                     past.await_end_of_actors()
@@ -196,7 +196,7 @@ class _Driver:
         recorder, crew = run.recorder, run.crew
         watch = RoutingWatch(crew.rollout, recorder.routing, recorder.event, recorder.pools)
         scoring = ScorerWatch(crew.scorers, recorder.scoring)
-        draining = DrainingNodes(crew.seats, recorder.event)
+        draining = DrainingNodes(crew.seats, self._status.workers, recorder.event)
         watches = [watch.run, scoring.run, draining.run, self._elastic(run).run]
         if crew.learner is not None and crew.learner.can_regroup:
             ranks = self._run_file.learner.ranks

@@ -47,6 +47,7 @@ MAY_USE_RAY = {
     "orchestrator/living.py",
     "orchestrator/past_life.py",
     "orchestrator/placement.py",
+    "orchestrator/places.py",
     "orchestrator/pools.py",
     "orchestrator/publish.py",
     "orchestrator/rebirth.py",

@@ -20,6 +20,8 @@ def test_a_good_run_file_has_no_problems(tmp_path: Path) -> None:
 REFUSED = [
     ("run.name=a/b", "run.name: 'a/b' must be letters, digits, '.', '_' and '-', starting with a "
      "letter or digit: it names the run's folder"),
+    ("run.cluster=absent.yaml", "run.cluster: absent.yaml: No such file or directory: name a "
+     "cluster file"),
     ("run.max_hours=0", "run.max_hours: is 0, must be above 0"),
     ("run.deadline_minutes=0", "run.deadline_minutes: is 0, must be above 0"),
     ("model.build=null",
