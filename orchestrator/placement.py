@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from manta.orchestrator.config import RunFile
 from manta.orchestrator.role_needs import role_needs
 from manta.orchestrator.role_resources import NODE_RESOURCES
 from manta.orchestrator.status import RayStatus
+from manta.orchestrator.tls_check import check_tls
 
 LOCAL_DEFAULTS = {
     # Nothing is reported to anybody.
@@ -40,6 +42,8 @@ LOCAL_DEFAULTS = {
     "RAY_worker_niceness": "0",
 }
 """Environment variables of a local Ray's processes."""
+_HEAD_SECONDS = 5.0
+"""Until a head that says nothing is gone."""
 _SECRET = re.compile(r"(API_KEY|SECRET|PASSWORD|CREDENTIAL)", re.IGNORECASE)
 
 
@@ -67,6 +71,8 @@ def connect(working_dir: str) -> Cluster:
     address = os.environ.get("RAY_ADDRESS", "")
     # What Ray would advise on the terminal (its token, its defaults) is settled here.
     logging.getLogger("ray").setLevel(logging.ERROR)
+    if found := _host_and_port(address):
+        check_tls(*found, os.environ)
     with _without_secrets(), _joining() if address else _workers_of_a_local_ray(working_dir):
         try:
             ray.init(
@@ -80,6 +86,33 @@ def connect(working_dir: str) -> Cluster:
             raise ValueError(unreached(address, error)) from error
     resources = _within_reach()
     return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+
+
+def lost_head() -> str:
+    """What to tell where the head of the cluster that this process joined is gone; empty where it
+    answers. A Ray of its own goes with the process that started it."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return ""
+    address = ray.get_runtime_context().gcs_address
+    try:
+        with socket.create_connection(_host_and_port(address) or ("", 0), _HEAD_SECONDS):
+            return ""
+    except OSError as error:
+        return (
+            f"the head of the Ray cluster at {address} is gone ({error}), and with it the cluster: "
+            "start one anew, then the same command, which goes on from the newest checkpoint"
+        )
+
+
+def _host_and_port(address: str) -> tuple[str, int] | None:
+    """Of the control store; None where the address has another form."""
+    host, _, port = address.rpartition(":")
+    if "/" in host or not port.isdecimal():
+        return None
+    # As Ray does: other nodes know this one by that address, and so do certificates
+    if host in ("localhost", "127.0.0.1", "::1"):
+        host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return host, int(port)
 
 
 def where_ray_is() -> RayStatus:

@@ -16,7 +16,7 @@ import ray
 from manta.actors.step_work import StartOrder
 from manta.orchestrator.adoption import serving
 from manta.orchestrator.build import Crew, build
-from manta.orchestrator.checkpoint import Checkpoints
+from manta.orchestrator.checkpoint import Checkpoints, Unreachable
 from manta.orchestrator.commits import Commits
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.draining_nodes import DrainingNodes
@@ -34,7 +34,7 @@ from manta.orchestrator.model_names import steps_named
 from manta.orchestrator.named_weights import NamedWeights
 from manta.orchestrator.no_room import with_advice
 from manta.orchestrator.past_life import PastLife
-from manta.orchestrator.placement import check_resources, connect, where_ray_is
+from manta.orchestrator.placement import check_resources, connect, lost_head, where_ray_is
 from manta.orchestrator.products import Products
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.rebirth import Rebirths, leaves
@@ -151,7 +151,9 @@ class _Driver:
                 told = _causes(errors)
                 error = with_advice(told, self._directory.root, self._checkpoints)
                 state = "failed"
-                is_followed = self._is_followed(errors)
+                lost = lost_head()
+                error = f"{lost}\n{error}" if lost else error
+                is_followed = not lost and self._is_followed(errors)
                 if is_followed:
                     recorder.event(BEGINS_ANEW, {"why": error})
             self._status.end("starting" if is_followed else state, error)
@@ -164,7 +166,10 @@ class _Driver:
         return 1 if error else 0
 
     def _is_followed(self, error: BaseException) -> bool:
-        newest = self._checkpoints.steps()[-1:]
+        try:
+            newest = self._checkpoints.steps()[-1:]
+        except Unreachable:
+            return False
         follows = self._rebirths.follows(error, newest[0] if newest else 0)
         return follows and not self._should_stop.is_set()
 

@@ -1,4 +1,5 @@
-"""One Ray head for the tests that need not start a Ray of their own, as on a real cluster."""
+"""One Ray head for the tests that need not start a Ray of their own, as on a real cluster: it
+speaks TLS."""
 
 from __future__ import annotations
 
@@ -15,8 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from tests.e2e import runs
+from tests.tls import certificates
 
 
 def free_port() -> int:
@@ -54,8 +57,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runs.Environme
     gcs, jobs, agent = free_port(), free_port(), free_port()
     # A short path: Ray's sockets lie below it.
     session = Path("/tmp") / f"manta-{os.getpid()}"
+    # Ray knows this machine by another address than localhost
+    here = ("127.0.0.1", ray.util.get_node_ip_address())
     environment = {
         **runs.environment(),
+        **certificates(tmp_path_factory.mktemp("tls") / "node", here),
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
