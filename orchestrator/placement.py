@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,8 +41,6 @@ LOCAL_DEFAULTS = {
     "RAY_worker_niceness": "0",
 }
 """Environment variables of a local Ray's processes."""
-_HEAD_SECONDS = 5.0
-"""Until a head that says nothing is gone."""
 _SECRET = re.compile(r"(API_KEY|SECRET|PASSWORD|CREDENTIAL)", re.IGNORECASE)
 
 
@@ -86,22 +83,6 @@ def connect(working_dir: str) -> Cluster:
             raise ValueError(unreached(address, error)) from error
     resources = _within_reach()
     return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
-
-
-def lost_head() -> str:
-    """What to tell where the head of the cluster that this process joined is gone; empty where it
-    answers. A Ray of its own goes with the process that started it."""
-    if not os.environ.get("RAY_ADDRESS"):
-        return ""
-    address = ray.get_runtime_context().gcs_address
-    try:
-        with socket.create_connection(_host_and_port(address) or ("", 0), _HEAD_SECONDS):
-            return ""
-    except OSError as error:
-        return (
-            f"the head of the Ray cluster at {address} is gone ({error}), and with it the cluster: "
-            "start one anew, then the same command, which goes on from the newest checkpoint"
-        )
 
 
 def _host_and_port(address: str) -> tuple[str, int] | None:

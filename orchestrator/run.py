@@ -24,6 +24,7 @@ from manta.orchestrator.elastic import Elastic, Sizes
 from manta.orchestrator.examiner import Examiner
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.generate_stage import GenerateStage
+from manta.orchestrator.head_watch import lost_head, watch_head
 from manta.orchestrator.learner_group import Restarts
 from manta.orchestrator.learner_starts import LearnerStarts
 from manta.orchestrator.ledger import Entry, Ledger, truncate
@@ -34,7 +35,7 @@ from manta.orchestrator.model_names import steps_named
 from manta.orchestrator.named_weights import NamedWeights
 from manta.orchestrator.no_room import with_advice
 from manta.orchestrator.past_life import PastLife
-from manta.orchestrator.placement import check_resources, connect, lost_head, where_ray_is
+from manta.orchestrator.placement import check_resources, connect, where_ray_is
 from manta.orchestrator.products import Products
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.rebirth import Rebirths, leaves
@@ -131,12 +132,14 @@ class _Driver:
             self._metrics_position,
         )
         ledger = Ledger(self._directory.ledger)
+        place = where_ray_is()
+        self._head = place.address if os.environ.get("RAY_ADDRESS") else ""
         self._status = StatusWriter(
             self._directory.status,
             self._run_file.run.name,
             recorder.moment,
             self._waits,
-            where_ray_is(),
+            place,
             lambda: self._lives.incarnation,
             recorder.event_text,
         )
@@ -149,10 +152,9 @@ class _Driver:
             # the exit code is why the run ended, and what it left is written down all the same
             except* Exception as errors:  # noqa: BLE001 - whatever ends the run is shown as its cause
                 told = _causes(errors)
-                error = with_advice(told, self._directory.root, self._checkpoints)
+                lost = lost_head(self._head)
+                error = lost or with_advice(told, self._directory.root, self._checkpoints)
                 state = "failed"
-                lost = lost_head()
-                error = f"{lost}\n{error}" if lost else error
                 is_followed = not lost and self._is_followed(errors)
                 if is_followed:
                     recorder.event(BEGINS_ANEW, {"why": error})
@@ -198,7 +200,8 @@ class _Driver:
         draining = DrainingNodes(crew.seats, recorder.event)
         watches = [watch.run, scoring.run, draining.run, self._elastic(run).run]
         async with asyncio.TaskGroup() as tasks:
-            beside = [tasks.create_task(each.run(recorder.event)) for each in crew.seats]
+            beside = [tasks.create_task(watch_head(self._head))]
+            beside += [tasks.create_task(each.run(recorder.event)) for each in crew.seats]
             with run.recorder.phase("start_up"):
                 self._watch_signals(run.should_stop, run.recorder)
                 await self._start(run, order)
