@@ -111,7 +111,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert runs.summary(run_dir)["state"] == "stopped"
     assert len(runs.metrics(run_dir)) < STEPS
     if staleness:
-        overrides += ["learner.workers=2", "learner.backend=fsdp", "rollout.workers=2"]
+        overrides += ["learner.workers=2", "rollout.workers=2"]
     result = runs.manta("train", runs.TINY, tmp_path, *overrides, env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr
     runs.check_history(run_dir, STEPS)
