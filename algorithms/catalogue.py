@@ -1,7 +1,8 @@
-"""What each loss and each advantage is and reads, as plain values. Loads no torch.
+"""What each loss, advantage and filter is and reads, as plain values. Loads no torch.
 
-The functions stand under the same names in `manta.algorithms.losses`, `manta.algorithms.coupled`
-and `manta.algorithms.advantages`; the checks on a run file's settings follow these tables.
+The functions stand under the same names in `manta.algorithms.losses`, `manta.algorithms.coupled`,
+`manta.algorithms.advantages` and `manta.algorithms.filters`; the checks on a run file's settings
+follow these tables.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from manta.algorithms.settings import AlgorithmSettings
 
 _CLIP = ("clip_low", "clip_high")
 
@@ -56,6 +59,29 @@ ADVANTAGE_KINDS: Mapping[str, AdvantageKind] = {
     "pass_at_k": AdvantageKind(True, ("pass_k", "std_epsilon")),
     "max_likelihood": AdvantageKind(True),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class FilterKind:
+    """`drops_groups`: it leaves whole groups out, so that others take their places. `reads`: as of
+    `LossKind`, of `FilterSettings`."""
+
+    drops_groups: bool
+    reads: tuple[str, ...] = ()
+
+
+FILTER_KINDS: Mapping[str, FilterKind] = {
+    "zero_variance": FilterKind(True),
+    "accuracy_band": FilterKind(True, ("component", "low", "high")),
+    "max_variance": FilterKind(False, ("keep",)),
+}
+
+
+def drops_groups(settings: AlgorithmSettings) -> bool:
+    """May a finished group turn out not to train, and make room for another one?"""
+    return settings.is_coupled or any(
+        FILTER_KINDS[each.name].drops_groups for each in settings.filters
+    )
 
 
 def readers(setting: str) -> tuple[Literal["loss", "advantage"], list[str]]:
