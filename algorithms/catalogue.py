@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from manta.algorithms.settings import AlgorithmSettings
-
 _CLIP = ("clip_low", "clip_high")
 
 
@@ -61,27 +59,12 @@ ADVANTAGE_KINDS: Mapping[str, AdvantageKind] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FilterKind:
-    """`drops_groups`: it leaves whole groups out, so that others take their places. `reads`: as of
-    `LossKind`, of `FilterSettings`."""
-
-    drops_groups: bool
-    reads: tuple[str, ...] = ()
-
-
-FILTER_KINDS: Mapping[str, FilterKind] = {
-    "zero_variance": FilterKind(True),
-    "accuracy_band": FilterKind(True, ("component", "low", "high")),
-    "max_variance": FilterKind(False, ("keep",)),
+FILTER_READS: Mapping[str, tuple[str, ...]] = {
+    "zero_variance": (),
+    "accuracy_band": ("component", "low", "high"),
+    "max_variance": ("keep",),
 }
-
-
-def drops_groups(settings: AlgorithmSettings) -> bool:
-    """May a finished group turn out not to train, and make room for another one?"""
-    return settings.is_coupled or any(
-        FILTER_KINDS[each.name].drops_groups for each in settings.filters
-    )
+"""What of `FilterSettings` a filter reads."""
 
 
 def readers(setting: str) -> tuple[Literal["loss", "advantage"], list[str]]:

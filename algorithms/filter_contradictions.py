@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from manta.algorithms.catalogue import FILTER_KINDS
+from manta.algorithms.catalogue import FILTER_READS
 from manta.algorithms.settings import AlgorithmSettings, FilterSettings
 
 
@@ -37,10 +37,10 @@ def filter_problems(settings: AlgorithmSettings) -> Iterator[str]:
 
 def _unread_by_filter(told: FilterSettings) -> Iterator[str]:
     usual = FilterSettings(told.name)
-    for name in dict.fromkeys(name for kind in FILTER_KINDS.values() for name in kind.reads):
+    for name in dict.fromkeys(name for reads in FILTER_READS.values() for name in reads):
         value = getattr(told, name)
-        if value != getattr(usual, name) and name not in FILTER_KINDS[told.name].reads:
-            by = [other for other, kind in FILTER_KINDS.items() if name in kind.reads]
+        if value != getattr(usual, name) and name not in FILTER_READS[told.name]:
+            by = [other for other, reads in FILTER_READS.items() if name in reads]
             yield (
                 f"the filter {told.name} has {name} {value}, which it does not read: remove it "
                 f"({' and '.join(by)} does)"

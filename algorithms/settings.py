@@ -38,6 +38,9 @@ LossName: TypeAlias = Literal[
 FilterName: TypeAlias = Literal["zero_variance", "accuracy_band", "max_variance"]
 """What they are: `manta.algorithms.filters`."""
 
+GROUP_FILTERS = ("zero_variance", "accuracy_band")
+"""Those that leave whole groups out, so that others take their places."""
+
 COUPLED_LOSSES = ("dpo", "bradley_terry")
 """Those of `manta.algorithms.coupled`."""
 
@@ -186,6 +189,11 @@ class AlgorithmSettings:
     @property
     def needs_reference(self) -> bool:
         return self.kl.coef != 0.0 or self.loss in REFERENCE_LOSSES
+
+    @property
+    def filters_groups(self) -> bool:
+        """May a whole group be left out of training for its rewards?"""
+        return self.is_coupled or any(each.name in GROUP_FILTERS for each in self.filters)
 
     @property
     def trained_samples(self) -> int:

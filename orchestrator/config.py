@@ -15,7 +15,6 @@ from manta.actors.backends.settings import LearnerSettings
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import ModelSpec
 from manta.actors.worker_range import WorkerRange, range_of
-from manta.algorithms.catalogue import drops_groups
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import Json
 
@@ -360,7 +359,7 @@ class RunFile:
             return self.environment.groups_per_call
         is_race = self.rollout.oversample > 1 or self.rollout.redundant_samples > 0
         algorithm = stage.algorithm
-        drops = algorithm is not None and drops_groups(algorithm)
+        drops = algorithm is not None and algorithm.filters_groups
         if stage.samples_to_train and (is_race or drops):
             return 1
         return max(1, stage.prompts_per_step // (CALLS_PER_WORKER * self.environment.sizes.max))

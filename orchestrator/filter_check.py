@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from manta.algorithms.catalogue import FILTER_KINDS
+from manta.algorithms.catalogue import FILTER_READS
 from manta.algorithms.settings import AlgorithmSettings
 from manta.orchestrator.config import StageConfig
 from manta.orchestrator.strict import nearest
@@ -16,7 +16,7 @@ def filter_problems(stage: StageConfig, algorithm: AlgorithmSettings) -> Iterato
     if stage.reward is None:
         return
     for index, told in enumerate(algorithm.filters):
-        if "component" not in FILTER_KINDS[told.name].reads:
+        if "component" not in FILTER_READS[told.name]:
             continue
         if told.component not in stage.reward.components:
             hint = nearest(told.component, stage.reward.components)

@@ -14,9 +14,9 @@ from typing import Final
 
 import numpy as np
 
-from manta.algorithms.catalogue import FILTER_KINDS
+from manta.algorithms.catalogue import FILTER_READS
 from manta.algorithms.filters import RIGHT, Selection
-from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.settings import GROUP_FILTERS, AlgorithmSettings
 from manta.envs.records import GroupSummary
 from manta.orchestrator.assemble import selection
 from manta.orchestrator.config import StageConfig
@@ -104,13 +104,13 @@ def _filtered(
     metrics = {
         f"groups/filtered/{name}": float(dropped[name])
         for name in dict.fromkeys([*names, *sorted(dropped)])
-        if name not in FILTER_KINDS or FILTER_KINDS[name].drops_groups
+        if name not in FILTER_READS or name in GROUP_FILTERS
     }
     if metrics:
         total = len(groups) + len(left_out)
         metrics["groups/filtered_share"] = dropped.total() / max(1, total)
     for name in names:
-        if not FILTER_KINDS[name].drops_groups:
+        if name not in GROUP_FILTERS:
             count = sum(each.left_out.get(name, 0) for each in found)
             metrics[f"samples/filtered/{name}"] = float(count)
     return metrics

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from manta.algorithms.catalogue import ADVANTAGE_KINDS, FILTER_KINDS, LOSS_KINDS, OPTIONAL
+from manta.algorithms.catalogue import ADVANTAGE_KINDS, FILTER_READS, LOSS_KINDS, OPTIONAL
 from manta.algorithms.contradictions import check
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import (
@@ -198,4 +198,4 @@ def test_every_setting_that_the_tables_name_is_one() -> None:
     for kind in (*LOSS_KINDS.values(), *ADVANTAGE_KINDS.values()):
         assert set(kind.reads) <= set(OPTIONAL)
     of_filters = {field.name for field in dataclasses.fields(FilterSettings)}
-    assert all(set(kind.reads) <= of_filters for kind in FILTER_KINDS.values())
+    assert all(set(reads) <= of_filters for reads in FILTER_READS.values())

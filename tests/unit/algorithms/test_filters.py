@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manta.algorithms.catalogue import FILTER_KINDS
+from manta.algorithms.catalogue import FILTER_READS
 from manta.algorithms.filters import FILTERS, GroupSamples, select
 from manta.algorithms.settings import FilterName, FilterSettings
 
@@ -33,7 +33,7 @@ def variance(values: list[float]) -> float:
 
 
 def test_every_filter_is_registered_under_its_name() -> None:
-    assert set(FILTERS) == set(FILTER_KINDS) == set(get_args(FilterName))
+    assert set(FILTERS) == set(FILTER_READS) == set(get_args(FilterName))
 
 
 def test_equal_rewards_leave_no_sample() -> None:
