@@ -1,7 +1,8 @@
-"""What each loss and each advantage is and reads, as plain values. Loads no torch.
+"""What each loss, advantage and filter is and reads, as plain values. Loads no torch.
 
-The functions stand under the same names in `manta.algorithms.losses`, `manta.algorithms.coupled`
-and `manta.algorithms.advantages`; the checks on a run file's settings follow these tables.
+The functions stand under the same names in `manta.algorithms.losses`, `manta.algorithms.coupled`,
+`manta.algorithms.advantages` and `manta.algorithms.filters`; the checks on a run file's settings
+follow these tables.
 """
 
 from __future__ import annotations
@@ -56,6 +57,14 @@ ADVANTAGE_KINDS: Mapping[str, AdvantageKind] = {
     "pass_at_k": AdvantageKind(True, ("pass_k", "std_epsilon")),
     "max_likelihood": AdvantageKind(True),
 }
+
+
+FILTER_READS: Mapping[str, tuple[str, ...]] = {
+    "zero_variance": (),
+    "accuracy_band": ("component", "low", "high"),
+    "max_variance": ("keep",),
+}
+"""What of `FilterSettings` a filter reads."""
 
 
 def readers(setting: str) -> tuple[Literal["loss", "advantage"], list[str]]:

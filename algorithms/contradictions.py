@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from manta.algorithms.catalogue import ADVANTAGE_KINDS, LOSS_KINDS, OPTIONAL, readers
+from manta.algorithms.filter_contradictions import filter_problems
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import (
     COUPLED_LOSSES,
@@ -34,6 +35,7 @@ def check(settings: AlgorithmSettings) -> None:
         *_cross_entropy(settings),
         *_units(settings),
         *_reward_model(settings),
+        *filter_problems(settings),
     ]
     if problems:
         raise ValueError(f"algorithm {settings.name!r}: " + "; ".join(problems))
@@ -49,11 +51,6 @@ def _sampling(settings: AlgorithmSettings) -> list[str]:
         problems.append(
             f"a group of one has no {_spoken(settings.advantage)} advantage: set "
             "samples_per_prompt to 2 or more, or advantage to reward"
-        )
-    elif settings.samples_per_prompt == 1 and settings.drop_zero_variance_groups:
-        problems.append(
-            "drop_zero_variance_groups would drop every group of one: set samples_per_prompt to 2 "
-            "or more, or switch it off"
         )
     return problems
 
@@ -281,7 +278,7 @@ def _useless(settings: AlgorithmSettings, more: Mapping[str, bool]) -> list[str]
     is_set = {
         f"advantage: {settings.advantage}": settings.advantage != "reward",
         "whiten_advantages": settings.whiten_advantages,
-        "drop_zero_variance_groups": settings.drop_zero_variance_groups,
+        "filters": bool(settings.filters),
         "proximal: learner": settings.proximal == "learner",
         "off_policy": settings.off_policy.correction != "none",
         **more,

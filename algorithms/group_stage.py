@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from manta.algorithms.advantages import ADVANTAGES, StepRewards
+from manta.algorithms.filters import GroupSamples, select
 from manta.algorithms.pairs import Pairs, pairs_of
 from manta.algorithms.settings import AlgorithmSettings
-
-ZERO_VARIANCE = "zero_variance"
-"""Why a group is filtered: all its rewards are equal, so its advantages are 0."""
 
 NO_PAIR = "no_pair"
 """Why a group is filtered: no two of its samples that can train have different rewards."""
@@ -30,7 +28,8 @@ NO_PAIR = "no_pair"
 class GroupStage:
     """`coefficients`: float32[N] columns `advantage`, `weight` and `keep` (0 or 1).
 
-    `filtered` maps the index of a group that shall not train to the reason; its rows have `keep` 0.
+    `filtered` maps the index of a group that shall not train to the reason; its rows have `keep` 0,
+    and so have those that a filter left out of a group that trains.
     `pairs` are those of a loss that compares rows, None for others.
     """
 
@@ -51,9 +50,9 @@ def group_stage(
 
     Advantages are those of `manta.algorithms.advantages.ADVANTAGES`, of which some read the rows'
     trained tokens int64[N] (None: all rows have as many) and the rewards' components, [N] each; for
-    `cross_entropy`, which has no use for them, they are 1 and the rewards are not read. With
-    `drop_zero_variance_groups` groups of equal rewards are filtered (dynamic sampling of DAPO,
-    arXiv 2503.14476).
+    `cross_entropy`, which has no use for them, they are 1 and the rewards are not read. What the
+    filters (`manta.algorithms.filters`) leave out has advantage 0 and no part in the advantages of
+    the rest, as in PODS (arXiv 2504.13818).
 
     A loss that couples rows gets pairs of those that are `eligible_N` (bool[N]; None: all), and
     rows in no pair are not kept (`manta.algorithms.pairs`). Other losses do not read `eligible_N`.
@@ -76,16 +75,43 @@ def group_stage(
     if num_tokens_N is None:
         num_tokens_N = torch.ones_like(group_N)
     step = StepRewards(rewards_N, group_N, num_tokens_N, components)
-    advantage_N = ADVANTAGES[settings.advantage](settings, step)
-    dropped = zero_variance(rewards_N, group_N) if settings.drop_zero_variance_groups else []
-    keep_N = ~torch.isin(group_N, torch.tensor(dropped, dtype=torch.int64, device=group_N.device))
+    kept_N, filtered = _filtered(settings, step)
+    advantage_N = torch.zeros(len(rewards_N), dtype=torch.float64, device=rewards_N.device)
+    if bool(kept_N.any()):
+        advantage_N[kept_N] = ADVANTAGES[settings.advantage](settings, _only(step, kept_N)).double()
     return GroupStage(
         coefficients={
             "advantage": advantage_N.float(),
             "weight": torch.ones(len(rewards_N), device=rewards_N.device),
-            "keep": keep_N.float(),
+            "keep": kept_N.float(),
         },
-        filtered=dict.fromkeys(dropped, ZERO_VARIANCE),
+        filtered=filtered,
+    )
+
+
+def _filtered(settings: AlgorithmSettings, step: StepRewards) -> tuple[Tensor, dict[int, str]]:
+    """bool[N], the rows that the filters keep; by group that keeps none, which filter that was."""
+    kept_N = torch.ones_like(step.group_N, dtype=torch.bool)
+    filtered: dict[int, str] = {}
+    if not settings.filters:
+        return kept_N, filtered
+    for group in torch.unique(step.group_N).tolist():
+        rows = torch.eq(step.group_N, group).nonzero().flatten()
+        parts = {name: values[rows].tolist() for name, values in step.components.items()}
+        selection = select(settings.filters, GroupSamples(step.rewards_N[rows].tolist(), parts))
+        kept_N[rows] = False
+        kept_N[rows[list(selection.kept)]] = True
+        if not selection.kept:
+            filtered[group] = selection.dropped_by
+    return kept_N, filtered
+
+
+def _only(step: StepRewards, kept_N: Tensor) -> StepRewards:
+    return StepRewards(
+        step.rewards_N[kept_N],
+        step.group_N[kept_N],
+        step.num_tokens_N[kept_N],
+        {name: values[kept_N] for name, values in step.components.items()},
     )
 
 
@@ -105,12 +131,3 @@ def _paired(
         filtered={int(name): NO_PAIR for name in without},
         pairs=pairs,
     )
-
-
-def zero_variance(rewards_N: Tensor, group_N: Tensor) -> list[int]:
-    """The indices, ascending, of groups whose rewards are all equal (groups of one included)."""
-    names, index_N = torch.unique(group_N, return_inverse=True)
-    empty_G = torch.zeros(len(names), dtype=rewards_N.dtype, device=rewards_N.device)
-    lowest_G = empty_G.scatter_reduce(0, index_N, rewards_N, "amin", include_self=False)
-    highest_G = empty_G.scatter_reduce(0, index_N, rewards_N, "amax", include_self=False)
-    return [int(name) for name in names[lowest_G == highest_G]]

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from manta.algorithms.settings import (
     AlgorithmSettings,
     CriticSettings,
+    FilterSettings,
     KlSettings,
     OffPolicySettings,
     RewardModelSettings,
@@ -58,7 +59,7 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             clip_low=0.2,
             clip_high=0.28,
             aggregation="token_mean",
-            drop_zero_variance_groups=True,
+            filters=(FilterSettings("zero_variance"),),
         ),
         # IcePop, Ring-1T report, arXiv 2510.18855, training recipe: 8 samples, no KL, tokens masked
         # whose ratio of learner to engine leaves 0.5 to 5. The report does not give the clip (0.2
@@ -237,7 +238,7 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             aggregation="token_mean",
             proximal="learner",
             off_policy=OffPolicySettings(correction="truncate", level="token", high=2.0),
-            drop_zero_variance_groups=True,
+            filters=(FilterSettings("zero_variance"),),
         ),
         # Maximum likelihood of given answers, mean over tokens.
         "sft": AlgorithmSettings(

@@ -35,6 +35,12 @@ LossName: TypeAlias = Literal[
 ]
 """What they are: `manta.algorithms.losses` and `manta.algorithms.coupled`."""
 
+FilterName: TypeAlias = Literal["zero_variance", "accuracy_band", "max_variance"]
+"""What they are: `manta.algorithms.filters`."""
+
+GROUP_FILTERS = ("zero_variance", "accuracy_band")
+"""Those that leave whole groups out, so that others take their places."""
+
 COUPLED_LOSSES = ("dpo", "bradley_terry")
 """Those of `manta.algorithms.coupled`."""
 
@@ -105,6 +111,22 @@ class RewardModelSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class FilterSettings:
+    """A filter of groups or of samples, by its name; what each one reads stands in
+    `manta.algorithms.catalogue`.
+
+    `accuracy_band` keeps groups whose share of right samples is `low` to `high`; a sample is right
+    where the reward's `component` is above 0.5. `max_variance` keeps `keep` samples of a group.
+    """
+
+    name: FilterName
+    component: str = "correct"
+    low: float = 0.2
+    high: float = 0.8
+    keep: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class AlgorithmSettings:
     """A resolved algorithm. `name` is the preset that it started from.
 
@@ -121,7 +143,7 @@ class AlgorithmSettings:
     reward. With `pair` every pair counts the same, with `group` every prompt does, whatever its
     number of pairs. `pairs` says which a group has: its best sample with its worst, or `all` of
     different reward. `beta` is DPO's; `reward_model` is what `bradley_terry` trains, in the place
-    of the policy.
+    of the policy. `filters` are applied in their order, to what the ones before have left.
     """
 
     name: str
@@ -152,7 +174,7 @@ class AlgorithmSettings:
     proximal: Literal["behaviour", "learner"] = "behaviour"
     off_policy: OffPolicySettings = field(default_factory=OffPolicySettings)
     whiten_advantages: bool = False
-    drop_zero_variance_groups: bool = False
+    filters: tuple[FilterSettings, ...] = ()
 
     @property
     def is_coupled(self) -> bool:
@@ -167,3 +189,14 @@ class AlgorithmSettings:
     @property
     def needs_reference(self) -> bool:
         return self.kl.coef != 0.0 or self.loss in REFERENCE_LOSSES
+
+    @property
+    def filters_groups(self) -> bool:
+        """May a whole group be left out of training for its rewards?"""
+        return self.is_coupled or any(each.name in GROUP_FILTERS for each in self.filters)
+
+    @property
+    def trained_samples(self) -> int:
+        """The most samples of a prompt that train."""
+        kept = [each.keep for each in self.filters if each.name == "max_variance"]
+        return min([self.samples_per_prompt, *kept])

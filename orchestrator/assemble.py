@@ -11,22 +11,32 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from manta.algorithms.filters import GroupSamples, Selection, select
 from manta.algorithms.group_stage import NO_PAIR, group_stage
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import Bool, GroupSummary, StepPlan
+
+
+def selection(
+    settings: AlgorithmSettings, summary: GroupSummary, masks_truncated: bool = False
+) -> Selection:
+    """Which samples of a group train, and why none does where that is so."""
+    everything = tuple(range(len(summary.rewards)))
+    if settings.is_coupled:
+        rewards = summary.rewards[_can_train(summary, masks_truncated)]
+        if not len(rewards) or np.ptp(rewards) == 0:
+            return Selection((), f"{NO_PAIR}: no two samples that can train have different rewards")
+    if not settings.filters or not np.isfinite(summary.rewards).all():
+        return Selection(everything)
+    parts = {name: values.tolist() for name, values in summary.components.items()}
+    return select(settings.filters, GroupSamples(summary.rewards.tolist(), parts))
 
 
 def filter_reason(
     settings: AlgorithmSettings, summary: GroupSummary, masks_truncated: bool = False
 ) -> str | None:
     """Why a group is left out of training, or None."""
-    if settings.drop_zero_variance_groups and np.ptp(summary.rewards) == 0:
-        return "all rewards of the group are equal"
-    if settings.is_coupled:
-        rewards = summary.rewards[_can_train(summary, masks_truncated)]
-        if not len(rewards) or np.ptp(rewards) == 0:
-            return f"{NO_PAIR}: no two samples that can train have different rewards"
-    return None
+    return selection(settings, summary, masks_truncated).reason or None
 
 
 def _can_train(summary: GroupSummary, masks_truncated: bool) -> Bool:

@@ -13,6 +13,7 @@ from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.stage_words import (
     annotation_told,
+    filters_told,
     left_told,
     merge_told,
     reference_told,
@@ -41,6 +42,7 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
     else:
         lines = [
             _batch(run_file, stage, stage.algorithm, prompts),
+            *filters_told(stage.algorithm),
             _micro_batches(run_file, stage, stage.algorithm, prompts),
             _updates(run_file, stage, prompts),
             _staleness(run_file, stage, stage.algorithm),
@@ -100,7 +102,7 @@ def _micro_batches(
     """Every row counted as the longest one; the learner cuts by the real lengths."""
     learner = run_file.learner
     _, longest = _tokens_per_completion(run_file, algorithm, prompts)
-    rows = stage.prompts_per_step * algorithm.samples_per_prompt // stage.updates_per_step
+    rows = stage.prompts_per_step * algorithm.trained_samples // stage.updates_per_step
     rows_per_rank = math.ceil(rows / learner.ranks.min)
     rows_at_once = max(1, learner.tokens_per_micro_batch // longest)
     count = math.ceil(rows_per_rank / rows_at_once)

@@ -63,6 +63,12 @@ REFUSED = [
     ("stages.rl.algorithm={name: gdpo, component_weights: {corect: 1}}",
      "stages[1].algorithm.component_weights: there is no component 'corect'; did you mean "
      "'correct'?"),
+    ("stages.rl.algorithm={name: grpo, filters: [{name: accuracy_band, component: corect}]}",
+     "stages[1].algorithm.filters[0].component: there is no component 'corect'; did you mean "
+     "'correct'?"),
+    ("stages.rl.algorithm={name: dr_grpo, filters: [{name: max_variance, keep: 8}]}",
+     "stages[1].algorithm: algorithm 'dr_grpo': the filter max_variance keeps 8 of "
+     "samples_per_prompt (8): set keep to 2 or more, and below samples_per_prompt"),
     ("stages.rl.algorithm={name: gspo, dual_clip: 3}", "stages[1].algorithm: algorithm 'gspo': "
      "dual_clip is 3.0 but loss is gspo, which does not read it: remove it, or set loss to "
      "clipped_surrogate"),
