@@ -177,6 +177,27 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             advantage="max_likelihood",
             aggregation="token_mean",
         ),
+        # SPO, arXiv 2401.04056: a sample's reward is the share of the group's others that it beats.
+        # The paper gives that reward to any learner, and no settings for language models.
+        "spo": AlgorithmSettings(
+            name="spo",
+            samples_per_prompt=8,
+            advantage="win_rate",
+            divide_by_std=False,
+            aggregation="token_mean",
+        ),
+        # On-policy distillation, Lu et al. 2025 (thinkingmachines.ai/blog/on-policy-distillation):
+        # the reference is the teacher (`reference.model`), a token's advantage is minus the reverse
+        # KL's estimate at it alone, no rewards; coefficient 1, discount 0 and 4 samples are the
+        # defaults of the authors' code. It bounds no ratio: make one update a step, and ours never
+        # acts. Means over tokens, where it sums.
+        "distillation": AlgorithmSettings(
+            name="distillation",
+            samples_per_prompt=4,
+            advantage="none",
+            aggregation="token_mean",
+            kl=KlSettings(coef=1.0, estimator="k1", placement="reward", discount=0.0),
+        ),
         # GSPO, arXiv 2507.18071, section 5.1: clip 3e-4 / 4e-4 of the row's ratio (and four updates
         # a step: set `updates_per_step`). Bounds that narrow ask for the learner's own log-probs.
         "gspo": AlgorithmSettings(
@@ -249,6 +270,40 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             loss="cross_entropy",
             aggregation="token_mean",
         ),
+        # RAFT, Dong et al., arXiv 2304.06767: the best of a prompt's samples, by the reward. 8 of
+        # them is ours.
+        "raft": AlgorithmSettings(
+            name="raft",
+            samples_per_prompt=8,
+            advantage="reward",
+            divide_by_std=False,
+            loss="cross_entropy",
+            aggregation="token_mean",
+            keep_best=1,
+        ),
+        # Rejection sampling, Yuan et al., arXiv 2308.01825: all samples that are right, for rewards
+        # of 0 and 1. 8 of them is ours.
+        "rejection_sampling": AlgorithmSettings(
+            name="rejection_sampling",
+            samples_per_prompt=8,
+            advantage="reward",
+            divide_by_std=False,
+            loss="cross_entropy",
+            aggregation="token_mean",
+            keep_above=0.5,
+        ),
+        # Reward-weighted regression, Peters and Schaal 2007, and with a reward for each class of
+        # data C-RLFT, arXiv 2309.11235. The temperature is in the rewards' scale: 1 is ours.
+        "weighted_sft": AlgorithmSettings(
+            name="weighted_sft",
+            samples_from="given",
+            samples_per_prompt=2,
+            advantage="reward",
+            divide_by_std=False,
+            loss="cross_entropy",
+            aggregation="token_mean",
+            reward_temperature=1.0,
+        ),
         # Rafailov et al., arXiv 2305.18290, appendix B: beta 0.1 (64 pairs a step, learning rate
         # 1e-6 after a ramp of 150 steps, RMSprop: set them in the stage). Its pairs are two answers
         # of a prompt.
@@ -262,6 +317,59 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             unit="pair",
             pairs="best_worst",
             beta=0.1,
+        ),
+        # Online DPO, Guo et al., arXiv 2402.04792: two samples of the policy, ranked by the run's
+        # reward. beta 0.1 is TRL's.
+        "online_dpo": AlgorithmSettings(
+            name="online_dpo",
+            samples_per_prompt=2,
+            advantage="reward",
+            divide_by_std=False,
+            loss="dpo",
+            unit="pair",
+            pairs="best_worst",
+            beta=0.1,
+        ),
+        # IPO, Azar et al., arXiv 2310.12036, eq. 17. Means over tokens, which the paper does not
+        # say and its authors did, as TRL tells; beta (the paper's tau) 0.1 is TRL's too.
+        "ipo": AlgorithmSettings(
+            name="ipo",
+            samples_from="given",
+            samples_per_prompt=2,
+            advantage="reward",
+            divide_by_std=False,
+            loss="ipo",
+            unit="pair",
+            pairs="best_worst",
+            beta=0.1,
+            length_normalized=True,
+        ),
+        # SimPO, Meng et al., arXiv 2405.14734: no reference. beta 2, target margin 0.5, the
+        # defaults of the authors' code (0.25 of beta; both want tuning, they say).
+        "simpo": AlgorithmSettings(
+            name="simpo",
+            samples_from="given",
+            samples_per_prompt=2,
+            advantage="reward",
+            divide_by_std=False,
+            loss="simpo",
+            unit="pair",
+            pairs="best_worst",
+            beta=2.0,
+            target_margin=0.5,
+        ),
+        # KTO, Ethayarajh et al., arXiv 2402.01306: beta 0.1 and equal weights, the defaults of the
+        # authors' code. Their reference point is made of answers to other prompts, which nothing
+        # here scores: on given answers that of their first report is, on samples the KL itself.
+        "kto": AlgorithmSettings(
+            name="kto",
+            samples_from="given",
+            samples_per_prompt=2,
+            advantage="reward",
+            divide_by_std=False,
+            loss="kto",
+            beta=0.1,
+            reference_point="other_class",
         ),
         # InstructGPT's, Ouyang et al., arXiv 2203.02155, eq. 1 and section 3.5: all pairs of a
         # prompt's answers, and every prompt counts the same. With two answers a prompt it is that

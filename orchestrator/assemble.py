@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from manta.algorithms.group_stage import NO_PAIR, group_stage
+from manta.algorithms.group_stage import NO_PAIR, NONE_KEPT, group_stage
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import Bool, GroupSummary, StepPlan
 
@@ -22,11 +23,20 @@ def filter_reason(
     """Why a group is left out of training, or None."""
     if settings.drop_zero_variance_groups and np.ptp(summary.rewards) == 0:
         return "all rewards of the group are equal"
-    if settings.is_coupled:
-        rewards = summary.rewards[_can_train(summary, masks_truncated)]
-        if not len(rewards) or np.ptp(rewards) == 0:
-            return f"{NO_PAIR}: no two samples that can train have different rewards"
+    rewards = summary.rewards[_can_train(summary, masks_truncated)].astype(np.float64)
+    if settings.is_paired and not _differ(rewards, settings.pair_margin):
+        by = f" by {settings.pair_margin:g} or more" if settings.pair_margin else ""
+        return f"{NO_PAIR}: no two samples that can train have rewards that differ{by}"
+    bound = settings.keep_above if settings.selects_rows else None
+    if bound is not None and not (rewards > bound).any():
+        return f"{NONE_KEPT}: no sample that can train has a reward above {bound:g}"
     return None
+
+
+def _differ(rewards: npt.NDArray[np.float64], margin: float) -> bool:
+    """Whether any two do, by `margin` at least."""
+    between = float(np.ptp(rewards)) if len(rewards) else 0.0
+    return between > 0 and between >= margin
 
 
 def _can_train(summary: GroupSummary, masks_truncated: bool) -> Bool:
@@ -50,7 +60,7 @@ def assemble(
     sizes = [len(summary.rewards) for summary in summaries]
     group_N = np.repeat(np.arange(len(summaries), dtype=np.int32), sizes)
     rewards_N = np.concatenate([summary.rewards for summary in summaries])
-    if settings.loss != "cross_entropy":
+    if settings.reads_rewards:
         _refuse_broken(summaries)
     eligible_N = np.concatenate([_can_train(each, masks_truncated) for each in summaries])
     stage = group_stage(

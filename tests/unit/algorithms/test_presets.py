@@ -64,7 +64,7 @@ def test_reward_model_is_the_published_setting() -> None:
     assert found.reward_model == RewardModelSettings()
     assert found.is_coupled and not found.needs_reference
     coupled = {name for name, each in PRESETS.items() if each.is_coupled}
-    assert coupled == {"dpo", "reward_model"}
+    assert coupled == {"dpo", "online_dpo", "ipo", "simpo", "kto", "reward_model"}
 
 
 def test_the_other_presets_correct_for_nothing() -> None:
