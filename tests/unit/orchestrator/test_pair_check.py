@@ -39,7 +39,7 @@ def test_pairs_from_samples_and_from_written_groups_pass(tmp_path: Path) -> None
         "algorithm: {name: grpo, samples_per_prompt: 4, kl: {coef: 0}}}",
         "stages.rl.trajectories=stage:warm",
     )
-    for name in ("dpo", "reward_model"):
+    for name in ("dpo", "kto", "simpo", "weighted_sft", "reward_model"):
         assert cross_check(load(tmp_path, f"stages.rl.algorithm={name}", *written)) == []
 
 
