@@ -30,11 +30,13 @@ _END_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A worker as the pools know it now."""
+    """A worker as the pools know it now. `is_serving`: its constructor is done, since it has
+    answered others."""
 
     role: str
     name: str
     handle: ActorHandle[Alive]
+    is_serving: bool = False
 
     @property
     def key(self) -> str:
@@ -84,6 +86,8 @@ class HealthWatch:
                 self._health.begin(key, member.role, member.name)
                 self._handles[key] = member.handle
                 self._followed[key] = asyncio.create_task(self._follow(member))
+            if member.is_serving:
+                self._health.serving(key)
         for key in self._followed.keys() - members.keys() - {"ranks"}:
             self._let_go(key)
 

@@ -76,7 +76,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=2, help="in each schedule")
     parser.add_argument("--engine", default="simulated", help="simulated, embedded or vllm")
     parser.add_argument("--roles", default=",".join([*WORKERS, DRIVER]))
-    parser.add_argument("--kinds", default="kill,freeze,lose node")
+    parser.add_argument("--kinds", default="kill,freeze,stall,lose node")
     parser.add_argument(
         "--deterministic",
         action="store_true",
