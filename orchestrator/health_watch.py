@@ -141,7 +141,8 @@ class HealthWatch:
                 self._health.begin(key, "learner", f"rank-{beat.rank}")
                 self._health.introduced(key, beat.identity)
                 self._handles[key] = beat.handle
-            self._health.heard(key, beat.sign, beat.age_seconds)
+            if beat.sign is not None:
+                self._health.heard(key, beat.sign, beat.age_seconds)
         for key in {key for key in self._handles if key.startswith("rank-")} - beats.keys():
             self._health.gone(key)
             self._handles.pop(key)
