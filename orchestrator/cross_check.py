@@ -344,7 +344,11 @@ def _algorithm(
         contradictions.check(algorithm)
     except ValueError as error:
         yield f".algorithm: {error}"
-    learns_from_rewards = stage.kind == "train" and algorithm.samples_from == "policy"
+    learns_from_rewards = (
+        stage.kind == "train"
+        and algorithm.samples_from == "policy"
+        and algorithm.advantage != "none"
+    )
     if learns_from_rewards and stage.reward is None:
         yield f".reward: algorithm '{algorithm.name}' learns from rewards, name one"
     if learns_from_rewards and stage.reward is not None and algorithm.advantage == "decoupled":

@@ -130,6 +130,12 @@ REFUSED = [
     ("stages.rl.algorithm=dpo", "stages[1].env: 'arithmetic' has one written answer a task, and "
      "algorithm 'dpo' compares several: use preferences, learn from sampled groups "
      "(`trajectories: stage:NAME`), or let the policy sample"),
+    ("stages.rl.algorithm=weighted_sft", "stages[1].env: 'arithmetic' has one written answer a "
+     "task, and algorithm 'weighted_sft' chooses among or weighs several: use preferences"),
+    ("stages.rl.algorithm={name: simpo, kl: {coef: 0.1}}", "stages[1].algorithm: algorithm "
+     "'simpo': the loss simpo has no use for `kl.coef`: remove it"),
+    ("stages.rl.algorithm=raft stages.rl.reward=null stages.rl.evaluate=null",
+     "stages[1].reward: algorithm 'raft' learns from rewards, name one"),
     ("stages.rl.algorithm={name: dpo, samples_from: policy} stages.rl.reward=null "
      "stages.rl.evaluate=null", "stages[1].reward: algorithm 'dpo' learns from rewards, name one"),
     ("stages.rl.kind=generate stages.rl.algorithm=null",
