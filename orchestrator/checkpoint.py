@@ -19,10 +19,16 @@ from typing import NoReturn
 
 from manta.actors.stored_folder import StoredFolder, WrittenFile
 from manta.orchestrator.kept_checkpoints import kept
+from manta.orchestrator.manifest import (
+    MANIFEST,
+    Unusable,
+    damage,
+    read_manifest,
+    write_manifest,
+)
 from manta.orchestrator.run_state import RunState, run_state
 
-FORMAT = 2
-_MANIFEST, _STATE, _LEARNER = "manifest.json", "state.json", "learner"
+_STATE, _LEARNER = "state.json", "learner"
 _LEFT = "left.json"
 """Marks one that the run went back from: no checkpoint, whatever else is in its folder."""
 
@@ -35,15 +41,6 @@ class CheckpointFailed(RuntimeError):
 
 class NotRemoved(OSError):
     """The new checkpoint is there; older ones could not be removed. The next commit tries again."""
-
-
-class Unusable(ValueError):
-    """A checkpoint that is not known to be damaged, and cannot be read: going on from an older one
-    would lose it."""
-
-
-class OtherFormat(Unusable):
-    """Another version of Manta wrote it."""
 
 
 class Unreachable(Unusable):
@@ -187,9 +184,9 @@ class Checkpoints:
     def read(self, folder: StoredFolder) -> Checkpoint:
         """Raises ValueError naming what is damaged, Unusable where that is not known."""
         try:
-            files = _manifest(folder)
+            files = read_manifest(folder)
             for name, expected in files.items():
-                if problem := _damage(folder, name, expected):
+                if problem := damage(folder, expected):
                     raise ValueError(f"checkpoint {folder}: {name} {problem}")
         except OSError as error:
             raise _unreachable(folder, error) from error
@@ -260,7 +257,7 @@ class Checkpoints:
     def _is_none(self, folder: StoredFolder) -> bool:
         """Is it one that the run went back from, or is not finished? Where folders cannot be
         renamed, an unfinished checkpoint has the name of a whole one."""
-        is_unfinished = folder.local is None and folder.size(_MANIFEST) is None
+        is_unfinished = folder.local is None and folder.size(MANIFEST) is None
         return is_unfinished or folder.size(_LEFT) is not None
 
     def _prune(self, step: int) -> None:
@@ -283,7 +280,7 @@ class Checkpoints:
     def _set_aside(self, folder: StoredFolder) -> None:
         """`folder` is no checkpoint from now on: a crash while it is deleted leaves no half one."""
         if folder.local is None:
-            folder.remove_file(_MANIFEST)
+            folder.remove_file(MANIFEST)
             folder.remove()
         elif folder.local.exists():
             aside = self._folder.under(f".old-{folder.local.name}")
@@ -310,63 +307,8 @@ def _seal(
     learner.remove_unfinished()
     stated = partial.write(_STATE, json.dumps(asdict(state), indent=1))
     entries = {f"{_LEARNER}/{file.name}": file for file in written} | {_STATE: stated}
-    files = {
-        name: {"bytes": entries[name].num_bytes, "sha256": entries[name].sha256}
-        for name in sorted(entries)
-    }
-    partial.write(_MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1))
-    return tuple(files)
-
-
-def _manifest(folder: StoredFolder) -> dict[str, WrittenFile]:
-    """The files that it names. Raises ValueError, or OtherFormat; OSError where nobody knows."""
-    try:
-        manifest = json.loads(_read(folder, _MANIFEST))
-        found = manifest["format"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"checkpoint {folder} has no readable {_MANIFEST}: {error!r}") from error
-    if found != FORMAT:
-        is_newer = isinstance(found, int) and found > FORMAT
-        raise OtherFormat(
-            f"checkpoint {folder} has format {found}, this version of Manta reads {FORMAT}: "
-            f"{'a newer' if is_newer else 'another'} version wrote it. Go on with that version; "
-            "or, to give up what only it can read, move this folder away"
-        )
-    try:
-        return {
-            name: WrittenFile(name, entry["bytes"], entry["sha256"])
-            for name, entry in manifest["files"].items()
-        }
-    except (AttributeError, TypeError, KeyError) as error:
-        raise ValueError(f"checkpoint {folder} has no readable {_MANIFEST}: {error!r}") from error
-
-
-def _damage(folder: StoredFolder, name: str, expected: WrittenFile) -> str | None:
-    """What is wrong with the file `name`; None where it is as it was written. Raises OSError where
-    nobody knows."""
-    found = folder.size(name)
-    if found is None:
-        return "is missing"
-    if found != expected.num_bytes:
-        return f"has {found} bytes, {expected.num_bytes} were written"
-    try:
-        is_same = folder.sha256(name) == expected.sha256
-    except OSError as error:
-        if folder.local is None:
-            raise
-        return f"cannot be read: {error}"
-    return None if is_same else "holds other bytes than were written (SHA-256)"
-
-
-def _read(folder: StoredFolder, name: str) -> bytes:
-    """Raises ValueError where the file is missing, or this machine's disk cannot read it; OSError
-    where it is not known whether storage elsewhere has it."""
-    try:
-        return folder.read(name)
-    except OSError as error:
-        if folder.local is None and not isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(str(error)) from error
+    write_manifest(partial, entries)
+    return tuple(sorted(entries))
 
 
 def _unreachable(folder: StoredFolder, error: OSError) -> Unreachable:

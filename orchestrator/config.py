@@ -361,9 +361,7 @@ class RunFile:
             return self.environment.groups_per_call
         is_race = self.rollout.oversample > 1 or self.rollout.redundant_samples > 0
         algorithm = stage.algorithm
-        drops = algorithm is not None and (
-            algorithm.drop_zero_variance_groups or algorithm.is_coupled
-        )
+        drops = algorithm is not None and algorithm.filters_groups
         if stage.samples_to_train and (is_race or drops):
             return 1
         return max(1, stage.prompts_per_step // (CALLS_PER_WORKER * self.environment.sizes.max))

@@ -26,6 +26,7 @@ from manta.orchestrator.node_types import ClusterFile
 from manta.orchestrator.role_needs import role_needs
 from manta.orchestrator.role_resources import NODE_RESOURCES
 from manta.orchestrator.status import RayStatus
+from manta.orchestrator.tls_check import check_tls
 
 LOCAL_DEFAULTS = {
     # Nothing is reported to anybody.
@@ -72,6 +73,8 @@ def connect(working_dir: str, cluster_file: str | None = None) -> Cluster:
     address = os.environ.get("RAY_ADDRESS", "")
     # What Ray would advise on the terminal (its token, its defaults) is settled here.
     logging.getLogger("ray").setLevel(logging.ERROR)
+    if found := _host_and_port(address):
+        check_tls(*found, os.environ)
     with _without_secrets(), _joining() if address else _workers_of_a_local_ray(working_dir):
         try:
             ray.init(
@@ -87,6 +90,17 @@ def connect(working_dir: str, cluster_file: str | None = None) -> Cluster:
         _declare(node_types.read(cluster_file))
     resources = _within_reach()
     return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+
+
+def _host_and_port(address: str) -> tuple[str, int] | None:
+    """Of the control store; None where the address has another form."""
+    host, _, port = address.rpartition(":")
+    if "/" in host or not port.isdecimal():
+        return None
+    # As Ray does: other nodes know this one by that address, and so do certificates
+    if host in ("localhost", "127.0.0.1", "::1"):
+        host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return host, int(port)
 
 
 def where_ray_is() -> RayStatus:

@@ -16,7 +16,7 @@ import ray
 from manta.actors.step_work import StartOrder
 from manta.orchestrator.adoption import serving
 from manta.orchestrator.build import Crew, build
-from manta.orchestrator.checkpoint import Checkpoints
+from manta.orchestrator.checkpoint import Checkpoints, Unreachable
 from manta.orchestrator.commits import Commits
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.draining_nodes import DrainingNodes
@@ -24,6 +24,7 @@ from manta.orchestrator.elastic import Elastic, Sizes
 from manta.orchestrator.examiner import Examiner
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.generate_stage import GenerateStage
+from manta.orchestrator.head_watch import lost_head, watch_head
 from manta.orchestrator.learner_group import Restarts
 from manta.orchestrator.learner_sizing import LearnerSizing
 from manta.orchestrator.learner_starts import LearnerStarts
@@ -132,12 +133,14 @@ class _Driver:
             self._metrics_position,
         )
         ledger = Ledger(self._directory.ledger)
+        place = where_ray_is()
+        self._head = place.address if os.environ.get("RAY_ADDRESS") else ""
         self._status = StatusWriter(
             self._directory.status,
             self._run_file.run.name,
             recorder.moment,
             self._waits,
-            where_ray_is(),
+            place,
             lambda: self._lives.incarnation,
             recorder.event_text,
         )
@@ -150,9 +153,10 @@ class _Driver:
             # the exit code is why the run ended, and what it left is written down all the same
             except* Exception as errors:  # noqa: BLE001 - whatever ends the run is shown as its cause
                 told = _causes(errors)
-                error = with_advice(told, self._directory.root, self._checkpoints)
+                lost = lost_head(self._head)
+                error = lost or with_advice(told, self._directory.root, self._checkpoints)
                 state = "failed"
-                is_followed = self._is_followed(errors)
+                is_followed = not lost and self._is_followed(errors)
                 if is_followed:
                     recorder.event(BEGINS_ANEW, {"why": error})
             self._status.end("starting" if is_followed else state, error)
@@ -165,7 +169,10 @@ class _Driver:
         return 1 if error else 0
 
     def _is_followed(self, error: BaseException) -> bool:
-        newest = self._checkpoints.steps()[-1:]
+        try:
+            newest = self._checkpoints.steps()[-1:]
+        except Unreachable:
+            return False
         follows = self._rebirths.follows(error, newest[0] if newest else 0)
         return follows and not self._should_stop.is_set()
 
@@ -203,7 +210,8 @@ class _Driver:
             sizing = LearnerSizing(ranks, crew.learner, crew.client, lambda: draining.now)
             watches.append(sizing.run)
         async with asyncio.TaskGroup() as tasks:
-            beside = [tasks.create_task(each.run(recorder.event)) for each in crew.seats]
+            beside = [tasks.create_task(watch_head(self._head))]
+            beside += [tasks.create_task(each.run(recorder.event)) for each in crew.seats]
             with run.recorder.phase("start_up"):
                 self._watch_signals(run.should_stop, run.recorder)
                 await self._start(run, order)

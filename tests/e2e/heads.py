@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -30,16 +31,22 @@ def free_port() -> int:
 
 @contextmanager
 def head(
-    log: Path, gcs: int, options: Sequence[str] = (), variables: Mapping[str, str] | None = None
+    log: Path,
+    gcs: int,
+    options: Sequence[str] = (),
+    variables: Mapping[str, str] = MappingProxyType({}),
+    common: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[runs.Environment]:
     """A head of 4 CPUs whose control store has the port `gcs`; the environment in which commands
-    reach it. It is started with more `options`, and environment `variables`."""
+    reach it. It is started with more `options`, and environment `variables`; `common` ones are for
+    commands, too."""
     # Each port its own: another Ray on this machine may have taken the usual ones.
     jobs, agent = free_port(), free_port()
     # A short path: Ray's sockets lie below it.
     session = Path("/tmp") / f"manta-{os.getpid()}-{next(_NUMBERS)}"
     environment = {
         **runs.environment(),
+        **common,
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -50,7 +57,7 @@ def head(
         f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats", *options,
     ]  # fmt: skip
     with log.open("w") as file:
-        own = environment | dict(variables or {})
+        own = {**environment, **variables}
         process = subprocess.Popen(command, env=own, stdout=file, stderr=file)
         try:
             _wait_until_it_answers(f"http://127.0.0.1:{jobs}/api/version")

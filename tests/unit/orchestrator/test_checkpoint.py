@@ -21,14 +21,10 @@ import pytest
 from manta.actors import stored_folder
 from manta.actors.stored_folder import StoredFolder, WrittenFile
 from manta.envs.records import GroupId
-from manta.orchestrator.checkpoint import (
-    Checkpoint,
-    CheckpointFailed,
-    Checkpoints,
-    OtherFormat,
-)
+from manta.orchestrator.checkpoint import Checkpoint, CheckpointFailed, Checkpoints
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.kept_checkpoints import kept
+from manta.orchestrator.manifest import OtherFormat
 from manta.orchestrator.run_state import RunState
 
 SHARD = "learner/model.safetensors"
