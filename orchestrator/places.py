@@ -44,7 +44,7 @@ def _without_process() -> dict[str, Need]:
     return {
         actor.actor_id.hex(): _need(actor.required_resources)
         for actor in actors
-        if not actor.address.port
+        if _is_nil(actor.address.worker_id)
     }
 
 
@@ -52,6 +52,10 @@ def _demands() -> set[Need]:
     client = internal_kv_get_gcs_client()  # type: ignore[no-untyped-call]
     pending = get_cluster_resource_state(client).pending_resource_requests
     return {_need(each.request.resources_bundle) for each in pending}
+
+
+def _is_nil(worker: bytes) -> bool:
+    return not worker or bool(ray.WorkerID(worker).is_nil())
 
 
 def _need(resources: Mapping[str, float]) -> Need:
