@@ -56,6 +56,9 @@ class Mailbox(Alive):
     async def stop(self, stop: Stop) -> None:
         await self._log.stop(stop)
 
+    async def dismiss(self) -> None:
+        await self._log.dismiss()
+
     async def hand_over(self, order: HandOver) -> HandedOver:
         return await self._log.hand_over(order)
 

@@ -222,6 +222,7 @@ class Rank:
             work.learning_rate,
             work.residents,
         )
+        metrics = {**metrics, "ranks": float(self._world_size)}
         stepped = time.perf_counter()
         self._held = version = WeightVersion(work.plan.step, incarnation)
         weights_hash = self.publish(version) if work.hand_over else ""

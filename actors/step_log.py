@@ -45,6 +45,7 @@ class StepLog:
         self._saved: dict[int, dict[int, Saved]] = {}
         self._words: dict[int, tuple[Saved, ...]] = {}
         self._stop: Stop | None = None
+        self._dismissed = -1
         self._order_to_hand_over: HandOver | None = None
         self._handed: dict[int, HandedOver] = {}
         self._adoption: Adopt | None = None
@@ -134,6 +135,13 @@ class StepLog:
             self._stop = stop
             self._changed.notify_all()
 
+    async def dismiss(self) -> None:
+        """The present group leaves, for another one to go on where it stands: between two steps,
+        and with a checkpoint of the last one."""
+        async with self._changed:
+            self._dismissed = self._order.incarnation
+            self._changed.notify_all()
+
     async def hand_over(self, order: HandOver) -> HandedOver:
         """Has all ranks obey `order`; rank 0's answer, once all have answered."""
         async with self._changed:
@@ -182,6 +190,7 @@ class StepLog:
             await self._changed.wait_for(
                 lambda: (
                     not self._is_current(incarnation)
+                    or self._dismissed == incarnation
                     or self._stop is not None
                     or self._next(after)
                     or self._next_order(incarnation, handed, adopted)
@@ -192,6 +201,8 @@ class StepLog:
                     f"learner incarnation {incarnation} is no longer the current one "
                     f"({self._order.incarnation})"
                 )
+            if self._dismissed == incarnation:
+                return Stop()
             order = self._next_order(incarnation, handed, adopted)
             return order or self._next(after) or self._ending(after)
 

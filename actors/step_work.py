@@ -99,7 +99,7 @@ class Saved:
     problem: str = ""
 
 
-FallKind = Literal["died", "refused", "lost", "outnumbered"]
+FallKind = Literal["died", "refused", "lost", "outnumbered", "regrouped", "unplaced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,8 @@ class Fall:
 
     Kinds: `died`, another one may get further; `refused`, another one would meet the same error;
     `lost`, what it has to step on is gone; `outnumbered`, nothing happened, but two groups want to
-    start on one order.
+    start on one order; `regrouped`, it left as it was told to, to be followed by another one;
+    `unplaced`, Ray Train found no place for it.
     """
 
     kind: FallKind

@@ -200,7 +200,7 @@ def predicted_seconds(path: Path, known: Calibration) -> float:
     """Of a step of the run file at `path`, from what was measured of another run."""
     loaded = run_files.load(str(path), ())
     simulated = Simulated(loaded, loaded.stages[-1])
-    workers = loaded.rollout.sizes.max, loaded.learner.workers
+    workers = loaded.rollout.sizes.max, loaded.learner.ranks.max
     return simulated.predict(basis_of(known, loaded.stages[-1]), *workers).step_seconds
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from manta.actors.rank_range import RankRange
 from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.stage_words import (
@@ -100,17 +101,19 @@ def _micro_batches(
     learner = run_file.learner
     _, longest = _tokens_per_completion(run_file, algorithm, prompts)
     rows = stage.prompts_per_step * algorithm.samples_per_prompt // stage.updates_per_step
-    rows_per_rank = math.ceil(rows / learner.workers)
+    rows_per_rank = math.ceil(rows / learner.ranks.min)
     rows_at_once = max(1, learner.tokens_per_micro_batch // longest)
     count = math.ceil(rows_per_rank / rows_at_once)
     return (
         f"about {_times(count, 'micro-batch', 'micro-batches')} an update of at most "
-        f"{learner.tokens_per_micro_batch:,} tokens on {_learner_ranks(learner.workers)}"
+        f"{learner.tokens_per_micro_batch:,} tokens on {_learner_ranks(learner.ranks)}"
     )
 
 
-def _learner_ranks(workers: int) -> str:
-    return "1 learner rank" if workers == 1 else f"each of {workers:,} learner ranks"
+def _learner_ranks(ranks: RankRange) -> str:
+    if not ranks.is_fixed:
+        return f"each of {ranks.min:,} learner ranks, or fewer on up to {ranks.max:,}"
+    return "1 learner rank" if ranks.max == 1 else f"each of {ranks.max:,} learner ranks"
 
 
 def _updates(run_file: RunFile, stage: StageConfig, prompts: Prompts | None) -> str:

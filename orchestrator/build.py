@@ -146,7 +146,8 @@ def _learner_group(
     """With `restarts` one that falls is followed by another, if engines need not go with it."""
     follows = None if job.is_tied_to_engines else restarts
     storage, nodes = Path(job.run_dir) / "learner", asked("learner", offered_nodes())
-    return LearnerGroup(job, need.cpus, need.gpus, storage, nodes, client, follows)
+    resources = {"CPU": need.cpus, "GPU": need.gpus, **nodes}
+    return LearnerGroup(job, resources, storage, client, follows)
 
 
 def _references(

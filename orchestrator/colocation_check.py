@@ -54,13 +54,13 @@ def _engine(run_file: RunFile) -> Iterator[str]:
 def _learner(run_file: RunFile) -> Iterator[str]:
     rollout, learner = run_file.rollout, run_file.learner
     wanted = rollout.sizes.min * max(1, rollout.devices)
-    if learner.workers != wanted:
+    if learner.ranks.is_fixed and learner.ranks.min != wanted:
         engines = f"{rollout.sizes.min} workers"
         if rollout.devices > 1:
             engines += f" of {rollout.devices} devices"
         yield (
             f"rollout.workers: {engines} need {wanted} learner ranks to stand beside, "
-            f"learner.workers is {learner.workers}: make the two come out even, {_APART}"
+            f"learner.workers is {learner.ranks}: make the two come out even, {_APART}"
         )
     if learner.backend in BACKEND_NAMES and learner.backend not in OFFLOADING:
         yield (

@@ -157,7 +157,6 @@ def _numbers(run_file: RunFile) -> Iterator[str]:
         "rollout.queue_rows": (rollout.rows_ahead, 1),
         "rollout.max_new_tokens": (rollout.max_new_tokens, 1),
         "rollout.simulated.length_sigma": (rollout.simulated.length_sigma, 0),
-        "learner.workers": (learner.workers, 1),
         "learner.threads": (learner.threads, 0),
         "learner.tokens_per_micro_batch": (learner.tokens_per_micro_batch, 1),
         "learner.weight_decay": (learner.weight_decay, 0),

@@ -24,11 +24,15 @@ _RESERVE_SECONDS = 5.0
 
 
 class DrainingNodes:
+    """`now`: those there are, and until when each is there, in milliseconds since 1970 (0: not
+    said)."""
+
     def __init__(
         self, seats: Sequence[Seats[Any]], event: Callable[[str, Mapping[str, Json]], None]
     ) -> None:
         self._seats, self._event = seats, event
         self._known: set[str] = set()
+        self.now: Mapping[str, int] = {}
 
     async def run(self) -> None:
         """Looks once a second, until cancelled."""
@@ -38,6 +42,7 @@ class DrainingNodes:
 
     async def look(self) -> None:
         draining: dict[str, int] = await asyncio.to_thread(state.get_draining_nodes)
+        self.now = draining
         for node in sorted(draining.keys() - self._known):
             self._known.add(node)
             self._event("node drains", {"node": node})

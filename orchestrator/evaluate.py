@@ -15,6 +15,7 @@ from manta.envs.records import Float32, GroupId, GroupSummary
 from manta.orchestrator.config import EvaluateConfig
 from manta.orchestrator.environment_pool import EnvironmentPool
 from manta.orchestrator.seats import MAX_TRIES
+from manta.orchestrator.supply import MAX_ATTEMPTS
 
 _TASKS_PER_CALL = 64
 
@@ -50,11 +51,14 @@ async def evaluate(
     size = max(1, min(_TASKS_PER_CALL, -(-count // max(1, pool.num_workers))))
     blocks = [admissions[i : i + size] for i in range(0, count, size)]
     results = await asyncio.gather(*(_made(pool, lane, block) for block in blocks))
-    summaries: list[GroupSummary] = []
-    for summary in results:
-        summaries.extend(s for s in summary.groups if not isinstance(s, Broken))
+    groups = [group for block in results for group in block]
+    summaries = [group for group in groups if not isinstance(group, Broken)]
     if not summaries:
-        raise NothingEvaluated(f"none of the {count} groups of lane {lane.name} could be made")
+        reasons = sorted({group.reason for group in groups if isinstance(group, Broken)})
+        raise NothingEvaluated(
+            f"none of the {count} groups of lane {lane.name} could be made, each was tried "
+            f"{MAX_ATTEMPTS} times: {'; '.join(reasons[:3])}"
+        )
     metric = _component(summaries, settings.metric)
     gold = None
     if settings.gold_likelihood:
@@ -75,7 +79,23 @@ async def evaluate(
     )
 
 
-async def _made(pool: EnvironmentPool, lane: Lane, block: Sequence[Admission]) -> BlockSummary:
+async def _made(
+    pool: EnvironmentPool, lane: Lane, block: Sequence[Admission]
+) -> list[GroupSummary | Broken]:
+    """What became of each group, in order. Those that broke are tried again, as often as in
+    training."""
+    found: dict[int, GroupSummary | Broken] = {}
+    left = list(block)
+    for _ in range(MAX_ATTEMPTS):
+        summary = await _run(pool, lane, left)
+        found.update(zip((a.index for a in left), summary.groups, strict=True))
+        left = [a for a in left if isinstance(found[a.index], Broken)]
+        if not left:
+            break
+    return [found[a.index] for a in block]
+
+
+async def _run(pool: EnvironmentPool, lane: Lane, block: Sequence[Admission]) -> BlockSummary:
     """The block's summary, from another worker where one dies under it."""
     for _ in range(MAX_TRIES - 1):
         with suppress(ray.exceptions.RayActorError):

@@ -82,6 +82,7 @@ class _Record:
         self.identity: Identity | None = None
         self.sign: LifeSign | None = None
         self.begun = self.heard = now
+        self.serving_since: float | None = None
         self.stuck_since: float | None = None
         self.stuck_cpu = 0.0
         self.stopped_since: float | None = None
@@ -102,6 +103,13 @@ class Health:
     def begin(self, key: str, role: str, name: str) -> None:
         """A worker is being started; `key` tells it from a later one of its name."""
         self._records[key] = _Record(key, role, name, self._clock())
+
+    def serving(self, key: str) -> None:
+        """It has answered somebody else: from here on it is no more starting, even if it stops
+        before it was introduced."""
+        record = self._records.get(key)
+        if record is not None and record.serving_since is None:
+            record.serving_since = self._clock()
 
     def introduced(self, key: str, identity: Identity) -> None:
         """Its constructor is done."""
@@ -194,14 +202,14 @@ class Health:
         for record in self._records.values():
             record.begun += seconds
             record.heard += seconds
-            for name in ("stuck_since", "stopped_since"):
+            for name in ("stuck_since", "stopped_since", "serving_since"):
                 since = getattr(record, name)
                 if since is not None:
                     setattr(record, name, since + seconds)
 
     def _why_frozen(self, record: _Record, now: float) -> tuple[str, float] | None:
         most = self.rules.frozen_after_seconds
-        if record.identity is None:
+        if record.identity is None and record.serving_since is None:
             late = now - record.begun - self.rules.start_seconds
             if late <= 0:
                 return None
@@ -244,7 +252,7 @@ class Health:
     def _state(self, record: _Record, now: float) -> WorkerState:
         if record.is_frozen:
             return "frozen"
-        if record.identity is None:
+        if record.identity is None and record.serving_since is None:
             return "starting"
         periods = _SILENT_PERIODS * self.rules.every_seconds
         if _silence(record, now) > periods or record.stopped_since is not None:
@@ -256,7 +264,7 @@ class Health:
 def _silence(record: _Record, now: float) -> float:
     """Seconds since its last sign, or since it began to start."""
     if record.identity is None:
-        return now - record.begun
+        return now - (record.begun if record.serving_since is None else record.serving_since)
     return now - record.heard if record.relayed_age is None else record.relayed_age
 
 

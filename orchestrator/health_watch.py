@@ -30,11 +30,13 @@ _END_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A worker as the pools know it now."""
+    """A worker as the pools know it now. `is_serving`: its constructor is done, since it has
+    answered others."""
 
     role: str
     name: str
     handle: ActorHandle[Alive]
+    is_serving: bool = False
 
     @property
     def key(self) -> str:
@@ -84,6 +86,8 @@ class HealthWatch:
                 self._health.begin(key, member.role, member.name)
                 self._handles[key] = member.handle
                 self._followed[key] = asyncio.create_task(self._follow(member))
+            if member.is_serving:
+                self._health.serving(key)
         for key in self._followed.keys() - members.keys() - {"ranks"}:
             self._let_go(key)
 
@@ -137,7 +141,8 @@ class HealthWatch:
                 self._health.begin(key, "learner", f"rank-{beat.rank}")
                 self._health.introduced(key, beat.identity)
                 self._handles[key] = beat.handle
-            self._health.heard(key, beat.sign, beat.age_seconds)
+            if beat.sign is not None:
+                self._health.heard(key, beat.sign, beat.age_seconds)
         for key in {key for key in self._handles if key.startswith("rank-")} - beats.keys():
             self._health.gone(key)
             self._handles.pop(key)

@@ -1,35 +1,37 @@
-"""The learner group: a Ray Train run in a daemon thread beside the asyncio driver.
+"""The learner group: ranks that follow one another, each group from where the last one got to.
 
-Owns the thread, its outcome, and what follows when ranks fall: Ray Train starts a new group of
-processes at once, and this says from where it goes on, or that the run cannot. What ranks do is in
-`manta.actors.learner`; what they are told goes through the mailbox, which also hands out the steps
-that a new group replays.
+Owns how many ranks there are, and what follows when they fall or leave for others: says from where
+the next group goes on, or that the run cannot. A fixed number of ranks that fell is started anew by
+Ray Train at once; where their number is a range, each group is a Ray Train run of its own, on the
+places that are found. What ranks do is in `manta.actors.learner`; what they are told goes through
+the mailbox, which also hands out the steps that a new group replays.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+import ray
 
-from manta.actors.backends.settings import ON_CPU, ON_GPU
-from manta.actors.learner import LearnerJob, learner_loop
-from manta.actors.learner_falls import LearnerFalls, fall_of
+from manta.actors.learner import LearnerJob
 from manta.actors.step_log import StepsForgotten
 from manta.actors.step_work import Fall, FallKind
 from manta.envs.records import Json
+from manta.orchestrator.learner_fit import LearnerFit
 from manta.orchestrator.learner_starts import LearnerStarts
-from manta.orchestrator.metrics import LEARNER_FELL
+from manta.orchestrator.metrics import LEARNER_FELL, LEARNER_REGROUPS
 from manta.orchestrator.pools import MailboxClient
+from manta.orchestrator.rank_places import RankPlaces
 
-_START_FAILURES = 3
-"""How often Ray Train may find no place for a group (it looks for a minute each time)."""
+_PLACE_SECONDS = 3.0
+"""How long a group waits for places of more than its fewest ranks before it starts without."""
+_LOOK_SECONDS = 0.25
+_OF_A_RANGE: Mapping[FallKind, FallKind] = {"unplaced": "died"}
+"""What a group of fewer ranks may get over, though one of as many would not."""
 
 
 class LearnerFailed(RuntimeError):
@@ -51,47 +53,26 @@ class Restarts:
 
 
 class LearnerGroup:
+    """`wish` says why it should be followed by one of other ranks, if it should (`regroup`)."""
+
     def __init__(
         self,
         job: LearnerJob,
-        cpus_per_rank: float,
-        gpus_per_rank: float,
+        resources: Mapping[str, float],
         storage: Path,
-        nodes: Mapping[str, float],
         client: MailboxClient,
         restarts: Restarts | None,
     ) -> None:
-        """`nodes` is what each rank asks for beside: a resource of the nodes it may stand on.
-        Without `restarts` the first fall is the end."""
-        most = -1 if restarts and restarts.most else 0
-        self._trainer = TorchTrainer(
-            learner_loop,
-            train_loop_config={"job": job},
-            torch_config=TorchConfig(backend=ON_GPU if job.settings.devices else ON_CPU),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=job.settings.workers,
-                use_gpu=gpus_per_rank > 0,
-                resources_per_worker={"CPU": cpus_per_rank, "GPU": gpus_per_rank, **nodes},
-            ),
-            run_config=ray.train.RunConfig(
-                name="learner",
-                storage_path=str(storage),
-                # mypy sees the signatures of Ray Train's first version
-                failure_config=ray.train.FailureConfig(
-                    max_failures=most,
-                    controller_failure_limit=_START_FAILURES,  # type: ignore[call-arg]
-                ),
-                callbacks=[LearnerFalls(job.mailbox)] if most else [],  # type: ignore[list-item]
-            ),
-        )
-        self._client = client
-        self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._fit, name="learner-group", daemon=True)
-        self._thread.start()
-        self._watching: asyncio.Task[None] | None = None
-        if restarts is not None and restarts.most:
-            self._watching = asyncio.create_task(self._watch(restarts))
+        """`resources` are what each rank asks for. Without `restarts` the first fall is the end."""
+        self._job, self._resources, self._storage = job, resources, storage
+        self._client, self._restarts = client, restarts
+        self._sizes = job.settings.ranks
+        self._places = RankPlaces(resources)
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._fit: LearnerFit | None = None
+        self._regroups = ""
+        self.ranks, self.wish = 0, ""
+        self._tasks = {asyncio.create_task(self._guarded(self._watch()))}
 
     @property
     def has_ended(self) -> bool:
@@ -102,86 +83,133 @@ class LearnerGroup:
         fell and is not followed by another."""
         await asyncio.shield(self._ended)
 
+    @property
+    def can_regroup(self) -> bool:
+        """Engines that hold what the ranks' processes lend them would have to go with them."""
+        return self._restarts is not None
+
+    async def seek(self, places: int, leaving: Collection[str]) -> int:
+        """Has so many places kept for further ranks; how many there are, on nodes that stay."""
+        return await self._places.seek(places, leaving)
+
+    async def regroup(self) -> None:
+        """Has the ranks leave, for as many as there is place for then: between two steps, with a
+        checkpoint of the last one."""
+        self._regroups, self.wish = self.wish, ""
+        await self._client.dismiss()
+
     async def close(self) -> None:
         """Nothing follows any more, whatever becomes of the group."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._places.release()
         if self._ended.done() and not self._ended.cancelled():
             self._ended.exception()
 
-    def _fit(self) -> None:
-        try:
-            self._trainer.fit()
-        except ray.train.WorkerGroupError as error:
-            fall = fall_of(error.worker_failures)
-            failure = _failure(fall.kind, "the learner group fell", fall.causes)
-            self._say(failure, error)
-        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            self._say(LearnerLost(f"the learner group failed: {error}"), error)
+    async def _start(self) -> None:
+        """A group on the places that there are."""
+        self.ranks = await self._placed()
+        restarts_ranks = self._sizes.is_fixed and bool(self._restarts and self._restarts.most)
+        self._fit = LearnerFit(
+            self._job, self.ranks, self._resources, self._storage, restarts_ranks
+        )
+        self._tasks.add(asyncio.create_task(self._guarded(self._see_off(self._fit))))
+
+    async def _placed(self) -> int:
+        """How many ranks there is place for, once it is for the fewest; they may take it."""
+        sizes, waited = self._sizes, 0.0
+        if sizes.is_fixed:
+            self._places.release()
+            return sizes.min
+        while (found := await self._places.seek(sizes.max)) < sizes.max:
+            if found >= sizes.min and waited >= _PLACE_SECONDS:
+                break
+            await asyncio.sleep(_LOOK_SECONDS)
+            waited += _LOOK_SECONDS
+        self._places.release()
+        return found
+
+    async def _see_off(self, fit: LearnerFit) -> None:
+        fall = await fit.ended
+        regroups, self._regroups = self._regroups, ""
+        if fall is None and not regroups:
+            self._settle(None)
+        elif fall is None:
+            await self._client.fell(Fall("regrouped", (regroups,)))
+        elif self._restarts is None or not self._restarts.most or self._sizes.is_fixed:
+            # Where falls are to be followed Ray Train does that for a fixed number of ranks; here
+            # it has given up
+            self._settle(_failure(fall.kind, "the learner group fell", fall.causes))
         else:
-            self._loop.call_soon_threadsafe(self._settle, None)
+            # Another number of ranks may find its place
+            await self._client.fell(replace(fall, kind=_OF_A_RANGE.get(fall.kind, fall.kind)))
 
-    def _say(self, failure: LearnerFailed, cause: Exception) -> None:
-        failure.__cause__ = cause
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._settle, failure)
+    async def _watch(self) -> None:
+        """Starts the first group, and gives every other one an order to start from."""
+        await self._start()
+        if self._restarts is not None:
+            await self._follow(self._restarts)
 
-    async def _watch(self, restarts: Restarts) -> None:
-        """Sees to it that every group but the first has an order to start from."""
+    async def _guarded(self, part: Coroutine[Any, Any, None]) -> None:
+        """What keeps `part` from its end ends the group."""
         try:
-            await self._follow(restarts)
+            await part
         except LearnerFailed as failure:
             self._settle(failure)
         except (ray.exceptions.RayError, StepsForgotten) as error:
-            self._say(LearnerLost(f"the learner group cannot go on: {error}"), error)
+            self._settle(LearnerLost(f"the learner group cannot go on: {error}"), error)
         except (ValueError, OSError) as error:
-            self._say(LearnerFailed(f"the learner group cannot go on: {error}"), error)
+            self._settle(LearnerFailed(f"the learner group cannot go on: {error}"), error)
 
     async def _follow(self, restarts: Restarts) -> None:
         number, finished = 0, -1
         in_a_row: list[Fall] = []
         reading: asyncio.Task[None] | None = None
-        try:
-            while True:
-                fall = await self._client.fall(number)
-                number += 1
-                if reading is not None:
-                    reading.cancel()
-                if fall.finished > finished:
-                    in_a_row, finished = [], fall.finished
-                if fall.kind != "outnumbered":
-                    in_a_row.append(fall)
-                    judge(in_a_row, restarts.most)
-                order = await asyncio.to_thread(restarts.starts.again)
-                replays = await self._client.restart(order)
-                reading = asyncio.create_task(self._until_read(restarts.starts, order.incarnation))
-                restarts.event(
-                    LEARNER_FELL,
-                    {
-                        "why": "; ".join(fall.causes),
-                        "newest finished step": fall.finished,
-                        "goes on from step": order.step,
-                        "steps to replay": replays,
-                        "incarnation": order.incarnation,
-                    },
-                )
-        finally:
+        while True:
+            fall = await self._client.fall(number)
+            number += 1
             if reading is not None:
                 reading.cancel()
+                self._tasks.discard(reading)
+            if fall.finished > finished:
+                in_a_row, finished = [], fall.finished
+            if fall.kind not in ("outnumbered", "regrouped"):
+                in_a_row.append(fall)
+                judge(in_a_row, restarts.most)
+            order = await asyncio.to_thread(restarts.starts.again)
+            replays = await self._client.restart(order)
+            reading = asyncio.create_task(
+                self._guarded(self._until_read(restarts.starts, order.incarnation))
+            )
+            self._tasks.add(reading)
+            before = self.ranks
+            if self._fit is not None and self._fit.ended.done():
+                await self._start()
+            restarts.event(
+                LEARNER_REGROUPS if fall.kind == "regrouped" else LEARNER_FELL,
+                {
+                    "why": "; ".join(fall.causes),
+                    "newest finished step": fall.finished,
+                    "goes on from step": order.step,
+                    "steps to replay": replays,
+                    "incarnation": order.incarnation,
+                    "ranks": f"{before} to {self.ranks}",
+                },
+            )
 
     async def _until_read(self, starts: LearnerStarts, incarnation: int) -> None:
-        # Whoever waits for falls is told of a mailbox that is gone
-        with suppress(ray.exceptions.RayError):
-            await self._client.started(incarnation)
-            starts.has_read()
+        await self._client.started(incarnation)
+        starts.has_read()
 
-    def _settle(self, failure: LearnerFailed | None) -> None:
+    def _settle(self, failure: LearnerFailed | None, cause: Exception | None = None) -> None:
         if self._ended.done():
             return
         if failure is None:
             self._ended.set_result(None)
         else:
+            failure.__cause__ = failure.__cause__ or cause
             self._ended.set_exception(failure)
 
 

@@ -29,8 +29,8 @@ class LearnerShare:
 
 
 def learner_share(settings: LearnerSettings, count: int, element_bytes: int) -> LearnerShare:
-    """For a model of `count` parameters of `element_bytes`."""
-    part = 1 / settings.workers
+    """For a model of `count` parameters of `element_bytes`, on the fewest ranks there may be."""
+    part = 1 / settings.ranks.min
     copies = 0.0 if element_bytes == 4 else 1.0
     own = settings.deepspeed
     if settings.backend == "fsdp":

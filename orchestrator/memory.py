@@ -236,7 +236,7 @@ def learner_parts(run_file: RunFile, sizes: ModelSizes) -> list[Part]:
     states = _state_numbers(settings, count, count if spec.lora else num_hidden(sizes))
     tokens = max(settings.tokens_per_micro_batch, spec.context)
     # Of a sharded backend rank 0 writes everything
-    writers = max(1, settings.workers) if settings.backend == "plain" else 1
+    writers = max(1, settings.ranks.min) if settings.backend == "plain" else 1
     share = learner_share(settings, count, element)
     optimizer = f"{settings.optimizer} states"
     held = [

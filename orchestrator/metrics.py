@@ -37,11 +37,13 @@ IDLE_SHARE: Final = "rollout/idle_share"
 CAP: Final = "rollout/cap_tokens"
 LEARNER_FELL, BEGINS_ANEW = "learner group fell", "run begins anew"
 """Events after which something was started again."""
+LEARNER_REGROUPS: Final = "learner group of other ranks"
 DRIVER_CPU: Final = "time/driver_cpu"
 KL: Final = "learner/kl_reference"
+RANKS: Final = "learner/ranks"
 LOGPROB_GAP: Final = "mismatch/same_version/gap_max"
 MISMATCH_KL: Final = "mismatch/same_version/kl"
-"""Names that others look for; the last three are what the learner calls them. `DRIVER_CPU` is in
+"""Names that others look for; the last four are what the learner calls them. `DRIVER_CPU` is in
 processor seconds of the driver's process, all of its threads. `LOGPROB_GAP` is the largest |engine
 - learner| of a step's tokens that were sampled under the weights that the learner held; what was
 sampled under older ones is below `mismatch/stale`."""

@@ -22,6 +22,7 @@ def pool_problems(run_file: RunFile) -> Iterator[str]:
             yield from _range(run_file, key, workers)
         elif workers < 1:
             yield f"{key}: is {workers}, must be at least 1"
+    yield from _ranks(run_file)
     if rollout.standby < 0:
         yield f"rollout.standby: is {rollout.standby}, must be at least 0"
     elif rollout.standby and (why := _stays_as_it_is(run_file)):
@@ -45,6 +46,30 @@ def _range(run_file: RunFile, key: str, workers: WorkerRange) -> Iterator[str]:
                 "when workers come and go: give one number"
             )
         elif key == "rollout.workers" and (why := _stays_as_it_is(run_file)):
+            yield f"{key}: is a range, but {why}: give one number"
+
+
+def _ranks(run_file: RunFile) -> Iterator[str]:
+    ranks, key = run_file.learner.ranks, "learner.workers"
+    if isinstance(run_file.learner.workers, int):
+        if ranks.min < 1:
+            yield f"{key}: is {ranks.min}, must be at least 1"
+    elif ranks.min < 1:
+        yield f"{key}.min: is {ranks.min}, must be at least 1"
+    elif ranks.min > ranks.max:
+        yield (
+            f"{key}.min: is {ranks.min}, above max ({ranks.max}): the group has as many ranks as "
+            "there is place for, never fewer than min nor more than max"
+        )
+    elif ranks.settle_seconds < 0:
+        yield f"{key}.settle_seconds: is {ranks.settle_seconds:g}, must be at least 0"
+    elif not ranks.is_fixed:
+        if run_file.run.deterministic:
+            yield (
+                f"{key}: is a range, but in a run with run.deterministic sums must not depend on "
+                "how many ranks share them: give one number"
+            )
+        elif why := _stays_as_it_is(run_file):
             yield f"{key}: is a range, but {why}: give one number"
 
 

@@ -110,6 +110,14 @@ class MailboxClient:
     async def stop(self, save_to: str | None) -> None:
         await self.mailbox.stop.remote(Stop(save_to))
 
+    async def dismiss(self) -> None:
+        """Has the present learner group leave between two steps, for another one to follow."""
+        await self.mailbox.dismiss.remote()
+
+    async def fell(self, fall: Fall) -> None:
+        """Says that a learner group has ended, as `fall` tells."""
+        await self.mailbox.fell.remote(fall)
+
     async def saved(self, step: int) -> tuple[Saved, ...]:
         return await self.mailbox.all_saved.remote(step)
 

@@ -23,20 +23,21 @@ class Heartbeats(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A rank, and its last sign, `age_seconds` old."""
+    """A rank, and its last sign, `age_seconds` old; None: it has said nothing since it enlisted, so
+    long ago."""
 
     rank: int
     handle: ActorHandle[Any]
     identity: Identity
-    sign: LifeSign
+    sign: LifeSign | None
     age_seconds: float
 
 
 async def heard_of(mailbox: Heartbeats) -> list[Heard]:
-    """Every rank that has said anything since it enlisted, and has an actor to be killed by."""
+    """Every rank that has enlisted, and has an actor to be killed by."""
     found = []
     for beat in await mailbox.heartbeats():
         member = beat.member
-        if member.handle is not None and member.identity is not None and beat.sign is not None:
+        if member.handle is not None and member.identity is not None:
             found.append(Heard(member.rank, member.handle, member.identity, beat.sign, beat.age))
     return found

@@ -71,7 +71,7 @@ def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
         needs_gpu = learner.devices > 0 or (is_colocated and run_file.rollout.devices > 0)
         needs_gpu |= run_file.publish.transport in DIRECT
         gpus = 1 if needs_gpu else 0
-        needs.append(RoleNeed("learner", learner.workers, cpus, gpus))
+        needs.append(RoleNeed("learner", learner.ranks.min, cpus, gpus, learner.ranks.span))
     return tuple(needs)
 
 

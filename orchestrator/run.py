@@ -26,6 +26,7 @@ from manta.orchestrator.feed import FeedState
 from manta.orchestrator.generate_stage import GenerateStage
 from manta.orchestrator.head_watch import lost_head, watch_head
 from manta.orchestrator.learner_group import Restarts
+from manta.orchestrator.learner_sizing import LearnerSizing
 from manta.orchestrator.learner_starts import LearnerStarts
 from manta.orchestrator.ledger import Entry, Ledger, truncate
 from manta.orchestrator.lives import Lives
@@ -199,6 +200,10 @@ class _Driver:
         scoring = ScorerWatch(crew.scorers, recorder.scoring)
         draining = DrainingNodes(crew.seats, recorder.event)
         watches = [watch.run, scoring.run, draining.run, self._elastic(run).run]
+        if crew.learner is not None and crew.learner.can_regroup:
+            ranks = self._run_file.learner.ranks
+            sizing = LearnerSizing(ranks, crew.learner, crew.client, lambda: draining.now)
+            watches.append(sizing.run)
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(watch_head(self._head))]
             beside += [tasks.create_task(each.run(recorder.event)) for each in crew.seats]

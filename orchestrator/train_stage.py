@@ -45,6 +45,7 @@ class TrainStage:
         self._first = run.progress.step - run.progress.stage_step
         self._save_at = steps_named(run.run_file)
         self._saving_to: str | None = None
+        self._regroups_at: int | None = None
 
     async def run(self, feed_state: FeedState | None) -> bool:
         """From wherever the run stands in this stage to its end, or to a stop; whether it came to
@@ -150,7 +151,7 @@ class TrainStage:
 
     def _is_saved(self, step: int) -> bool:
         every = self._run.run_file.checkpoint.every_steps
-        is_due = (step - self._first) % every == 0 or step in self._save_at
+        is_due = (step - self._first) % every == 0 or step in {*self._save_at, self._regroups_at}
         return self._is_last(step) or is_due
 
     def _is_examined(self, step: int) -> bool:
@@ -177,12 +178,28 @@ class TrainStage:
             # Also at the end: the stage goes on from there where its steps are raised
             others = self._reference_saving()
             self._run.checkpoint(state, self._is_last(step), has_learner=True, others=others)
+        if step == self._regroups_at and not self._run.should_stop.is_set():
+            await self._regroup()
         self._run.stop_when_late()
 
     def _reference_saving(self) -> Awaitable[tuple[WrittenFile, ...]] | None:
         return None if self._reference is None else self._reference.saving(self._saving_to)
 
+    async def _regroup(self) -> None:
+        """Once the step's checkpoint is there, ranks go, and others go on from it."""
+        run = self._run
+        assert run.crew.learner is not None
+        await run.commits.settled()
+        await run.waits.wait(
+            "the mailbox to tell the learner ranks to leave",
+            run.crew.learner.regroup(),
+            run.deadline_seconds,
+        )
+
     async def _save_to(self, step: int) -> str | None:
+        learner = self._run.crew.learner
+        assert learner is not None
+        self._regroups_at = step if learner.wish and not self._is_last(step) else None
         self._saving_to = await self._run.commits.begin(step) if self._is_saved(step) else None
         return self._saving_to
 

@@ -40,6 +40,7 @@ MAY_USE_RAY = {
     "orchestrator/environment_pool.py",
     "orchestrator/evaluate.py",
     "orchestrator/job_server.py",
+    "orchestrator/learner_fit.py",
     "orchestrator/learner_group.py",
     "orchestrator/lane_pool.py",
     "orchestrator/living.py",
@@ -50,6 +51,7 @@ MAY_USE_RAY = {
     "orchestrator/rebirth.py",
     "orchestrator/reference_pool.py",
     "orchestrator/reward_pool.py",
+    "orchestrator/rank_places.py",
     "orchestrator/rank_signs.py",
     "orchestrator/roster.py",
     "orchestrator/rollout_pool.py",
@@ -126,7 +128,7 @@ WAITS_INSIDE = {"publish", "close"}
 """Methods that bring a name and a deadline of their own."""
 INSIDE_OF_A_WAIT = {"delivery.py", "direct_delivery.py", "run_evaluation.py", "shared_device.py"}
 """Whose callers wait, by name and with a deadline, for all that they do."""
-BESIDE = {"learner_group.py", "watch.py"}
+BESIDE = {"learner_group.py", "learner_sizing.py", "watch.py"}
 """Who asks on and on beside the run; the watchdog ends a mailbox that does not answer them."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from manta.actors.rank_range import RankRange, ranks_of
 from manta.envs.records import Json
 
 Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
@@ -82,7 +83,7 @@ class LearnerSettings:
     """
 
     backend: str = "plain"
-    workers: int = 1
+    workers: int | RankRange = 1
     threads: int = 0
     devices: Literal[0, 1] = 0
     tokens_per_micro_batch: int = 2560
@@ -99,3 +100,7 @@ class LearnerSettings:
     max_restarts: int = 3
     fsdp: FsdpSettings = field(default_factory=FsdpSettings)
     deepspeed: DeepSpeedSettings = field(default_factory=DeepSpeedSettings)
+
+    @property
+    def ranks(self) -> RankRange:
+        return ranks_of(self.workers)

@@ -22,6 +22,7 @@ from manta.orchestrator import run_file as run_files
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.ledger import read_ledger
 from manta.orchestrator.metrics import (
+    RANKS,
     SAMPLES,
     STALENESS,
     TOKENS,
@@ -83,7 +84,7 @@ def calibrate(folder: Path, stage_name: str | None) -> Calibration:
     stage = _stage(run_file, stage_name, folder)
     lines = _steps(directory, stage)
     engine, told_engine = _engine(lines, folder)
-    fixed, per_token = _learner(lines, run_file.learner.workers)
+    fixed, per_token = _learner(lines, run_file.learner.ranks.min)
     overheads = _overheads(lines, per_token / passes(stage))
     lengths = _lengths(directory, lines)
     flat_share = _flat_share(directory, stage)
@@ -93,7 +94,7 @@ def calibrate(folder: Path, stage_name: str | None) -> Calibration:
         "each without evaluation and checkpoints",
         f"an engine: {told_engine}",
         f"the learner: {fixed:.3g} s a step and {1e6 * per_token:.3g} us a token of a rank "
-        f"(measured on {run_file.learner.workers}, taken to scale with ranks)",
+        f"(measured on {run_file.learner.ranks}, taken to scale with ranks)",
         f"beside them: rewards {overheads.reward:.3g} s a group, publish "
         f"{overheads.publish:.3g} s, driver {overheads.step:.3g} s a step",
         f"lengths: {lengths.told()}",
@@ -194,8 +195,9 @@ def fitted_steps(work: EngineWork) -> tuple[float, float]:
 
 
 def _learner(lines: Sequence[MetricsLine], ranks: int) -> tuple[float, float]:
-    """(seconds a step beside its tokens, seconds a token of a rank)."""
-    tokens = np.array([line.values["tokens/total"] for line in lines]) / ranks
+    """(seconds a step beside its tokens, seconds a token of a rank), of `ranks` where a line does
+    not say how many there were."""
+    tokens = np.array([v["tokens/total"] / v.get(RANKS, ranks) for v in (e.values for e in lines)])
     steps = np.array([line.values["time/learner/step"] for line in lines])
     beside = fmean(line.values["time/learn"] for line in lines) - float(steps.mean())
     slope, base = float(steps.sum() / tokens.sum()), 0.0

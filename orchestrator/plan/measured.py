@@ -37,7 +37,7 @@ def basis_of(found: Calibration, stage: StageConfig) -> Basis:
 def own_step(found: Calibration) -> float:
     """Seconds of a step of the calibrating run itself, as it is simulated."""
     simulated = Simulated(found.run_file, found.stage)
-    workers = found.run_file.rollout.sizes.max, found.run_file.learner.workers
+    workers = found.run_file.rollout.sizes.max, found.run_file.learner.ranks.max
     return simulated.predict(basis_of(found, found.stage), *workers).step_seconds
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Kind: TypeAlias = Literal["kill", "freeze", "lose node"]
+Kind: TypeAlias = Literal["kill", "freeze", "stall", "lose node"]
+"""One that stalls goes on by itself, before anybody takes it for frozen."""
 
 WORKERS = {
     "rollout": "RolloutWorker",

@@ -19,7 +19,6 @@ from tests.chaos.trial import check, run_trial
 from tests.e2e import runs
 
 SIMULATED = (
-    "rollout.engine=simulated",
     "rollout.simulated.length_median=2",
     "rollout.simulated.tokens_per_second=40",
     "publish.probe_tolerance=1000",
@@ -30,7 +29,9 @@ def main() -> int:
     options = _options()
     roles = options.roles.split(",")
     kinds = options.kinds.split(",")
-    overrides = [*(SIMULATED if options.engine == "simulated" else ()), *options.override]
+    overrides = [f"rollout.engine={options.engine}", *options.override]
+    if options.engine == "simulated":
+        overrides += SIMULATED
     failed, undisturbed = 0, None
     with town() as nodes, options.results.open("a") as results:
         if options.deterministic:
@@ -76,7 +77,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=2, help="in each schedule")
     parser.add_argument("--engine", default="simulated", help="simulated, embedded or vllm")
     parser.add_argument("--roles", default=",".join([*WORKERS, DRIVER]))
-    parser.add_argument("--kinds", default="kill,freeze,lose node")
+    parser.add_argument("--kinds", default="kill,freeze,stall,lose node")
     parser.add_argument(
         "--deterministic",
         action="store_true",

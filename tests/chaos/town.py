@@ -6,6 +6,9 @@ import itertools
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +22,7 @@ from tests.chaos.faults import WORKERS, Fault
 from tests.e2e import runs
 
 GONE_SECONDS = 30.0
+STALL_SECONDS = 1.5
 
 
 class Town:
@@ -46,6 +50,17 @@ class Town:
         resources = {resource: 1} if resource else {}
         node = self._cluster.add_node(num_cpus=self._cpus, resources=resources)
         self._offers[node] = resource
+
+    def drain(self, resource: str, seconds: int) -> None:
+        """Gives a node that offers `resource` a notice, as a cloud does of its spot instances."""
+        node = next(node for node, offered in self._offers.items() if offered == resource)
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "drain-node",
+            f"--address={self._cluster.address}", f"--node-id={node.node_id}",
+            "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=a notice",
+            f"--deadline-remaining-seconds={seconds}",
+        ]  # fmt: skip
+        subprocess.run(command, env=self.environment, check=True, capture_output=True)
 
     def close(self) -> None:
         self._cluster.shutdown()
@@ -77,8 +92,9 @@ class Town:
             self._cluster.remove_node(node, allow_graceful=False)
             self.add_node(self._offers.pop(node))
         else:
-            with suppress(psutil.NoSuchProcess):
-                victim.send_signal(signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
+            _signal(victim, signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
+            if fault.kind == "stall":
+                threading.Timer(STALL_SECONDS, _signal, (victim, signal.SIGCONT)).start()
         return f"{fault}: process {victim.pid} on {resource or 'a node'}"
 
     def left_over(self) -> list[str]:
@@ -111,6 +127,11 @@ def town(nodes: int = 2, cpus: int = 3, roles: Sequence[str] = ()) -> Iterator[T
         yield made
     finally:
         made.close()
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
 
 
 def _raylets_of(node: Node) -> Iterator[psutil.Process]:

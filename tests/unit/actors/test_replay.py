@@ -224,6 +224,19 @@ async def test_a_stop_stays_and_what_was_saved_for_it_is_not_saved_again() -> No
     assert await log.take(6, 1) == Stop()
 
 
+async def test_a_group_that_is_dismissed_leaves_and_the_next_goes_on_where_it_stood() -> None:
+    log = await started(6)
+    await done(log, range(6, 7))
+    waits = await waiting(log.take(6, 0))
+    await log.dismiss()
+    assert await waits == Stop()
+    assert await log.restart(order(6, 1)) == 0
+    assert not (await enlist(log, 3, "second")).hand_over
+    waits = await waiting(log.take(6, 1))
+    await log.put(work(7))
+    assert step_of(await waits) == 7
+
+
 async def test_orders_to_hand_over_are_for_those_who_hold_the_weights() -> None:
     log = await started(6)
     handing = await waiting(log.hand_over(HandOver(1, WeightVersion(5, 0), None)))

@@ -29,7 +29,8 @@ def marked(admission: Admission) -> Outcome:
 async def test_the_first_tasks_are_evaluated_in_blocks_over_the_workers() -> None:
     pool = Pool(marked)
     found = await evaluate(pool, lane(), EvaluateConfig(prompts=7), num_tasks=100)  # type: ignore[arg-type]
-    assert [len(call) for call in pool.calls] == [4, 3]
+    # The one that breaks is tried again
+    assert sorted(len(call) for call in pool.calls) == [1, 1, 3, 4]
     assert found.num_samples == 12
     assert found.accuracy == pytest.approx(3 / 12)
     assert found.reward == 0.5
@@ -45,6 +46,20 @@ async def test_there_may_be_fewer_tasks_than_asked_for() -> None:
     assert found.gold_logprob == -2.0
 
 
+async def test_what_breaks_once_counts_as_made() -> None:
+    seen: set[int] = set()
+
+    def breaking(admission: Admission) -> Outcome:
+        place = admission.id.position
+        if place not in seen:
+            seen.add(place)
+            return Broken(admission.id, "gone")
+        return summary(admission.id, (1.0,), {"correct": (float(place),)})
+
+    found = await evaluate(Pool(breaking), lane(), EvaluateConfig(), num_tasks=4)  # type: ignore[arg-type]
+    assert (found.num_samples, found.accuracy) == (4, 0.75)
+
+
 async def test_a_metric_that_no_group_has_is_told() -> None:
     pool = Pool(lambda a: summary(a.id, (1.0,), {"format": (1.0,)}))
     with pytest.raises(ValueError, match=r"evaluate\.metric is 'correct', the reward has"):
@@ -53,5 +68,6 @@ async def test_a_metric_that_no_group_has_is_told() -> None:
 
 async def test_nothing_evaluated_is_no_accuracy_of_0() -> None:
     pool = Pool(lambda a: Broken(a.id, "gone"))
-    with pytest.raises(NothingEvaluated, match="none of the 5 groups"):
+    told = "none of the 5 groups of lane .* tried 3 times: gone$"
+    with pytest.raises(NothingEvaluated, match=told):
         await evaluate(pool, lane(), EvaluateConfig(), num_tasks=5)  # type: ignore[arg-type]

@@ -70,6 +70,19 @@ def test_a_worker_that_starts_has_a_deadline_of_its_own() -> None:
     assert "has not started" in case.found[0][1]
 
 
+def test_a_worker_that_serves_has_started_though_nobody_was_introduced_to_it() -> None:
+    case = Case()
+    case.go(3)
+    case.health.serving("a")
+    case.go(3)
+    case.health.serving("a")
+    case.go(7)
+    assert case.state == "silent"
+    case.go(1)
+    assert [at for at, _ in case.found] == [14]
+    assert "no sign of life for 11 s" in case.found[0][1]
+
+
 def test_a_loop_that_stands_without_computing_is_frozen_and_one_that_computes_is_busy() -> None:
     stuck, busy = Case(), Case()
     for case, grows in ((stuck, 0.0), (busy, 0.5)):

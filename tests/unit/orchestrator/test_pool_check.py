@@ -57,6 +57,19 @@ REFUSED = [
     ("rollout.workers={min: 1, max: 2} publish.transport=nccl",
      "rollout.workers: is a range, but engines that transport nccl sends to stay as they are: "
      "give one number"),
+    ("learner.workers=0", "learner.workers: is 0, must be at least 1"),
+    ("learner.workers={min: 0, max: 2}", "learner.workers.min: is 0, must be at least 1"),
+    ("learner.workers={min: 3, max: 2}",
+     "learner.workers.min: is 3, above max (2): the group has as many ranks as there is place for, "
+     "never fewer than min nor more than max"),
+    ("learner.workers={min: 1, max: 2, settle_seconds: -1}",
+     "learner.workers.settle_seconds: is -1, must be at least 0"),
+    ("learner.workers={min: 1, max: 2} run.deterministic=true",
+     "learner.workers: is a range, but in a run with run.deterministic sums must not depend on how "
+     "many ranks share them: give one number"),
+    ("learner.workers={min: 1, max: 2} rollout.placement=colocated",
+     "learner.workers: is a range, but colocated engines stay beside the learner's ranks: give one "
+     "number"),
     ("rollout.standby=-1", "rollout.standby: is -1, must be at least 0"),
     ("rollout.standby=1 publish.transport=ipc",
      "rollout.standby: engines that transport ipc sends to stay as they are, so nothing would "

@@ -25,12 +25,13 @@ def beat(rank: int, handle: Any, sign: LifeSign | None) -> Heartbeat:
     return Heartbeat(0, Member(rank, 7, "node", handle, HERE), 0.5, sign)
 
 
-async def test_ranks_are_heard_of_once_they_have_said_something() -> None:
+async def test_ranks_are_heard_of_from_their_enlistment_on() -> None:
     sign = sign_of_thread(0)
     mailbox = Mailbox(beat(0, HANDLE, sign), beat(1, HANDLE, None), beat(2, None, sign))
-    (found,) = await heard_of(mailbox)
-    assert (found.rank, found.age_seconds, found.identity) == (0, 0.5, HERE)
-    assert found.sign.process.memory > 0
+    speaking, silent = await heard_of(mailbox)
+    assert (speaking.rank, speaking.age_seconds, speaking.identity) == (0, 0.5, HERE)
+    assert speaking.sign is not None and speaking.sign.process.memory > 0
+    assert (silent.rank, silent.sign) == (1, None)
 
 
 def test_a_process_that_catches_no_signal_is_not_sent_one() -> None:

@@ -1,0 +1,76 @@
+"""One run of Ray Train: so many learner ranks, in a daemon thread beside the asyncio driver.
+
+Owns the thread, and how Ray Train says that it ended. What ranks do is in `manta.actors.learner`;
+what follows an end is `manta.orchestrator.learner_group`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from manta.actors.backends.settings import ON_CPU, ON_GPU
+from manta.actors.learner import LearnerJob, learner_loop
+from manta.actors.learner_falls import LearnerFalls, fall_of
+from manta.actors.step_work import Fall
+
+_START_FAILURES = 3
+"""How often Ray Train may find no place for its ranks (it looks for a minute each time)."""
+
+
+class LearnerFit:
+    """`ended` is None once the ranks have left their loop, or the fall that was the end."""
+
+    def __init__(
+        self,
+        job: LearnerJob,
+        ranks: int,
+        resources: Mapping[str, float],
+        storage: Path,
+        restarts_ranks: bool,
+    ) -> None:
+        """`resources` are what each rank asks for. With `restarts_ranks` Ray Train starts as many
+        anew whenever some fall, and tells the mailbox; else the first fall is the end."""
+        self._trainer = TorchTrainer(
+            learner_loop,
+            train_loop_config={"job": job},
+            torch_config=TorchConfig(backend=ON_GPU if job.settings.devices else ON_CPU),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=ranks,
+                use_gpu=resources.get("GPU", 0) > 0,
+                resources_per_worker=dict(resources),
+            ),
+            run_config=ray.train.RunConfig(
+                name="learner",
+                storage_path=str(storage),
+                # mypy sees the signatures of Ray Train's first version
+                failure_config=ray.train.FailureConfig(
+                    max_failures=-1 if restarts_ranks else 0,
+                    controller_failure_limit=_START_FAILURES if restarts_ranks else 0,  # type: ignore[call-arg]
+                ),
+                callbacks=[LearnerFalls(job.mailbox)] if restarts_ranks else [],  # type: ignore[list-item]
+            ),
+        )
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[Fall | None] = self._loop.create_future()
+        threading.Thread(target=self._fit, name="learner-fit", daemon=True).start()
+
+    def _fit(self) -> None:
+        fall: Fall | None = None
+        try:
+            self._trainer.fit()
+        except ray.train.WorkerGroupError as error:
+            fall = fall_of(error.worker_failures)
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            fall = Fall("unplaced", (str(error).strip(),))
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._settle, fall)
+
+    def _settle(self, fall: Fall | None) -> None:
+        if not self.ended.done():
+            self.ended.set_result(fall)
