@@ -17,14 +17,17 @@ from manta.actors.backends.protocol import POLICY, Backend, HoldsResidents, Loss
 from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
 from manta.actors.collectives import alone
 from manta.actors.coupled_update import CoupledUpdate
+from manta.actors.histogram import Histogram
 from manta.actors.micro_batches import micro_batches
 from manta.actors.rows import Row
 from manta.actors.sharding import IntArray, kept_rows, mini_batches, shard
 from manta.actors.step_tokens import StepTokens
 from manta.algorithms.aggregate import Denominators, denominators, row_weight
+from manta.algorithms.catalogue import LOSS_KINDS
 from manta.algorithms.mismatch import MismatchTally
 from manta.algorithms.objective import Objective
 from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.step_tally import StepTally
 from manta.algorithms.token_stage import AllReduce
 from manta.algorithms.tokens import LossTerms
 from manta.envs.records import StepPlan
@@ -59,6 +62,9 @@ class Learner:
         self._world_size = world_size
         self._all_reduce = all_reduce
         self._attention_tokens = attention_tokens
+        self._tally = StepTally()
+        self.histograms: Mapping[str, Histogram] = {}
+        """Of the last step, by name, equal on all ranks; see `manta.algorithms.step_tally`."""
 
     def rows_needed(self, plan: StepPlan, updates: int) -> IntArray:
         """Indices of this rank's rows in a step of `updates` mini-batches."""
@@ -82,11 +88,12 @@ class Learner:
         counts `tokens` and `rows` (kept rows and their trained tokens), `updates` (applied) and
         `skipped_updates` (not finite); and how far engine and learner disagree before the policy
         moves (`manta.algorithms.mismatch`): over the tokens of the step where a pass has recomputed
-        their log-probs, else over those of the first update. With a critic also
+        their log-probs, else over those of the first update. Where the loss has a ratio also how
+        ratios and advantages are distributed (`manta.algorithms.step_tally`). With a critic also
         `critic/value_mean`, `critic/return_mean` and `critic/explained_variance` of its values
         before the first update. Where `residents` says so the policy is frozen: it stays as it is
         to the bit, and what is not the residents' is not reported. A loss that couples rows reports
-        `pairs/NAME`, means over its units before each update.
+        `pairs/NAME` or `labels/NAME`, means over its units before each update.
 
         Raises ValueError where `rows` lacks one of this rank's rows, or a row lacks log-probs that
         the algorithm needs.
@@ -99,6 +106,9 @@ class Learner:
             del rates[POLICY]
         tally = MismatchTally(self._algorithm.off_policy)
         is_whole = tokens.tally(tally)
+        self._tally = StepTally()
+        if LOSS_KINDS[self._algorithm.loss].ratio is not None:
+            tokens.tally_advantages(self._tally)
         train = self._coupled if self._algorithm.is_coupled else self._update
         reports: list[dict[str, float]] = []
         for share, whole in list(zip(shares, mini_batches(plan, updates), strict=True)) * epochs:
@@ -106,15 +116,24 @@ class Learner:
                 first = None if is_whole or reports else tally
                 reports.append(train(plan, whole, tokens, share, rates, first))
         kept = kept_rows(plan)
-        pairs = {"pairs/count": float(len(plan.pair_P2))} if self._algorithm.is_coupled else {}
+        pairs = {"pairs/count": float(len(plan.pair_P2))} if self._algorithm.is_paired else {}
         return {
             **_over_updates(reports),
             "tokens": float(plan.num_tokens_N[kept].sum()),
             "rows": float(len(kept)),
             **pairs,
+            **self._distributions(),
             **tally.figures(self._all_reduce, self._rank, self._world_size),
             **tokens.value_figures(self._all_reduce),
         }
+
+    def _distributions(self) -> dict[str, float]:
+        told = self._tally.distributions(self._all_reduce)
+        self.histograms = {
+            name: Histogram(tuple(edges), tuple(counts))
+            for name, (edges, counts) in told.histograms.items()
+        }
+        return told.figures
 
     def _shares(self, plan: StepPlan, rows: Mapping[int, Row], updates: int) -> list[list[Row]]:
         """This rank's rows with trained tokens, by update."""
@@ -177,7 +196,7 @@ class Learner:
             of_tokens = tokens.batch(batch, update, current_T if recompute else None)
             if tally is not None:
                 tally.add(of_tokens, current_T)
-            return self._objective.loss(of_tokens, on_cpu)
+            return self._objective.loss(of_tokens, on_cpu, self._tally)
 
         def critic_loss(batch: Sequence[Row], stats: Mapping[str, Tensor]) -> LossTerms:
             on_cpu = {name: values.cpu() for name, values in stats.items()}

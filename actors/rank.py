@@ -242,7 +242,9 @@ class Rank:
         }
         if work.save_to is not None:
             timings["checkpoint"] = saved - handed_over
-        return StepReport(Update(version, metrics, weights_hash), probe, timings)
+        histograms = self._learner.histograms if self._rank == 0 else {}
+        update = Update(version, metrics, weights_hash)
+        return StepReport(update, probe, timings, histograms=histograms)
 
     def _pull(self, work: StepWork, indices: IntArray) -> dict[GroupId, ScoredGroup]:
         """The groups that hold this rank's rows."""

@@ -16,6 +16,7 @@ from manta.algorithms.aggregate import Denominators
 from manta.algorithms.flatten import flatten
 from manta.algorithms.mismatch import MismatchTally
 from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.step_tally import StepTally
 from manta.algorithms.token_stage import AllReduce, token_stage
 from manta.algorithms.tokens import TokenBatch
 from manta.algorithms.values import value_figures
@@ -65,6 +66,7 @@ class StepTokens:
         )
         staged = token_stage(settings, batch, all_reduce)
         self._advantage_T, self._return_T = staged.advantage_T, staged.return_T
+        self._counts_T = staged.mean_T != 0
 
     def batch(
         self, rows: Sequence[Row], update: Denominators, proximal_T: Tensor | None = None
@@ -93,6 +95,10 @@ class StepTokens:
             return False
         tally.add(self.batch(self._rows, Denominators(1.0, 1.0)), self._proximal_T)
         return True
+
+    def tally_advantages(self, tally: StepTally) -> None:
+        """Counts the advantages of all rows' tokens in `tally`."""
+        tally.add_advantages(self._advantage_T, self._counts_T)
 
     def value_figures(self, all_reduce: AllReduce) -> dict[str, float]:
         """How the critic did on the step's tokens, before its first update; nothing without one."""

@@ -6,11 +6,12 @@ Owns the shape of what is said. Who gets it, and when, is `manta.actors.step_log
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
 from manta.actors.device_place import DevicePlace
+from manta.actors.histogram import Histogram
 from manta.actors.stored_folder import WrittenFile
 from manta.actors.weights import Weights
 from manta.envs.packing import Block
@@ -83,12 +84,14 @@ class StartOrder:
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """A rank's answer: the update (weights hash and probe are rank 0's). Its first one, before any
-    step, says where it is. In a colocated run one with weights says that it left its device."""
+    step, says where it is. In a colocated run one with weights says that it left its device.
+    `histograms` of the step are rank 0's as well."""
 
     update: Update
     probe: tuple[Float32, ...]
     timings: Mapping[str, float]
     place: DevicePlace | None = None
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

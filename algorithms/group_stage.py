@@ -16,21 +16,25 @@ import torch
 from torch import Tensor
 
 from manta.algorithms.advantages import ADVANTAGES, StepRewards
+from manta.algorithms.filters import GroupSamples, select
+from manta.algorithms.imitation import imitation
 from manta.algorithms.pairs import Pairs, pairs_of
 from manta.algorithms.settings import AlgorithmSettings
 
-ZERO_VARIANCE = "zero_variance"
-"""Why a group is filtered: all its rewards are equal, so its advantages are 0."""
-
 NO_PAIR = "no_pair"
-"""Why a group is filtered: no two of its samples that can train have different rewards."""
+"""Why a group is filtered: no two of its samples that can train have rewards that differ enough."""
+
+NONE_KEPT = "none_kept"
+"""Why a group is filtered: none of its samples is to be learnt from."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupStage:
-    """`coefficients`: float32[N] columns `advantage`, `weight` and `keep` (0 or 1).
+    """`coefficients`: float32[N] columns `advantage`, `weight` and `keep` (0 or 1), and for a loss
+    that learns from good and bad rows `label` (1 or 0).
 
-    `filtered` maps the index of a group that shall not train to the reason; its rows have `keep` 0.
+    `filtered` maps the index of a group that shall not train to the reason; its rows have `keep` 0,
+    and so have those that a filter left out of a group that trains.
     `pairs` are those of a loss that compares rows, None for others.
     """
 
@@ -51,19 +55,19 @@ def group_stage(
 
     Advantages are those of `manta.algorithms.advantages.ADVANTAGES`, of which some read the rows'
     trained tokens int64[N] (None: all rows have as many) and the rewards' components, [N] each; for
-    `cross_entropy`, which has no use for them, they are 1 and the rewards are not read. With
-    `drop_zero_variance_groups` groups of equal rewards are filtered (dynamic sampling of DAPO,
-    arXiv 2503.14476).
+    `cross_entropy`, which has no use for them, they are 1. What the filters
+    (`manta.algorithms.filters`) leave out has advantage 0 and no part in the advantages of the
+    rest, as in PODS (arXiv 2504.13818).
 
-    A loss that couples rows gets pairs of those that are `eligible_N` (bool[N]; None: all), and
-    rows in no pair are not kept (`manta.algorithms.pairs`). Other losses do not read `eligible_N`.
+    A loss that compares rows gets pairs of those that are `eligible_N` (bool[N]; None: all), and
+    rows in no pair are not kept (`manta.algorithms.pairs`). KTO gets labels of the eligible ones,
+    and `cross_entropy` chooses among them where rewards select what is imitated
+    (`manta.algorithms.imitation`). Other losses do not read `eligible_N`.
 
     Raises ValueError where a reward that is needed is not finite.
     """
-    if settings.loss == "cross_entropy":
-        names = ("advantage", "weight", "keep")
-        ones = {name: torch.ones(len(group_N), device=group_N.device) for name in names}
-        return GroupStage(coefficients=ones, filtered={})
+    if not settings.reads_rewards:
+        return GroupStage(_columns(torch.ones(len(group_N), device=group_N.device)), {})
     broken_N = ~torch.isfinite(rewards_N)
     if bool(broken_N.any()):
         groups = sorted(set(group_N[broken_N].tolist()))
@@ -71,46 +75,83 @@ def group_stage(
             f"rewards of groups {groups[:8]} are not finite ({int(broken_N.sum())} of "
             f"{len(rewards_N)} rows): a reward that could not be computed must drop its sample"
         )
-    if settings.is_coupled:
+    if eligible_N is None:
+        eligible_N = torch.ones_like(rewards_N, dtype=torch.bool)
+    if settings.is_paired:
         return _paired(settings, rewards_N, group_N, eligible_N)
+    if settings.loss == "kto":
+        return _labelled(settings, rewards_N, group_N, eligible_N)
+    if settings.loss == "cross_entropy":
+        keep_N, weight_N = imitation(settings, rewards_N, group_N, eligible_N)
+        columns = {**_columns(keep_N.float()), "weight": weight_N.float()}
+        return GroupStage(columns, _without(group_N, keep_N, NONE_KEPT))
     if num_tokens_N is None:
         num_tokens_N = torch.ones_like(group_N)
     step = StepRewards(rewards_N, group_N, num_tokens_N, components)
-    advantage_N = ADVANTAGES[settings.advantage](settings, step)
-    dropped = zero_variance(rewards_N, group_N) if settings.drop_zero_variance_groups else []
-    keep_N = ~torch.isin(group_N, torch.tensor(dropped, dtype=torch.int64, device=group_N.device))
+    kept_N, filtered = _filtered(settings, step)
+    advantage_N = torch.zeros(len(rewards_N), dtype=torch.float64, device=rewards_N.device)
+    if bool(kept_N.any()):
+        advantage_N[kept_N] = ADVANTAGES[settings.advantage](settings, _only(step, kept_N)).double()
     return GroupStage(
         coefficients={
             "advantage": advantage_N.float(),
             "weight": torch.ones(len(rewards_N), device=rewards_N.device),
-            "keep": keep_N.float(),
+            "keep": kept_N.float(),
         },
-        filtered=dict.fromkeys(dropped, ZERO_VARIANCE),
+        filtered=filtered,
+    )
+
+
+def _filtered(settings: AlgorithmSettings, step: StepRewards) -> tuple[Tensor, dict[int, str]]:
+    """bool[N], the rows that the filters keep; by group that keeps none, which filter that was."""
+    kept_N = torch.ones_like(step.group_N, dtype=torch.bool)
+    filtered: dict[int, str] = {}
+    if not settings.filters:
+        return kept_N, filtered
+    for group in torch.unique(step.group_N).tolist():
+        rows = torch.eq(step.group_N, group).nonzero().flatten()
+        parts = {name: values[rows].tolist() for name, values in step.components.items()}
+        selection = select(settings.filters, GroupSamples(step.rewards_N[rows].tolist(), parts))
+        kept_N[rows] = False
+        kept_N[rows[list(selection.kept)]] = True
+        if not selection.kept:
+            filtered[group] = selection.dropped_by
+    return kept_N, filtered
+
+
+def _only(step: StepRewards, kept_N: Tensor) -> StepRewards:
+    return StepRewards(
+        step.rewards_N[kept_N],
+        step.group_N[kept_N],
+        step.num_tokens_N[kept_N],
+        {name: values[kept_N] for name, values in step.components.items()},
     )
 
 
 def _paired(
-    settings: AlgorithmSettings, rewards_N: Tensor, group_N: Tensor, eligible_N: Tensor | None
+    settings: AlgorithmSettings, rewards_N: Tensor, group_N: Tensor, eligible_N: Tensor
 ) -> GroupStage:
-    if eligible_N is None:
-        eligible_N = torch.ones_like(rewards_N, dtype=torch.bool)
-    pairs = pairs_of(settings.pairs, rewards_N, group_N, eligible_N)
-    keep_N = torch.zeros(len(rewards_N), device=rewards_N.device)
-    keep_N[torch.cat(pairs)] = 1.0
-    names = torch.unique(group_N)
-    without = names[~torch.isin(names, group_N[pairs.chosen_P])]
+    pairs = pairs_of(settings.pairs, rewards_N, group_N, eligible_N, settings.pair_margin)
+    keep_N = torch.zeros_like(eligible_N)
+    keep_N[torch.cat(pairs)] = True
+    return GroupStage(_columns(keep_N.float()), _without(group_N, keep_N, NO_PAIR), pairs)
+
+
+def _labelled(
+    settings: AlgorithmSettings, rewards_N: Tensor, group_N: Tensor, eligible_N: Tensor
+) -> GroupStage:
+    label_N = (rewards_N.double() > settings.desirable_above).float()
+    columns = {**_columns(eligible_N.float()), "label": label_N}
+    return GroupStage(columns, _without(group_N, eligible_N, NONE_KEPT))
+
+
+def _columns(keep_N: Tensor) -> dict[str, Tensor]:
+    """Those that every plan has, of rows that differ in `keep` alone."""
     ones_N = torch.ones_like(keep_N)
-    return GroupStage(
-        coefficients={"advantage": ones_N, "weight": ones_N.clone(), "keep": keep_N},
-        filtered={int(name): NO_PAIR for name in without},
-        pairs=pairs,
-    )
+    return {"advantage": ones_N, "weight": ones_N.clone(), "keep": keep_N}
 
 
-def zero_variance(rewards_N: Tensor, group_N: Tensor) -> list[int]:
-    """The indices, ascending, of groups whose rewards are all equal (groups of one included)."""
-    names, index_N = torch.unique(group_N, return_inverse=True)
-    empty_G = torch.zeros(len(names), dtype=rewards_N.dtype, device=rewards_N.device)
-    lowest_G = empty_G.scatter_reduce(0, index_N, rewards_N, "amin", include_self=False)
-    highest_G = empty_G.scatter_reduce(0, index_N, rewards_N, "amax", include_self=False)
-    return [int(name) for name in names[lowest_G == highest_G]]
+def _without(group_N: Tensor, keep_N: Tensor, reason: str) -> dict[int, str]:
+    """The groups that no row is kept of."""
+    names = torch.unique(group_N)
+    return {int(name): reason for name in names[~torch.isin(names, group_N[keep_N])]}

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from manta.algorithms import kl
+from manta.algorithms import kl, log_histogram
 from manta.algorithms.off_policy import correct
 from manta.algorithms.settings import OffPolicySettings
 from manta.algorithms.token_stage import AllReduce
@@ -22,31 +22,20 @@ from manta.algorithms.tokens import TokenBatch
 KINDS = ("same_version", "stale")
 QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 _SUMS = 6
-_DECADES, _PER_DECADE = (-9, 3), 64
 _SHARE = {"truncate": "truncated_share", "mask": "masked_share"}
-
-
-def _edges() -> Tensor:
-    """Ascending borders of log-ratio bins: evenly spaced on a logarithmic scale, both signs."""
-    num = (_DECADES[1] - _DECADES[0]) * _PER_DECADE + 1
-    positive = torch.logspace(*_DECADES, num, dtype=torch.float64)
-    return torch.cat([-positive.flip(0), positive])
-
-
-_EDGES = _edges()
 
 
 class MismatchTally:
     """Filled token batch by token batch; the result depends on neither their cut nor the ranks.
 
-    Quantiles come from a histogram over the log-ratio, 64 bins a decade from 1e-9 to 1e3: the
-    log-ratio that is reported lies within 2% of the true one (0 below 1e-9).
+    Quantiles come from a histogram over the log-ratio: the log-ratio that is reported lies within
+    2% of the true one (0 below 1e-9).
     """
 
     def __init__(self, settings: OffPolicySettings) -> None:
         self._settings = settings
         self._sums = torch.zeros(len(KINDS), _SUMS, dtype=torch.float64)
-        self._histogram = torch.zeros(len(KINDS), len(_EDGES) + 1, dtype=torch.float64)
+        self._histogram = torch.zeros(len(KINDS), log_histogram.BINS, dtype=torch.float64)
         self._greatest = torch.zeros(len(KINDS), dtype=torch.float64)
 
     def add(self, batch: TokenBatch, proximal_T: Tensor) -> None:
@@ -80,8 +69,7 @@ class MismatchTally:
             is_bounded_T.double(),
         )
         self._sums[kind] += torch.stack([column.sum() for column in columns])
-        bins_T = torch.bucketize(log_ratio_T, _EDGES)
-        self._histogram[kind] += torch.bincount(bins_T, minlength=len(_EDGES) + 1)
+        self._histogram[kind] += log_histogram.counts(log_ratio_T)
         if len(log_ratio_T):
             self._greatest[kind] = torch.maximum(self._greatest[kind], log_ratio_T.abs().amax())
 
@@ -119,21 +107,9 @@ class MismatchTally:
             "ess": ratios**2 / (num * squares) if squares > 0 else math.nan,
         }
         for name, quantile in QUANTILES.items():
-            figures[f"ratio_{name}"] = math.exp(_quantile(histogram, quantile))
+            log_ratio = log_histogram.quantile(histogram, quantile)
+            # At most 700 so that the exponential is finite
+            figures[f"ratio_{name}"] = math.exp(min(log_ratio, 700.0))
         if self._settings.correction in _SHARE:
             figures[_SHARE[self._settings.correction]] = bounded / num
         return figures
-
-
-def _quantile(histogram: Tensor, quantile: float) -> float:
-    """The middle (on the logarithmic scale) of the bin that the quantile falls into, at most 700 so
-    that its exponential is finite."""
-    rank = max(1.0, math.ceil(quantile * float(histogram.sum())))
-    found = int(torch.searchsorted(histogram.cumsum(0), rank))
-    middle = len(_EDGES) // 2
-    if found == middle:
-        return 0.0
-    inner, outer = (found, found - 1) if found < middle else (found - 1, found)
-    ends = [float(_EDGES[min(max(end, 0), len(_EDGES) - 1)]) for end in (inner, outer)]
-    size = min(700.0, math.sqrt(ends[0] * ends[1]))
-    return size if found > middle else -size

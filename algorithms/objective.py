@@ -17,6 +17,7 @@ from manta.algorithms import kl
 from manta.algorithms.losses import LOSSES, RatioTokens, cross_entropy
 from manta.algorithms.off_policy import correct
 from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.step_tally import StepTally
 from manta.algorithms.tokens import LossTerms, TokenBatch
 from manta.algorithms.values import value_loss
 
@@ -50,7 +51,9 @@ class Objective:
     def needs_reference(self) -> bool:
         return self.settings.needs_reference
 
-    def loss(self, batch: TokenBatch, stats: Mapping[str, Tensor]) -> LossTerms:
+    def loss(
+        self, batch: TokenBatch, stats: Mapping[str, Tensor], tally: StepTally | None = None
+    ) -> LossTerms:
         """`sum(weight_T * (policy_T + kl.coef * kl_T - entropy_coef * entropy_T))`, the KL only
         where it is placed in the loss (GRPO, arXiv 2402.03300, eq. 3).
 
@@ -61,21 +64,24 @@ class Objective:
 
         `sums`: `loss` and `policy_loss` under the loss's own weights; under `mean_T` (so they are
         means over the update's trained tokens) `kl_reference` (the settings' estimator, where the
-        batch has reference log-probs), `entropy` (if wanted), and for losses with a ratio
-        `ratio_mean` (a masked token counts as 1, in its row's ratio too), the loss's own figures
-        (`clip_fraction_low`, `clip_fraction_high` and the like: `manta.algorithms.losses`),
-        `kl_behaviour`, the k3 estimate of KL(behaviour || policy), and with a correction its
-        `weight_mean`. `maxima`: `ratio_max`. With a critic its terms come on top (`critic_loss`).
+        batch has reference log-probs) with `kl_reference_k1` and `kl_reference_k3`, `entropy` (if
+        wanted), and for losses with a ratio `ratio_mean` (a masked token counts as 1, in its row's
+        ratio too), the loss's own figures (`clip_fraction_low`, `clip_fraction_high` and the like:
+        `manta.algorithms.losses`), `kl_behaviour` and `kl_behaviour_k1`, the k3 and k1 estimates of
+        KL(behaviour || policy), and with a correction its `weight_mean`. `maxima`: `ratio_max`.
+        With a critic its terms come on top (`critic_loss`). `tally` counts the ratios.
 
         Raises ValueError where the batch lacks log-probs that the settings need.
         """
         active_T = (batch.weight_T != 0) | (batch.mean_T != 0)
         logprob_T = _only(active_T, stats["logprob"])
-        policy = self._policy(batch, logprob_T, active_T)
+        policy = self._policy(batch, logprob_T, active_T, tally)
         loss_T, means = policy.loss_T, policy.means
         if batch.reference_T is not None:
             reference_T = _only(active_T, batch.reference_T)
             means["kl_reference"] = kl.estimate(self.settings.kl.estimator, logprob_T, reference_T)
+            means["kl_reference_k1"] = kl.k1(logprob_T.detach(), reference_T)
+            means["kl_reference_k3"] = kl.k3(logprob_T.detach(), reference_T)
             if self.settings.kl.placement == "loss" and self.settings.kl.coef != 0.0:
                 loss_T = loss_T + self.settings.kl.coef * means["kl_reference"]
         elif self.settings.needs_reference:
@@ -127,7 +133,9 @@ class Objective:
         }
         return LossTerms(loss, sums, {})
 
-    def _policy(self, batch: TokenBatch, logprob_T: Tensor, active_T: Tensor) -> _Policy:
+    def _policy(
+        self, batch: TokenBatch, logprob_T: Tensor, active_T: Tensor, tally: StepTally | None
+    ) -> _Policy:
         if self.settings.loss not in LOSSES:
             return _Policy(cross_entropy(logprob_T), {}, {})
         current_T = logprob_T.detach()
@@ -154,6 +162,9 @@ class Objective:
             # The tokens were drawn from the behaviour policy: it is the p of KL(p || q).
             behaviour_T = _only(active_T, batch.behaviour_T)
             means["kl_behaviour"] = kl.k3(behaviour_T, current_T)
+            means["kl_behaviour_k1"] = kl.k1(behaviour_T, current_T)
+        if tally is not None:
+            tally.add_ratios(ratio_T, current_T, batch.behaviour_T, batch.mean_T != 0)
         maxima = {"ratio_max": _greatest(_only(active_T, ratio_T))}
         return _Policy(weight_T * surrogate.loss_T, means, maxima)
 

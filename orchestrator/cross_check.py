@@ -3,10 +3,11 @@
 Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
 `checkpoint_check`, `health_check`, `pool_check` (numbers of workers), `critic_check`, `pair_check`
-(losses that compare rows, reward models), `adapter_check` (`model.lora`), `name_check` (what stages
-say of one another), `scorer_check` (`scorers`, and rewards that call them) and `vllm_check` of
-`manta.orchestrator`. `manta.orchestrator.survey` looks at tokenizer and data,
-`manta.algorithms.contradictions.check` at an algorithm alone, `manta.orchestrator.strict` at types.
+(losses that compare rows, reward models), `filter_check`, `adapter_check` (`model.lora`),
+`name_check` (what stages say of one another), `scorer_check` (`scorers`, and rewards that call
+them) and `vllm_check` of `manta.orchestrator`. `manta.orchestrator.survey` looks at tokenizer and
+data, `manta.algorithms.contradictions.check` at an algorithm alone, `manta.orchestrator.strict` at
+types.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from manta.algorithms import contradictions
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.registry import build
 from manta.envs.rewards.formula import Formula
-from manta.orchestrator import survey
+from manta.orchestrator import node_types, survey
 from manta.orchestrator.adapter_check import adapter_problems
 from manta.orchestrator.backend_check import backend_problems, installed_deepspeed
 from manta.orchestrator.checkpoint_check import checkpoint_problems
 from manta.orchestrator.colocation_check import colocation_problems
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
 from manta.orchestrator.critic_check import critic_problems
+from manta.orchestrator.filter_check import filter_problems
 from manta.orchestrator.health_check import health_problems
 from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.length_check import length_problems
@@ -88,6 +90,11 @@ def _run(run_file: RunFile) -> Iterator[str]:
             f"run.name: '{run.name}' must be letters, digits, '.', '_' and '-', starting with a "
             "letter or digit: it names the run's folder"
         )
+    if run.cluster is not None:
+        try:
+            node_types.read(run.cluster)
+        except ValueError as error:
+            yield from (f"run.cluster: {told}" for told in str(error).splitlines())
 
 
 def _model(run_file: RunFile) -> Iterator[str]:
@@ -291,6 +298,7 @@ def _stage(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
         yield f".warmup_steps: is {stage.warmup_steps}, must be at least 0"
     if algorithm is not None:
         yield from _algorithm(run_file, stage, algorithm)
+        yield from filter_problems(stage, algorithm)
     if stage.reward is not None:
         yield from _reward(stage.reward)
     if stage.evaluate is not None:
@@ -336,7 +344,11 @@ def _algorithm(
         contradictions.check(algorithm)
     except ValueError as error:
         yield f".algorithm: {error}"
-    learns_from_rewards = stage.kind == "train" and algorithm.samples_from == "policy"
+    learns_from_rewards = (
+        stage.kind == "train"
+        and algorithm.samples_from == "policy"
+        and algorithm.advantage != "none"
+    )
     if learns_from_rewards and stage.reward is None:
         yield f".reward: algorithm '{algorithm.name}' learns from rewards, name one"
     if learns_from_rewards and stage.reward is not None and algorithm.advantage == "decoupled":

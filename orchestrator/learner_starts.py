@@ -15,6 +15,11 @@ class LearnerStarts:
     def __init__(self, run_file: RunFile, checkpoints: Checkpoints, lives: Lives) -> None:
         self._run_file, self._checkpoints, self._lives = run_file, checkpoints, lives
 
+    @property
+    def incarnation(self) -> int:
+        """The present group's."""
+        return self._lives.incarnation
+
     def again(self) -> StartOrder:
         """For a group that takes the place of one that fell: a new incarnation, noted as such.
 

@@ -35,13 +35,15 @@ from manta.actors.step_work import StepReport, StepWork
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import GroupSummary
 from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy
+from manta.orchestrator.alarms import Alarm
 from manta.orchestrator.assemble import assemble, filter_reason
 from manta.orchestrator.feed import FeedState
+from manta.orchestrator.learning_alarms import MANY_STEPS, hardly_filled
 from manta.orchestrator.ledger import Entry, Ledger, Outcome
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.publish import Published
 from manta.orchestrator.shared_device import StepMailbox
-from manta.orchestrator.step_groups import StepGroup, StepGroups
+from manta.orchestrator.step_groups import LeftOut, StepGroup, StepGroups
 from manta.orchestrator.supply import Supply
 from manta.orchestrator.wait import Waits, unless
 
@@ -98,7 +100,12 @@ class StepRecorder(Protocol):
         summaries: Sequence[GroupSummary],
         report: StepReport,
         published: Published | None,
-    ) -> None: ...
+        left_out: Sequence[LeftOut],
+    ) -> None:
+        """`left_out` were filtered while the step was collected."""
+        ...
+
+    def alarm(self, alarm: Alarm) -> None: ...
 
 
 class StageLoop:
@@ -121,6 +128,8 @@ class StageLoop:
             waits,
         )
         self._filtered: list[Entry] = []
+        self._left_out: list[LeftOut] = []
+        """Of the step that is being made."""
         self._left_out_in_a_row = 0
 
     async def run(self, should_stop: asyncio.Event) -> None:
@@ -136,7 +145,8 @@ class StageLoop:
             published = await self._publish(report) if self._hooks.is_published(step) else None
             await self._settle(step, groups)
             self._progress.advance()
-            self._recorder.step(self._progress, groups.summaries, report, published)
+            summaries, left_out = groups.summaries, self._left_out
+            self._recorder.step(self._progress, summaries, report, published, left_out)
             await self._hooks.after(step)
 
     def feed_state(self, step: int) -> FeedState:
@@ -148,6 +158,7 @@ class StageLoop:
     async def _collect(self, step: int) -> StepGroups:
         """The step's groups, in the feed's order; filtered ones make room at once."""
         groups: list[StepGroup] = []
+        self._left_out = []
         with self._recorder.phase("generate"):
             while len(groups) < self._settings.prompts_per_step:
                 group, finished = await self._waits.wait(
@@ -157,9 +168,11 @@ class StageLoop:
                     self._settings.deadline_seconds,
                 )
                 taken = StepGroup(group, finished)
-                if self._hooks.score_step is None and self._filter_reason(taken):
+                if self._hooks.score_step is None and (reason := self._filter_reason(taken)):
                     self._filtered.append(self._entry(step, taken))
+                    self._left_out.append(LeftOut(finished.summary, reason))
                     self._check_that_some_train()
+                    self._tell_of_filters(step, len(groups))
                     await self._supply.free([group])
                 else:
                     self._left_out_in_a_row = 0
@@ -178,6 +191,13 @@ class StageLoop:
                 f"none of the {most} groups of stage {self._settings.stage} can train; the last "
                 f"one was left out for: {self._filtered[-1].reason}. Give it other data"
             )
+
+    def _tell_of_filters(self, step: int, kept: int) -> None:
+        """A step that is never full is a run that stands still: no wait is over its deadline."""
+        wanted = self._settings.prompts_per_step
+        if len(self._left_out) == MANY_STEPS * wanted:
+            reasons = [each.reason for each in self._left_out]
+            self._recorder.alarm(hardly_filled(step, kept, wanted, reasons))
 
     async def _score(self, step: int, groups: StepGroups) -> StepGroups:
         """`groups` with their final rewards."""

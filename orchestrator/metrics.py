@@ -38,17 +38,24 @@ CAP: Final = "rollout/cap_tokens"
 LEARNER_FELL, BEGINS_ANEW = "learner group fell", "run begins anew"
 """Events after which something was started again."""
 LEARNER_REGROUPS: Final = "learner group of other ranks"
+ALARM: Final = "alarm"
+"""The event of an alarm; its fields are those of `manta.orchestrator.alarms.Alarm`, with stage and
+step."""
 DRIVER_CPU: Final = "time/driver_cpu"
 KL: Final = "learner/kl_reference"
 RANKS: Final = "learner/ranks"
+ENTROPY: Final = "learner/entropy"
+ZERO_VARIANCE: Final = "groups/zero_variance_share"
 LOGPROB_GAP: Final = "mismatch/same_version/gap_max"
 MISMATCH_KL: Final = "mismatch/same_version/kl"
-"""Names that others look for; the last four are what the learner calls them. `DRIVER_CPU` is in
-processor seconds of the driver's process, all of its threads. `LOGPROB_GAP` is the largest |engine
-- learner| of a step's tokens that were sampled under the weights that the learner held; what was
-sampled under older ones is below `mismatch/stale`."""
+"""Names that others look for; those below `learner` and `mismatch` are the learner's own.
+`DRIVER_CPU` is in processor seconds of the driver's process, all of its threads. `LOGPROB_GAP` is
+the largest |engine - learner| of a step's tokens that were sampled under the weights that the
+learner held; what was sampled under older ones is below `mismatch/stale`. `ZERO_VARIANCE` is
+`manta.orchestrator.outcomes`'."""
 
-_TOTALS = ("mean", "std", "agreement")
+_REWARD_QUANTILES = {"p05": 5, "p50": 50, "p95": 95}
+_TOTALS = ("mean", "std", "agreement", *_REWARD_QUANTILES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +148,9 @@ def step_metrics(
     `step` counts the optimizer steps before this one, so that weights `step` old are on-policy:
     staleness of a group is `step - oldest.step`, that of a token `step - version.step`. `update` is
     what the learner reported (a name without a slash goes below `learner/`), `phases` seconds by
-    phase. Groups of given answers have no staleness, groups of one sample no variance, and groups
-    that no component looked at and samples that none could score (NaN) no reward; a mean over
-    nothing is left out.
+    phase. Groups of given answers have no staleness, and groups that no component looked at and
+    samples that none could score (NaN) no reward; a mean over nothing is left out. How often groups
+    are right is `manta.orchestrator.outcomes`'.
     """
     metrics = _rewards(summaries) | _lengths(summaries) | _groups(summaries)
     metrics |= _cut_off(summaries) | _staleness(step, summaries) | _reference(summaries)
@@ -193,6 +200,9 @@ def _rewards(summaries: Sequence[GroupSummary]) -> dict[str, float]:
     metrics = {"reward/unscored_share": 1 - scored.size / rewards.size}
     if scored.size:
         metrics |= {REWARD: float(scored.mean()), "reward/std": float(scored.std())}
+        found = np.percentile(scored, list(_REWARD_QUANTILES.values())).tolist()
+        names = (f"reward/{name}" for name in _REWARD_QUANTILES)
+        metrics |= dict(zip(names, found, strict=True))
     for component in sorted({name for s in summaries for name in s.components}):
         values = _joined([s.components[component] for s in summaries if component in s.components])
         present = values[~np.isnan(values)]
@@ -266,10 +276,6 @@ def _staleness(step: int, summaries: Sequence[GroupSummary]) -> dict[str, float]
 
 def _groups(summaries: Sequence[GroupSummary]) -> dict[str, float]:
     metrics = {"groups": float(len(summaries))}
-    scored = [s.rewards[~np.isnan(s.rewards)] for s in summaries]
-    flat = [bool((rewards == rewards[0]).all()) for rewards in scored if len(rewards) > 1]
-    if flat:
-        metrics["groups/zero_variance_share"] = sum(flat) / len(flat)
     for name in sorted({name for s in summaries for name in s.timings} - {REFERENCED_AT}):
         values = [s.timings[name] for s in summaries if name in s.timings]
         metrics[f"time/group/{name}"] = sum(values) / len(values)

@@ -1,7 +1,8 @@
 """The learning curve as a picture, drawn from the lines of `metrics.jsonl`.
 
-Owns what the picture shows: mean reward and held-out accuracy over steps with the stages' borders,
-and response length and KL below. matplotlib loads only when a picture is drawn, and needs no
+Owns what the picture shows: mean reward and held-out accuracy over steps with the stages' borders;
+below response length and KL, and the entropy with the share of groups that teach nothing, which say
+how much is left to learn from. matplotlib loads only when a picture is drawn, and needs no
 display.
 """
 
@@ -17,12 +18,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from manta.orchestrator.metrics import ACCURACY, KL, LENGTH, REWARD, MetricsLine
+from manta.orchestrator.metrics import (
+    ACCURACY,
+    ENTROPY,
+    KL,
+    LENGTH,
+    REWARD,
+    ZERO_VARIANCE,
+    MetricsLine,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BLUE, _ORANGE, _GREEN, _VIOLET = "#2a6fbb", "#d9622b", "#3f8f56", "#7b5aa6"
+_TEAL, _ROSE = "#23858c", "#b2476b"
 _GREY, _INK = "#8a8f98", "#2b2f36"
 _STYLE = {
     "font.size": 10,
@@ -73,22 +83,49 @@ def draw_learning_curve(lines: Sequence[MetricsLine], path: Path, title: str) ->
 
     lines = run_steps(lines)
     reward, accuracy = _learnt(lines), curve(lines, ACCURACY)
-    length, kl = curve(lines, LENGTH), curve(lines, KL)
     if not reward.values and not accuracy.values:
         raise ValueError("the metrics hold neither rewards nor held-out accuracies to draw")
-    has_lower = bool(length.values or kl.values)
+    lower = [shown for shown in (_behaviour(lines), _exploration(lines)) if shown]
     with rc_context(_STYLE):
-        figure = Figure(figsize=(8.4, 5.6 if has_lower else 3.8), dpi=144, layout="constrained")
-        ratios = (5, 3) if has_lower else (1,)
+        size = (8.4, 3.8 + 1.8 * len(lower))
+        figure = Figure(figsize=size, dpi=144, layout="constrained")
+        ratios = (5, *(3 for _ in lower))
         panels = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)
-        upper, lower = panels[0, 0], panels[-1, 0]
-        _draw_progress(upper, reward, accuracy)
-        if has_lower:
-            _draw_behaviour(lower, length, kl)
+        _draw_progress(panels[0, 0], reward, accuracy)
+        for (panel,), shown in zip(panels[1:], lower, strict=True):
+            _draw_pair(panel, shown)
         _draw_stages([panel for (panel,) in panels], lines)
-        lower.set_xlabel("step")
+        panels[-1, 0].set_xlabel("step")
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
         figure.savefig(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A curve of a lower panel. `is_share`: of 0 to 1, and written as percents."""
+
+    values: Curve
+    label: str
+    color: str
+    is_share: bool = False
+
+
+def _behaviour(lines: Sequence[MetricsLine]) -> list[_Shown]:
+    return _that_exist(
+        _Shown(curve(lines, LENGTH), "response length\n(tokens)", _GREEN),
+        _Shown(curve(lines, KL), "KL to reference\n(nats)", _VIOLET),
+    )
+
+
+def _exploration(lines: Sequence[MetricsLine]) -> list[_Shown]:
+    return _that_exist(
+        _Shown(curve(lines, ENTROPY), "entropy\n(nats a token)", _TEAL),
+        _Shown(curve(lines, ZERO_VARIANCE), "groups of equal\nrewards", _ROSE, is_share=True),
+    )
+
+
+def _that_exist(*shown: _Shown) -> list[_Shown]:
+    return [each for each in shown if each.values.values]
 
 
 def run_steps(lines: Sequence[MetricsLine]) -> list[MetricsLine]:
@@ -151,17 +188,17 @@ def _draw_progress(axes: Axes, reward: Curve, accuracy: Curve) -> None:
     _mark_accuracies(right, accuracy)
 
 
-def _draw_behaviour(axes: Axes, length: Curve, kl: Curve) -> None:
-    shown = [
-        (length, "response length\n(tokens)", _GREEN),
-        (kl, "KL to reference\n(nats)", _VIOLET),
-    ]
-    shown = [(c, label, color) for c, label, color in shown if c.values]
-    for index, (values, label, color) in enumerate(shown):
+def _draw_pair(axes: Axes, shown: Sequence[_Shown]) -> None:
+    """One curve on the left axis, one on the right."""
+    for index, each in enumerate(shown):
         panel = axes if index == 0 else axes.twinx()
-        _line(panel, values, color)
-        panel.set_ylabel(label, color=color)
-        panel.set_ylim(bottom=min(0.0, *values.values))
+        _line(panel, each.values, each.color)
+        panel.set_ylabel(each.label, color=each.color)
+        if each.is_share:
+            panel.set_ylim(0.0, 1.04)
+            panel.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        else:
+            panel.set_ylim(bottom=min(0.0, *each.values.values))
     axes.grid(axis="y")
 
 

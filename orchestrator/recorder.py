@@ -12,10 +12,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from types import MappingProxyType
 
+import numpy as np
 from rich.console import Console
 
 from manta.actors.device_turns import DeviceTurns
+from manta.actors.histogram import Histogram, histogram_of
 from manta.actors.router_figures import RouterFigures
 from manta.actors.step_work import StepReport
 from manta.envs.records import GroupSummary, Json
@@ -25,30 +28,36 @@ from manta.orchestrator.config import RunFile
 from manta.orchestrator.display import Display, DisplayState
 from manta.orchestrator.evaluate import Evaluation
 from manta.orchestrator.feed import Feed
+from manta.orchestrator.learning_alarms import LearningAlarms
 from manta.orchestrator.length_cap import LengthCap
 from manta.orchestrator.metrics import (
     ACCURACY,
+    ALARM,
     CAP,
     DRIVER_CPU,
     KL,
     REWARD,
     STALENESS,
+    MetricsLine,
     MetricsWriter,
     engine_metrics,
     read_metrics,
     step_metrics,
 )
+from manta.orchestrator.outcomes import outcome_metrics, right_component
 from manta.orchestrator.phases import PhaseClock
 from manta.orchestrator.picture import draw_learning_curve, has_curve
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.publish import Published
 from manta.orchestrator.run_directory import RunDirectory
+from manta.orchestrator.step_groups import LeftOut
 from manta.orchestrator.summary import (
     DriverFigures,
     State,
     Summary,
     summarise_run,
     summary_table,
+    told_in,
     write_summary,
 )
 from manta.orchestrator.supply import Finished
@@ -89,11 +98,13 @@ class Recorder:
         self._scoring: Mapping[str, float] = {}
         self._pools: Mapping[str, float] = {}
         self._golds = {s.name: s.reward.gold for s in run_file.stages if s.reward is not None}
+        self._stages = {stage.name: stage for stage in run_file.stages}
         self._turns: DeviceTurns | None = None
         self._stage = ("start-up", 0)
         self._feed: Feed[Finished] | None = None
         self._cap: LengthCap | None = None
         self._alarms = StepAlarms(run_file.rollout.placement == "colocated")
+        self._learning = LearningAlarms(run_file.rollout.engine != "simulated")
         self._progress = Progress("start-up")
 
     def __enter__(self) -> Recorder:
@@ -121,6 +132,8 @@ class Recorder:
         """From now on the display shows this stage and this feed's queues, and each step's metrics
         say where the cap stands."""
         self._stage, self._feed, self._progress, self._cap = (name, steps), feed, progress, cap
+        lines = [line.values for line in self._lines() if line.stage == name]
+        self._learning.enter(lines, told_in(self._directory, name) if lines else ())
         self._step_started = time.perf_counter()
         self._step_cpu = self._clock.cpu_seconds()
 
@@ -130,8 +143,9 @@ class Recorder:
         summaries: Sequence[GroupSummary],
         report: StepReport | None,
         published: Published | None,
+        left_out: Sequence[LeftOut] = (),
     ) -> None:
-        """Logs the step that `progress` has just counted."""
+        """Logs the step that `progress` has just counted; `left_out` was filtered meanwhile."""
         update = dict(report.update.metrics) if report else {}
         if published is not None:
             update |= {
@@ -149,6 +163,9 @@ class Recorder:
             progress.step - 1, summaries, update, phases, now - self._step_started
         )
         metrics[DRIVER_CPU] = cpu - self._step_cpu
+        stage = self._stages[progress.stage]
+        algorithm = stage.algorithm if stage.kind == "train" else None
+        metrics |= outcome_metrics(summaries, left_out, right_component(stage), algorithm)
         if self._routing is not None:
             metrics |= self._routing.metrics()
         metrics |= {**self._scoring, **self._pools}
@@ -160,10 +177,24 @@ class Recorder:
             metrics[CAP] = float(self._cap.tokens)
         self._step_started, self._step_cpu = now, cpu
         self._steps_done += 1
-        self._log(progress, metrics)
-        for alarm in self._alarms.step(progress.stage, metrics):
+        self._log(progress, metrics, self._histograms(summaries, report))
+        alarms = self._alarms.step(progress.stage, metrics)
+        for alarm in (*alarms, *self._learning.line(metrics)):
             self.alarm(alarm)
         self._show()
+
+    def _histograms(
+        self, summaries: Sequence[GroupSummary], report: StepReport | None
+    ) -> dict[str, Histogram]:
+        """What trackers alone show; nothing where there is none."""
+        if self._tracker is None or not summaries:
+            return {}
+        found = {
+            "reward": histogram_of(np.concatenate([each.rewards for each in summaries])),
+            "length": histogram_of(np.concatenate([each.num_tokens for each in summaries])),
+            **(report.histograms if report else {}),
+        }
+        return {f"histogram/{name}": each for name, each in found.items() if each is not None}
 
     def evaluation(self, progress: Progress, evaluation: Evaluation) -> None:
         """Logs a held-out evaluation at the current step."""
@@ -182,6 +213,8 @@ class Recorder:
             metrics[reward_gap.PROXY_STD] = evaluation.reward_std
             text += f", proxy reward {evaluation.reward:.3f}, gold reward {mean:.3f}"
         self._log(progress, metrics)
+        for alarm in self._learning.line(metrics):
+            self.alarm(alarm)
         self.event_text(f"{progress.stage} step {progress.stage_step}: {text}")
 
     def watch(self, turns: DeviceTurns) -> None:
@@ -199,8 +232,9 @@ class Recorder:
 
     def alarm(self, alarm: Alarm) -> None:
         """Something goes wrong slowly: an event, and the tracker's business."""
-        fields: dict[str, Json] = {**asdict(alarm)}
-        self.event("alarm", fields, f"alarm: {alarm}")
+        at = self._progress
+        fields: dict[str, Json] = {"stage": at.stage, "step": at.step, **asdict(alarm)}
+        self.event(ALARM, fields, f"alarm: {alarm}")
         if self._tracker is not None:
             self._tracker.alert(f"{self._run_file.run.name}: {alarm.kind}", str(alarm))
 
@@ -239,7 +273,7 @@ class Recorder:
         products: Mapping[str, str],
     ) -> Summary:
         """Writes the summary and the picture, tells the tracker, and closes everything."""
-        lines = read_metrics(self._directory.metrics)
+        lines = self._lines()
         driver = DriverFigures(
             self._metrics.seconds(),
             self._clock.totals(),
@@ -275,13 +309,21 @@ class Recorder:
         if self._directory.picture.exists():
             self._console.print(f"learning curve: {self._directory.picture}", soft_wrap=True)
 
-    def _log(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+    def _lines(self) -> list[MetricsLine]:
+        return read_metrics(self._directory.metrics)
+
+    def _log(
+        self,
+        progress: Progress,
+        metrics: Mapping[str, float],
+        histograms: Mapping[str, Histogram] = MappingProxyType({}),
+    ) -> None:
         self._latest |= metrics
         before = self._at_step[1] if self._at_step[0] == progress.step else {}
         self._at_step = (progress.step, {**before, **metrics})
         self._metrics.log(progress.stage, progress.step, metrics)
         if self._tracker is not None:
-            self._tracker.log(progress.step, metrics)
+            self._tracker.log(progress.step, metrics, histograms)
 
     async def _refresh(self) -> None:
         while True:

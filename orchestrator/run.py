@@ -71,7 +71,7 @@ def train(run_file: RunFile, lives: Lives, asked: Asked) -> int:
     past: PastLife | None = None
     with directory.lock():
         while True:
-            cluster = connect(os.getcwd())
+            cluster = connect(os.getcwd(), run_file.run.cluster)
             try:
                 if past is not None and cluster.address:
                     past.await_end_of_actors()
@@ -180,7 +180,12 @@ class _Driver:
         """Builds the crew and goes through the stages; how the run ended."""
         with recorder.phase("start_up"):
             order = self._starts.order(self._checkpoint)
-            restarts = Restarts(self._starts, self._run_file.learner.max_restarts, recorder.event)
+            restarts = Restarts(
+                self._starts,
+                self._run_file.learner.max_restarts,
+                recorder.event,
+                self._run_file.start_seconds,
+            )
             crew = build(self._run_file, self._directory.root, order, self._waits, restarts)
         context = self._context(crew, recorder, ledger)
         async with accompanied(context, self._status):
@@ -198,7 +203,7 @@ class _Driver:
         recorder, crew = run.recorder, run.crew
         watch = RoutingWatch(crew.rollout, recorder.routing, recorder.event, recorder.pools)
         scoring = ScorerWatch(crew.scorers, recorder.scoring)
-        draining = DrainingNodes(crew.seats, recorder.event)
+        draining = DrainingNodes(crew.seats, self._status.workers, recorder.event)
         watches = [watch.run, scoring.run, draining.run, self._elastic(run).run]
         if crew.learner is not None and crew.learner.can_regroup:
             ranks = self._run_file.learner.ranks

@@ -44,7 +44,7 @@ _INHERITED_BY: Mapping[str, Collection[str]] = {"annotate": ("env", "reward"), "
 """By kind of stage, where it is not all of them."""
 
 _MAY_CHANGE = re.compile(
-    r"run\.(max_hours|deadline_minutes|dir|max_restarts)"
+    r"run\.(max_hours|deadline_minutes|dir|max_restarts|cluster)"
     r"|(track|publish|mismatch_guard|health)\..*"
     r"|checkpoint\.(every_steps|keep|keep_best|best_by)"
     r"|(rollout|learner|reference|environment|reward_workers)\.(workers(\.\w+)?|threads)"
@@ -101,10 +101,10 @@ def resolved(run_file: RunFile) -> dict[str, Json]:
 def fingerprint(run_file: RunFile) -> str:
     """SHA-256 over everything that may not change when a run is resumed.
 
-    May change: `run.max_hours`, `run.deadline_minutes`, `run.dir`, `track`, `checkpoint` but for
-    its `path`, `publish`, `mismatch_guard`, `health`, `steps` of a stage (it may only grow, see
-    `manta.orchestrator.run_changes`), worker counts and threads, the learner's backend (all read
-    one another's checkpoints).
+    May change: `run.max_hours`, `run.deadline_minutes`, `run.dir`, `run.cluster`, `track`,
+    `checkpoint` but for its `path`, `publish`, `mismatch_guard`, `health`, `steps` of a stage (it
+    may only grow, see `manta.orchestrator.run_changes`), worker counts and threads, the
+    learner's backend (all read one another's checkpoints).
     """
     fixed = {
         path: value
@@ -171,6 +171,11 @@ def _short_forms(root: Node) -> Node:
 def _short_form(key: str, node: Node) -> Node:
     if key in ("algorithm", "env") and isinstance(node, Scalar) and isinstance(node.value, str):
         return Entries(node.place, {"name": node})
+    if key == "algorithm" and isinstance(node, Entries):
+        filters = node.entries.get("filters")
+        if isinstance(filters, Items):
+            filters = dataclasses.replace(filters, items=tuple(map(_named, filters.items)))
+            return Entries(node.place, {**node.entries, "filters": filters})
     if key == "reward" and isinstance(node, Entries):
         components = node.entries.get("components")
         if isinstance(components, Entries):
@@ -178,6 +183,12 @@ def _short_form(key: str, node: Node) -> Node:
             components = Entries(components.place, named)
             return Entries(node.place, {**node.entries, "components": components})
     return node
+
+
+def _named(node: Node) -> Node:
+    """`zero_variance` becomes a mapping with `name`."""
+    is_text = isinstance(node, Scalar) and isinstance(node.value, str)
+    return Entries(node.place, {"name": node}) if is_text else node
 
 
 def _component(key: str, node: Node) -> Node:

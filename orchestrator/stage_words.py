@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from manta.algorithms.settings import AlgorithmSettings
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.model_names import leaves
 from manta.orchestrator.reference_use import annotated_by, reads_reference
@@ -75,3 +76,19 @@ def scorers_told(run_file: RunFile, stage: StageConfig) -> list[str]:
     if stage.reward.gold is not None:
         told.append(f"what trains is held against '{stage.reward.gold}', the gold reward")
     return told
+
+
+def filters_told(algorithm: AlgorithmSettings) -> list[str]:
+    """What is left out of training, in the order in which it is looked at."""
+    told = []
+    for each in algorithm.filters:
+        if each.name == "zero_variance":
+            told.append("groups of equal rewards are replaced by others")
+        elif each.name == "accuracy_band":
+            told.append(
+                f"groups of which fewer than {each.low:.0%} or more than {each.high:.0%} are right "
+                f"by '{each.component}' are replaced by others"
+            )
+        else:
+            told.append(f"the {each.keep} samples of a group whose rewards vary most train")
+    return [f"filters: {'; '.join(told)}"] if told else []

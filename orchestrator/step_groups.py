@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from manta.actors.step_scores import FinalScores, with_final
 from manta.actors.step_work import Place
 from manta.envs.records import GroupId, GroupSummary
 from manta.orchestrator.age_policy import without_older
 from manta.orchestrator.supply import BlockRef, Finished
+
+
+class LeftOut(NamedTuple):
+    """A group that was filtered while its step was collected."""
+
+    summary: GroupSummary
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -20,6 +20,7 @@ from rich.text import Text
 
 from manta.orchestrator.metrics import (
     ACCURACY,
+    ALARM,
     BEGINS_ANEW,
     IDLE_SHARE,
     LEARNER_FELL,
@@ -32,6 +33,9 @@ from manta.orchestrator.metrics import (
 )
 from manta.orchestrator.reward_gap import RewardGap, reward_gap
 from manta.orchestrator.run_directory import RunDirectory, atomic_write
+
+_ALARMS = 5
+"""Shown in the closing table; all of them stand in `summary.json`."""
 
 State: TypeAlias = Literal["finished", "stopped", "failed"]
 
@@ -65,6 +69,7 @@ class Summary:
     `max_logprob_gap` is the largest |engine - learner| over tokens for which both had the same
     weights; None where there were none. `products` are what its stages left: kinds by name.
     `restarts` say what fell, and was replaced, over all lives: the learner group, or the whole run.
+    `alarms` are those told over all lives, each with its stage and step.
     """
 
     state: State
@@ -86,13 +91,14 @@ class Summary:
     idle_share: float | None = None
     products: Mapping[str, str] = field(default_factory=dict)
     restarts: tuple[str, ...] = ()
+    alarms: tuple[str, ...] = ()
 
     def figures(self) -> dict[str, float | str]:
         """The scalars by flat name, as a tracker wants them; what is absent is left out."""
         plain = asdict(self)
-        for nested in ("stages", "seconds_by_phase", "ledger", "products", "restarts"):
+        for nested in ("stages", "seconds_by_phase", "ledger", "products", "restarts", "alarms"):
             del plain[nested]
-        plain["restarts"] = float(len(self.restarts))
+        plain["restarts"], plain["alarms"] = float(len(self.restarts)), float(len(self.alarms))
         plain |= {f"phase_seconds/{name}": value for name, value in self.seconds_by_phase.items()}
         plain |= {f"ledger/{name}": value for name, value in self.ledger.items()}
         return {name: value for name, value in plain.items() if value is not None}
@@ -150,19 +156,39 @@ def summarise_run(
         ledger=driver.ledger,
         idle_share=_idle_share(lines),
         restarts=_restarts(directory),
+        alarms=_alarms(directory),
     )
 
 
 def _restarts(directory: RunDirectory) -> tuple[str, ...]:
     """What the events say of them; events of all lives stay."""
-    if not directory.events.exists():
-        return ()
-    events = [json.loads(line) for line in directory.events.read_text().split("\n")[:-1]]
     return tuple(
         f"{event['name']}: {event['fields']['why']}"
-        for event in events
+        for event in _events(directory)
         if event["name"] in (LEARNER_FELL, BEGINS_ANEW)
     )
+
+
+def _alarms(directory: RunDirectory) -> tuple[str, ...]:
+    return tuple(
+        f"{each.get('stage')} step {each.get('step')}: {each['kind']}: {each['what']}"
+        for each in _alarm_fields(directory)
+    )
+
+
+def told_in(directory: RunDirectory, stage: str) -> set[str]:
+    """The kinds of the alarms that were told in `stage`, over all lives."""
+    return {each["kind"] for each in _alarm_fields(directory) if each.get("stage") == stage}
+
+
+def _alarm_fields(directory: RunDirectory) -> list[dict[str, Any]]:
+    return [event["fields"] for event in _events(directory) if event["name"] == ALARM]
+
+
+def _events(directory: RunDirectory) -> list[dict[str, Any]]:
+    if not directory.events.exists():
+        return []
+    return [json.loads(line) for line in directory.events.read_text().split("\n")[:-1]]
 
 
 def _idle_share(lines: Sequence[MetricsLine]) -> float | None:
@@ -239,6 +265,9 @@ def _notes(summary: Summary) -> list[tuple[str, str]]:
         notes.append(("products", left))
     if summary.restarts:
         notes.append(("restarts", f"{len(summary.restarts)}: {'; '.join(summary.restarts)}"))
+    notes += [("alarm", told) for told in summary.alarms[-_ALARMS:]]
+    if len(summary.alarms) > _ALARMS:
+        notes.append(("alarms", f"{len(summary.alarms)}, the last {_ALARMS} are above"))
     if summary.error is not None:
         notes.append(("error", summary.error))
     return [*notes, ("run directory", summary.run_directory)]

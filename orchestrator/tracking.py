@@ -11,8 +11,10 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Protocol
 
+from manta.actors.histogram import Histogram
 from manta.envs.records import Json
 from manta.orchestrator.config import WandbConfig
 from manta.orchestrator.run_directory import RunDirectory, atomic_write
@@ -24,7 +26,12 @@ _FINISH_SECONDS = 60
 class Tracker(Protocol):
     """Takes metrics as they come, and alarms. No method raises for a tracker's own troubles."""
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        histograms: Mapping[str, Histogram] = MappingProxyType({}),
+    ) -> None:
         """`step` counts the whole run's steps; after a resume, steps come again."""
         ...
 
@@ -57,7 +64,7 @@ class WandbTracker:
         # Imported here: a second of start-up that only its users pay.
         import wandb
 
-        self._error = wandb.errors.Error
+        self._error, self._histogram = wandb.errors.Error, wandb.Histogram
         self._report = report
         self._run: Any = None
         self._failed = False
@@ -85,10 +92,19 @@ class WandbTracker:
             self._run.define_metric("step")
             self._run.define_metric("*", step_metric="step")
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        histograms: Mapping[str, Histogram] = MappingProxyType({}),
+    ) -> None:
         if not self._failed:
+            drawn = {
+                name: self._histogram(np_histogram=(list(each.counts), list(each.edges)))
+                for name, each in histograms.items()
+            }
             with self._tolerating("log"):
-                self._run.log({"step": step, **metrics})
+                self._run.log({"step": step, **metrics, **drawn})
 
     def alert(self, title: str, text: str) -> None:
         if not self._failed:

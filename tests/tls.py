@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
-from manta.orchestrator.tls_check import AUTHORITY, CERTIFICATE, KEY, SWITCH
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
-_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+from manta.orchestrator.tls_check import AUTHORITY, CERTIFICATE, KEY, SWITCH
 
 
 def certificates(folder: Path, addresses: Sequence[str]) -> dict[str, str]:
     """The environment in which Ray speaks TLS with a certificate for these IP `addresses`."""
     folder.mkdir(parents=True)
-    _openssl(
-        folder, "req", "-x509", *_NEW_KEY,
-        "-subj", "/CN=authority", "-keyout", "authority.key", "-out", "authority.pem",
-    )  # fmt: skip
-    names = ",".join(f"IP:{address}" for address in addresses)
-    _openssl(
-        folder, "req", "-x509", *_NEW_KEY, "-CA", "authority.pem", "-CAkey", "authority.key",
-        "-subj", "/CN=node", "-addext", f"subjectAltName={names}",
-        "-keyout", "node.key", "-out", "node.pem",
-    )  # fmt: skip
-    return {
-        SWITCH: "1",
-        CERTIFICATE: str(folder / "node.pem"),
-        KEY: str(folder / "node.key"),
-        AUTHORITY: str(folder / "authority.pem"),
+    authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    can_sign = x509.BasicConstraints(ca=True, path_length=None)
+    authority = (
+        _builder("authority", "authority", authority_key)
+        .add_extension(can_sign, critical=True)
+        .sign(authority_key, hashes.SHA256())
+    )
+    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address(each)) for each in addresses])
+    node = (
+        _builder("node", "authority", key)
+        .add_extension(names, critical=False)
+        .sign(authority_key, hashes.SHA256())
+    )
+    files = {
+        CERTIFICATE: node.public_bytes(serialization.Encoding.PEM),
+        KEY: key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+        AUTHORITY: authority.public_bytes(serialization.Encoding.PEM),
     }
+    for variable, content in files.items():
+        (folder / variable).write_bytes(content)
+    return {SWITCH: "1", **{variable: str(folder / variable) for variable in files}}
 
 
-def _openssl(folder: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+def _builder(subject: str, issuer: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_name(subject))
+        .issuer_name(_name(issuer))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=2))
+    )
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])

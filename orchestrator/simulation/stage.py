@@ -15,6 +15,7 @@ from manta.actors.step_work import StepReport
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import GroupSummary
 from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy
+from manta.orchestrator.alarms import Alarm
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed
 from manta.orchestrator.ledger import Ledger
@@ -23,6 +24,7 @@ from manta.orchestrator.loop import LoopHooks, LoopSettings, StageLoop, StepReco
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.publish import Published
 from manta.orchestrator.shared_device import StepMailbox
+from manta.orchestrator.step_groups import LeftOut
 from manta.orchestrator.supply import BlockPool, Finished, Supply
 from manta.orchestrator.wait import Waits, unless_ended
 
@@ -107,6 +109,7 @@ class StepTimes:
 
     def __init__(self) -> None:
         self.steps: list[SimulatedStep] = []
+        self.alarms: list[Alarm] = []
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -118,6 +121,7 @@ class StepTimes:
         summaries: Sequence[GroupSummary],
         report: StepReport,
         published: Published | None,
+        left_out: Sequence[LeftOut],
     ) -> None:
         self.steps.append(
             SimulatedStep(
@@ -131,6 +135,9 @@ class StepTimes:
                 ),
             )
         )
+
+    def alarm(self, alarm: Alarm) -> None:
+        self.alarms.append(alarm)
 
 
 def ledger_in(folder: Path) -> Ledger:

@@ -19,6 +19,7 @@ from manta.actors.engine_state import Word
 from manta.actors.lanes import Admission, BlockSummary
 from manta.actors.leases import Ask, Lease, Ticket
 from manta.actors.routing import Routing
+from manta.actors.sharding import kept_rows
 from manta.actors.step_work import Adopt, StepReport, StepWork
 from manta.envs.records import GroupId, GroupSummary, Update, WeightVersion
 from manta.envs.side_by_side import side_by_side
@@ -228,8 +229,8 @@ class SimulatedLearner:
         self._seconds = 0.0
 
     async def put(self, work: StepWork) -> None:
-        lengths = work.plan.lengths_N
-        self._seconds = self._speed.step_seconds(int(lengths.sum()), int(lengths.max()))
+        lengths = work.plan.lengths_N[kept_rows(work.plan)]
+        self._seconds = self._speed.step_seconds(int(lengths.sum()), int(lengths.max(initial=0)))
 
     async def result(self, step: int) -> Mapping[int, StepReport]:
         await asyncio.sleep(self._seconds)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from manta.orchestrator.ledger import read_ledger
 from tests.e2e import runs
 
 pytestmark = pytest.mark.e2e
@@ -28,9 +29,14 @@ LEARNS = (
 )
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
-def test_reward_rises(tmp_path: Path, cluster: runs.Environment, staleness: int) -> None:
-    overrides = (*LEARNS, f"rollout.max_staleness={staleness}")
+FILTERS = "stages.rl.algorithm.filters=[zero_variance, {name: max_variance, keep: 8}]"
+
+
+@pytest.mark.parametrize(("staleness", "filters"), [(0, ()), (1, (FILTERS,))])
+def test_reward_rises(
+    tmp_path: Path, cluster: runs.Environment, staleness: int, filters: tuple[str, ...]
+) -> None:
+    overrides = (*LEARNS, f"rollout.max_staleness={staleness}", *filters)
     result = runs.manta("train", runs.TINY, tmp_path, *overrides, env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr
     lines = [line for line in runs.metrics(tmp_path / "tiny") if line["stage"] == "rl"]
@@ -41,3 +47,16 @@ def test_reward_rises(tmp_path: Path, cluster: runs.Environment, staleness: int)
     assert runs.summary(tmp_path / "tiny")["max_logprob_gap"] < 1e-4  # type: ignore[operator]
     drift = [line["mismatch/stale/gap_max"] for line in lines if "mismatch/stale/tokens" in line]
     assert (len(drift) > 80 and min(drift) > 1e-4) if staleness else drift == []
+    steps = [line for line in lines if "learner/loss" in line]
+    assert all(0 < line["learner/ess"] <= 1 and "pass_at/16" in line for line in steps)
+    assert {line["learner/rows"] for line in steps} == {16 * (8 if filters else 16)}
+    if filters:
+        _filters_are_told(tmp_path / "tiny", steps)
+
+
+def _filters_are_told(folder: Path, steps: list[dict[str, float]]) -> None:
+    assert {line["samples/filtered/max_variance"] for line in steps} == {16 * 8}
+    filtered = [e for e in read_ledger(folder / "ledger.jsonl") if e.outcome == "filtered"]
+    counted = sum(line["groups/filtered/zero_variance"] for line in steps)
+    assert len(filtered) == counted > 0
+    assert {e.reason.partition(":")[0] for e in filtered} == {"zero_variance"}

@@ -4,16 +4,22 @@ import dataclasses
 
 import pytest
 
-from manta.algorithms.catalogue import ADVANTAGE_KINDS, LOSS_KINDS, OPTIONAL
+from manta.algorithms.catalogue import ADVANTAGE_KINDS, FILTER_READS, LOSS_KINDS, OPTIONAL
 from manta.algorithms.contradictions import check
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import (
     AlgorithmSettings,
     CriticSettings,
+    FilterName,
+    FilterSettings,
     KlSettings,
     OffPolicySettings,
     RewardModelSettings,
 )
+
+ZERO = FilterSettings("zero_variance")
+BAND = FilterSettings("accuracy_band")
+FOUR = FilterSettings("max_variance", keep=4)
 
 
 def changed(name: str, **changes: object) -> AlgorithmSettings:
@@ -22,6 +28,10 @@ def changed(name: str, **changes: object) -> AlgorithmSettings:
 
 def critic(**told: object) -> AlgorithmSettings:
     return changed("ppo", critic=CriticSettings(**told))  # type: ignore[arg-type]
+
+
+def filtered(name: FilterName, **told: object) -> AlgorithmSettings:
+    return changed("dr_grpo", filters=(FilterSettings(name, **told),))  # type: ignore[arg-type]
 
 
 def off_policy(correction: str, **told: object) -> AlgorithmSettings:
@@ -52,7 +62,7 @@ def off_policy(correction: str, **told: object) -> AlgorithmSettings:
         (critic(weight_decay=-1.0), "critic.weight_decay is -1"),
         (critic(clip_norm=-1.0), "critic.clip_norm is -1"),
         (critic(betas=(0.9, 1.0)), "critic.betas must each be"),
-        (changed("reinforce", drop_zero_variance_groups=True), "would drop every group of one"),
+        (changed("reinforce", filters=(ZERO,)), "would drop every group of one"),
         (changed("dr_grpo", constant_length=0), "constant_length is 0"),
         (changed("grpo", clip_low=0.0), "clip_low is 0.0"),
         (changed("grpo", clip_high=-0.1), "clip_high is -0.1"),
@@ -113,8 +123,48 @@ def off_policy(correction: str, **told: object) -> AlgorithmSettings:
         (changed("dpo", beta=0.0), "beta is 0, it must be above 0"),
         (changed("dpo", advantage="group_relative"), "no use for `advantage: group_relative`"),
         (changed("dpo", kl=KlSettings(coef=0.1)), "the loss dpo has no use for `kl.coef`"),
-        (changed("dpo", drop_zero_variance_groups=True), "no use for `drop_zero_variance_groups`"),
+        (changed("dpo", filters=(ZERO,)), "no use for `filters`"),
         (changed("dpo", entropy_coef=0.1), "no use for `entropy_coef`"),
+        (changed("simpo", samples_per_prompt=1), "a pair takes two samples of a prompt"),
+        (changed("simpo", kl=KlSettings(coef=0.1)), "the loss simpo has no use for `kl.coef`"),
+        (changed("simpo", target_margin=-1.0), "target_margin is -1, it must be 0 or more"),
+        (changed("simpo", length_normalized=True), "length_normalized is True but loss is simpo"),
+        (changed("dpo", target_margin=1.0), "target_margin is 1.0 but loss is dpo, .* to simpo"),
+        (changed("dpo", pair_margin=-0.5), "pair_margin is -0.5, it must be 0 or more"),
+        (changed("kto", pair_margin=0.5), "pair_margin is 0.5 but loss is kto"),
+        (changed("grpo", pair_margin=0.5), "pair_margin is 0.5 but loss is clipped_surrogate"),
+        (
+            changed("kto", unit="pair"),
+            "loss kto learns from each row by its label: set unit to row",
+        ),
+        (
+            changed("kto", reference_point="samples"),
+            "given answers are not: set reference_point to",
+        ),
+        (changed("kto", desirable_above=float("nan")), "desirable_above is nan"),
+        (changed("kto", undesirable_weight=-1.0), "undesirable_weight is -1, it must be 0 or more"),
+        (changed("kto", desirable_weight=0, undesirable_weight=0), "so that nothing trains"),
+        (changed("dpo", desirable_weight=2.0), "desirable_weight is 2.0 but loss is dpo"),
+        (changed("sft", keep_best=1), "keep_best is 1 of 1 samples, which chooses nothing"),
+        (changed("raft", keep_best=-1), "keep_best is -1, it must be 0"),
+        (changed("raft", keep_best=8), "keep_best is 8 of 8 samples"),
+        (changed("raft", keep_above=float("nan")), "keep_above is nan"),
+        (changed("raft", reward_temperature=0.0), "reward_temperature is 0, it must be above 0"),
+        (changed("grpo", keep_best=4), "keep_best is 4 but loss is .* set loss to cross_entropy"),
+        (changed("raft", advantage="win_rate"), "`advantage: win_rate` has no effect"),
+        (changed("spo", samples_per_prompt=1), "group of one has no win-rate advantage"),
+        (changed("distillation", kl=KlSettings()), "advantage is none and kl.coef is 0, so that"),
+        (changed("distillation", filters=(ZERO,)), "so that no rewards are read"),
+        (changed("distillation", loss="gspo"), "KL in the reward gives every token an advantage"),
+        (changed("grpo", kl=KlSettings(0.1, discount=0.5)), "no KL is charged to the reward"),
+        (
+            changed("rloo", kl=KlSettings(0.1, "k1", "reward", discount=1.5)),
+            "kl.discount is 1.5, it must be at least 0 and at most 1",
+        ),
+        (
+            changed("ppo", kl=KlSettings(0.1, "k1", "reward", discount=0.5)),
+            "advantage is gae, which discounts the KL as it does rewards",
+        ),
         (changed("reward_model", reward_model=None), "trains a reward model: add one"),
         (changed("dpo", reward_model=RewardModelSettings()), "the loss dpo does not train it"),
         (
@@ -126,9 +176,19 @@ def off_policy(correction: str, **told: object) -> AlgorithmSettings:
             "`advantage: group_relative` has no effect",
         ),
         (
-            changed("sft", samples_per_prompt=4, drop_zero_variance_groups=True),
-            "`drop_zero_variance_groups` has no effect",
+            changed("sft", samples_per_prompt=4, filters=(ZERO,)),
+            "`filters` has no effect",
         ),
+        (changed("grpo", filters=(ZERO, BAND, ZERO)), "filters has zero_variance 2 times"),
+        (filtered("zero_variance", keep=4), "zero_variance has keep 4, which it does not read"),
+        (filtered("max_variance", keep=4, low=0.1), "max_variance has low 0.1, which it does not"),
+        (filtered("accuracy_band", low=0.9), "accuracy_band keeps shares from 0.9 to 0.8"),
+        (filtered("accuracy_band", high=80), "keeps shares from 0.2 to 80: let low and high be"),
+        (filtered("accuracy_band", low=float("nan")), "keeps shares from nan to 0.8"),
+        (filtered("max_variance"), r"keeps 0 of samples_per_prompt \(8\): set keep to 2 or more"),
+        (filtered("max_variance", keep=8), "keeps 8 of samples_per_prompt"),
+        (changed("dr_grpo", filters=(FOUR, BAND)), "accuracy_band stands after max_variance"),
+        (changed("pass_at_k", filters=(FOUR,)), "advantage pass_at_k estimates what random"),
     ],
 )
 def test_contradictions_are_refused(settings: AlgorithmSettings, message: str) -> None:
@@ -154,12 +214,26 @@ def test_all_problems_are_named_at_once() -> None:
         changed("sft", entropy_coef=-0.01),
         changed("dpo", samples_from="policy", samples_per_prompt=8, pairs="all", unit="group"),
         changed("reward_model", unit="pair", samples_per_prompt=9),
+        changed("online_dpo", samples_per_prompt=8, pairs="all", pair_margin=0.2, unit="group"),
+        changed("dpo", length_normalized=True),
+        changed("kto", samples_from="policy", reference_point="samples", samples_per_prompt=1),
+        changed("kto", reference_point="zero", desirable_weight=0.0),
+        changed("raft", keep_best=2, keep_above=0.5, reward_temperature=0.5),
+        changed("raft", kl=KlSettings(coef=0.1)),
+        changed("spo", divide_by_std=True),
+        changed("spo", loss="gspo", kl=KlSettings(coef=0.01)),
+        changed("distillation", samples_per_prompt=1),
+        changed("distillation", kl=KlSettings(1.0, "k2", "loss")),
+        changed("distillation", advantage="group_relative"),
+        changed("grpo", kl=KlSettings(0.1, "k1", "reward", discount=0.9)),
         changed("dapo", loss="sapo"),
         changed("grpo", advantage="leave_one_out"),
         changed("ppo", loss="gspo_token"),
         changed("grpo", dual_clip=3.0),
         changed("pass_at_k", advantage="group_relative", samples_per_prompt=2),
         changed("gdpo", component_weights={"correct": 1.0, "format": 0.5}),
+        changed("dr_grpo", filters=(BAND, FOUR, ZERO)),
+        filtered("accuracy_band", component="exact", low=0.0, high=1.0),
         off_policy("weight", level="sequence"),
         off_policy("truncate", high=1.0),
         off_policy("mask", high=3.0),
@@ -175,3 +249,5 @@ def test_every_setting_that_the_tables_name_is_one() -> None:
     assert set(OPTIONAL) <= fields
     for kind in (*LOSS_KINDS.values(), *ADVANTAGE_KINDS.values()):
         assert set(kind.reads) <= set(OPTIONAL)
+    of_filters = {field.name for field in dataclasses.fields(FilterSettings)}
+    assert all(set(reads) <= of_filters for reads in FILTER_READS.values())

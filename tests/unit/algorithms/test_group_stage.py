@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from manta.algorithms.group_stage import ZERO_VARIANCE, group_stage, zero_variance
+from manta.algorithms.group_stage import group_stage
 from manta.algorithms.presets import PRESETS
+from manta.algorithms.settings import FilterSettings
 
 REWARDS_N = torch.tensor([1.0, 0.5, 3.0, 0.5, 2.0, 0.5, 7.0])
 GROUP_N = torch.tensor([4, 9, 4, 9, 4, 9, 2])
@@ -32,9 +33,8 @@ def test_grpo_divides_by_the_unbiased_std() -> None:
 
 def test_groups_of_equal_rewards_are_filtered_on_request() -> None:
     stage = group_stage(PRESETS["dapo"], REWARDS_N, GROUP_N)
-    assert stage.filtered == {2: ZERO_VARIANCE, 9: ZERO_VARIANCE}
+    assert stage.filtered == {2: "zero_variance", 9: "zero_variance"}
     assert stage.coefficients["keep"].tolist() == [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0]
-    assert zero_variance(REWARDS_N, GROUP_N) == [2, 9]
 
 
 def test_group_by_group_equals_the_whole_step() -> None:
@@ -45,6 +45,42 @@ def test_group_by_group_equals_the_whole_step() -> None:
         for name, column in alone.coefficients.items():
             assert torch.equal(column, whole.coefficients[name][rows])
         assert alone.filtered.items() <= whole.filtered.items()
+
+
+def test_what_a_filter_leaves_out_has_no_part_in_the_advantages_of_the_rest() -> None:
+    """Rewards 0 and 9 of four, as PODS's own code: mean and deviation are those of the chosen."""
+    chosen = FilterSettings("max_variance", keep=2)
+    settings = dataclasses.replace(PRESETS["grpo"], filters=(chosen,))
+    rewards_N = torch.tensor([3.0, 9.0, 7.0, 0.0, 4.0])
+    stage = group_stage(settings, rewards_N, torch.tensor([1, 1, 1, 1, 0]))
+    half = 4.5 / (4.5 * 2**0.5 + 1e-6)
+    expected = torch.tensor([0.0, half, 0.0, -half, 0.0])
+    torch.testing.assert_close(stage.coefficients["advantage"], expected)
+    assert stage.coefficients["keep"].tolist() == [0, 1, 0, 1, 1]
+    assert stage.filtered == {}
+
+
+def test_a_step_of_which_nothing_is_left_has_no_advantages() -> None:
+    stage = group_stage(PRESETS["dapo"], torch.ones(4), torch.tensor([0, 0, 1, 1]))
+    assert stage.filtered == {0: "zero_variance", 1: "zero_variance"}
+    for name in ("advantage", "keep"):
+        assert stage.coefficients[name].tolist() == [0.0] * 4
+
+
+def test_components_are_cut_for_filters_and_advantages_alike() -> None:
+    band = FilterSettings("accuracy_band", component="right")
+    settings = dataclasses.replace(
+        PRESETS["gdpo"], component_weights={"right": 1.0, "short": 1.0}, filters=(band,)
+    )
+    rewards_N = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    parts = {"right": rewards_N, "short": torch.tensor([0.0, 1.0, 5.0, 6.0])}
+    stage = group_stage(settings, rewards_N, torch.tensor([0, 0, 1, 1]), None, None, parts)
+    assert stage.filtered == {1: "accuracy_band"}
+    alone = {name: values[:2] for name, values in parts.items()}
+    half = group_stage(settings, rewards_N[:2], torch.tensor([0, 0]), None, None, alone)
+    found = stage.coefficients["advantage"]
+    assert torch.equal(found[:2], half.coefficients["advantage"])
+    assert found[2:].tolist() == [0.0, 0.0]
 
 
 def test_reinforce_takes_the_rewards_themselves() -> None:

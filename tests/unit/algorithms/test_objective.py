@@ -91,11 +91,14 @@ def by_loop(rows: Rows, algorithm: AlgorithmSettings) -> dict[str, float]:
             out["policy_loss"] += share * policy
             for name, value in {
                 "kl_reference": kl,
+                "kl_reference_k1": -log_r,
+                "kl_reference_k3": math.exp(log_r) - 1 - log_r,
                 "entropy": statistics["entropy"][t],
                 "clip_fraction_low": advantage < 0 and ratio < 1 - algorithm.clip_low,
                 "clip_fraction_high": advantage > 0 and ratio > 1 + algorithm.clip_high,
                 "ratio_mean": ratio,
                 "kl_behaviour": math.exp(gap) - 1 - gap,
+                "kl_behaviour_k1": -gap,
                 "weight_mean": weight,
             }.items():
                 out[name] += weights[row] / total_tokens * value
@@ -108,6 +111,7 @@ def by_loop(rows: Rows, algorithm: AlgorithmSettings) -> dict[str, float]:
 MAXIMA = ("ratio_max",)
 REPORTED = (
     *("loss", "policy_loss", "kl_reference", "entropy", "ratio_mean", "kl_behaviour"),
+    *("kl_reference_k1", "kl_reference_k3", "kl_behaviour_k1"),
     *("clip_fraction_low", "clip_fraction_high", "weight_mean", *MAXIMA),
 )
 

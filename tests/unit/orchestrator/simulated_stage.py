@@ -22,6 +22,7 @@ from manta.algorithms.presets import PRESETS
 from manta.envs.records import GroupId, GroupSummary, Update, WeightVersion
 from manta.envs.sources.order import EpochOrder
 from manta.orchestrator.age_policy import AgePolicy
+from manta.orchestrator.alarms import Alarm
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed
 from manta.orchestrator.ledger import Entry, Ledger, read_ledger
@@ -29,6 +30,7 @@ from manta.orchestrator.length_cap import LengthCap
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.publish import Published
 from manta.orchestrator.simulation import stage as simulation
+from manta.orchestrator.step_groups import LeftOut
 from manta.orchestrator.supply import Finished
 from tests.unit.orchestrator.groups import summary
 
@@ -101,6 +103,7 @@ class RandomLearner:
 class Recorder:
     def __init__(self) -> None:
         self.steps: list[tuple[int, Sequence[GroupSummary]]] = []
+        self.alarms: list[Alarm] = []
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -112,8 +115,12 @@ class Recorder:
         summaries: Sequence[GroupSummary],
         report: StepReport,
         published: Published | None,
+        left_out: Sequence[LeftOut],
     ) -> None:
         self.steps.append((progress.step, summaries))
+
+    def alarm(self, alarm: Alarm) -> None:
+        self.alarms.append(alarm)
 
 
 class SimulatedStage:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from manta.algorithms.presets import PRESETS
+from manta.algorithms.settings import FilterSettings
 from manta.envs.records import GroupId
-from manta.orchestrator.assemble import assemble, filter_reason
+from manta.orchestrator.assemble import assemble, filter_reason, selection
 from tests.unit.orchestrator.groups import summary
 
 GRPO = replace(PRESETS["grpo"], samples_per_prompt=2)
@@ -35,7 +36,7 @@ def test_groups_of_different_sizes_become_rows_in_order() -> None:
 
 def test_equal_rewards_are_filtered_where_the_algorithm_says_so() -> None:
     flat, varied = summary(GroupId(0, 0, 0), (0.5, 0.5)), summary(GroupId(0, 1, 0), (0.5, 0.6))
-    assert filter_reason(DAPO, flat) == "all rewards of the group are equal"
+    assert filter_reason(DAPO, flat) == "zero_variance: all rewards of the group are equal"
     assert filter_reason(DAPO, varied) is None
     assert filter_reason(GRPO, flat) is None
 
@@ -44,6 +45,31 @@ def test_a_flat_group_that_is_in_a_plan_all_the_same_does_not_train() -> None:
     groups = [summary(GroupId(0, 0, 0), (0.5, 0.5)), summary(GroupId(0, 1, 0), (0.0, 1.0))]
     assert assemble(1, groups, DAPO).coefficients["keep"].tolist() == [0, 0, 1, 1]
     assert assemble(1, groups, GRPO).coefficients["keep"].tolist() == [1, 1, 1, 1]
+
+
+def test_a_band_of_accuracy_drops_groups_by_a_component() -> None:
+    band = replace(GRPO, filters=(FilterSettings("accuracy_band", low=0.3),))
+    parts = ([1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0])
+    groups = [
+        summary(GroupId(0, i, 0), (0.0, 1.0, 2.0), {"correct": part})
+        for i, part in enumerate(parts)
+    ]
+    told = [filter_reason(band, each) for each in groups]
+    assert told[:2] == [None, None]
+    assert told[2] == (
+        "accuracy_band: the share of samples that are right by 'correct' is not within 0.3 to 0.8"
+    )
+    assert assemble(1, groups, band).coefficients["keep"].tolist() == [1] * 6 + [0] * 3
+
+
+def test_samples_that_a_filter_leaves_out_stay_in_the_plan_and_carry_no_loss() -> None:
+    groups = [summary(GroupId(0, i, 0), (0.0, 0.5, 1.0)) for i in range(2)]
+    chosen = replace(GRPO, filters=(FilterSettings("max_variance", keep=2),))
+    plan = assemble(1, groups, chosen)
+    assert plan.coefficients["keep"].tolist() == [1, 0, 1] * 2
+    assert selection(chosen, groups[0]).left_out == {"max_variance": 1}
+    # Deviation of 0 and 1 alone, not of all three
+    np.testing.assert_allclose(plan.coefficients["advantage"][:3], [-(0.5**0.5), 0, 0.5**0.5], 1e-5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -93,11 +119,53 @@ def test_a_loss_that_compares_gets_pairs_of_rows_and_each_group_is_a_unit() -> N
     assert assemble(1, groups, GRPO).pair_P2.shape == (0, 2)
 
 
+def test_labels_of_rows_that_can_train_each_a_unit_of_its_own() -> None:
+    kto = PRESETS["kto"]
+    groups = [summary(GroupId(0, 0, 0), (0.0, 2.0, 0.5)), summary(GroupId(0, 1, 0), (1.0, 1.0))]
+    plan = assemble(1, groups, kto)
+    assert plan.coefficients["label"].tolist() == [0, 1, 0, 1, 1]
+    assert plan.coefficients["keep"].tolist() == [1] * 5
+    assert plan.unit_N.tolist() == [0, 1, 2, 3, 4]
+    assert plan.pair_P2.shape == (0, 2)
+    silent = replace(groups[1], num_tokens=np.array([2, 0], np.int32))
+    assert assemble(1, [silent], kto).coefficients["keep"].tolist() == [1, 0]
+    assert filter_reason(kto, groups[1]) is None
+
+
+def test_the_best_that_can_train_are_imitated() -> None:
+    raft, rejection = PRESETS["raft"], PRESETS["rejection_sampling"]
+    group = summary(GroupId(0, 0, 0), (0.0, 1.0, 2.0))
+    assert assemble(1, [group], raft).coefficients["keep"].tolist() == [0, 0, 1]
+    cut = replace(group, is_truncated=np.array([False, False, True]))
+    masked = assemble(1, [cut], raft, masks_truncated=True)
+    assert masked.coefficients["keep"].tolist() == [0, 1, 0]
+    assert assemble(1, [group], rejection).coefficients["keep"].tolist() == [0, 1, 1]
+    wrong = summary(GroupId(0, 1, 0), (0.0, 0.5))
+    told = "none_kept: no sample that can train has a reward above 0.5"
+    assert filter_reason(rejection, wrong) == told
+    assert filter_reason(rejection, group) is filter_reason(raft, wrong) is None
+    weighed = assemble(1, [group], PRESETS["weighted_sft"]).coefficients["weight"]
+    np.testing.assert_allclose(weighed, np.exp([0.0, 1.0, 2.0]), rtol=1e-6)
+    broken = summary(GroupId(0, 2, 0), (float("nan"), 1.0))
+    with pytest.raises(ValueError, match="its reward is nan"):
+        assemble(1, [broken], raft)
+
+
+def test_distillation_reads_no_rewards() -> None:
+    plan = assemble(1, [summary(GroupId(0, 0, 0), (float("nan"), 1.0))], PRESETS["distillation"])
+    assert plan.coefficients["keep"].tolist() == [1.0, 1.0]
+
+
 def test_groups_without_a_pair_are_filtered_by_name() -> None:
     flat, varied = summary(GroupId(0, 0, 0), (0.5, 0.5)), summary(GroupId(0, 1, 0), (0.5, 0.6))
     told = filter_reason(DPO, flat)
     assert told is not None and told.startswith("no_pair: ")
     assert filter_reason(DPO, varied) is None
+    picky = replace(DPO, pair_margin=0.2)
+    assert filter_reason(picky, varied) == (
+        "no_pair: no two samples that can train have rewards that differ by 0.2 or more"
+    )
+    assert assemble(1, [varied], picky).pair_P2.shape == (0, 2)
     silent = replace(varied, num_tokens=np.array([2, 0], np.int32))
     assert filter_reason(DPO, silent) is not None
     assert assemble(1, [silent, varied], DPO).pair_P2.tolist() == [[3, 2]]

@@ -54,6 +54,11 @@ WORDS = [
     ("rollout.oversample=1.3 rollout.overtaken=carry_over rollout.max_staleness=2",
      "11 groups begin, the first 8 to finish train; those overtaken go on, and a sample may be up "
      "to 2 versions behind"),
+    ("stages.rl.algorithm.filters=[zero_variance, {name: accuracy_band}, "
+     "{name: max_variance, keep: 2}]",
+     "filters: groups of equal rewards are replaced by others; groups of which fewer than 20% or "
+     "more than 80% are right by 'correct' are replaced by others; the 2 samples of a group whose "
+     "rewards vary most train\nabout 1 micro-batch an update"),
     ("rollout.redundant_samples=2", "a group begins 6 samples and is complete with the first 4"),
     ("rollout.cap.tokens=3", "a sample has at most 3 tokens; one that a bound ends trains as it "
      "is"),
@@ -186,7 +191,7 @@ def test_the_defaults_of_all_roles_fit_two_cores(tmp_path: Path) -> None:
         ("environment.groups_per_call=3", 3),
         ("rollout.redundant_samples=2", 1),
         ("rollout.redundant_samples=2 environment.groups_per_call=3", 3),
-        ("stages.rl.algorithm.drop_zero_variance_groups=true", 1),
+        ("stages.rl.algorithm.filters=[zero_variance]", 1),
     ],
 )
 def test_groups_travel_together_unless_one_that_ends_early_makes_room(

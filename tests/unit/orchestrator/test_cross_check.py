@@ -20,6 +20,8 @@ def test_a_good_run_file_has_no_problems(tmp_path: Path) -> None:
 REFUSED = [
     ("run.name=a/b", "run.name: 'a/b' must be letters, digits, '.', '_' and '-', starting with a "
      "letter or digit: it names the run's folder"),
+    ("run.cluster=absent.yaml", "run.cluster: absent.yaml: No such file or directory: name a "
+     "cluster file"),
     ("run.max_hours=0", "run.max_hours: is 0, must be above 0"),
     ("run.deadline_minutes=0", "run.deadline_minutes: is 0, must be above 0"),
     ("model.build=null",
@@ -61,6 +63,12 @@ REFUSED = [
     ("stages.rl.algorithm={name: gdpo, component_weights: {corect: 1}}",
      "stages[1].algorithm.component_weights: there is no component 'corect'; did you mean "
      "'correct'?"),
+    ("stages.rl.algorithm={name: grpo, filters: [{name: accuracy_band, component: corect}]}",
+     "stages[1].algorithm.filters[0].component: there is no component 'corect'; did you mean "
+     "'correct'?"),
+    ("stages.rl.algorithm={name: dr_grpo, filters: [{name: max_variance, keep: 8}]}",
+     "stages[1].algorithm: algorithm 'dr_grpo': the filter max_variance keeps 8 of "
+     "samples_per_prompt (8): set keep to 2 or more, and below samples_per_prompt"),
     ("stages.rl.algorithm={name: gspo, dual_clip: 3}", "stages[1].algorithm: algorithm 'gspo': "
      "dual_clip is 3.0 but loss is gspo, which does not read it: remove it, or set loss to "
      "clipped_surrogate"),
@@ -122,6 +130,12 @@ REFUSED = [
     ("stages.rl.algorithm=dpo", "stages[1].env: 'arithmetic' has one written answer a task, and "
      "algorithm 'dpo' compares several: use preferences, learn from sampled groups "
      "(`trajectories: stage:NAME`), or let the policy sample"),
+    ("stages.rl.algorithm=weighted_sft", "stages[1].env: 'arithmetic' has one written answer a "
+     "task, and algorithm 'weighted_sft' chooses among or weighs several: use preferences"),
+    ("stages.rl.algorithm={name: simpo, kl: {coef: 0.1}}", "stages[1].algorithm: algorithm "
+     "'simpo': the loss simpo has no use for `kl.coef`: remove it"),
+    ("stages.rl.algorithm=raft stages.rl.reward=null stages.rl.evaluate=null",
+     "stages[1].reward: algorithm 'raft' learns from rewards, name one"),
     ("stages.rl.algorithm={name: dpo, samples_from: policy} stages.rl.reward=null "
      "stages.rl.evaluate=null", "stages[1].reward: algorithm 'dpo' learns from rewards, name one"),
     ("stages.rl.kind=generate stages.rl.algorithm=null",

@@ -18,6 +18,7 @@ from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import GroupId, GroupSummary, Json, Update, WeightVersion
 from manta.envs.sources.order import EpochOrder
+from manta.orchestrator.alarms import Alarm
 from manta.orchestrator.config import MismatchGuardConfig
 from manta.orchestrator.feed import Feed
 from manta.orchestrator.ledger import Entry, Ledger, read_ledger
@@ -25,7 +26,7 @@ from manta.orchestrator.loop import LoopHooks, LoopSettings, StageLoop
 from manta.orchestrator.mismatch import MismatchTooLarge, MismatchWatch
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.publish import Published
-from manta.orchestrator.step_groups import StepGroups
+from manta.orchestrator.step_groups import LeftOut, StepGroups
 from manta.orchestrator.supply import Finished, Supply
 from manta.orchestrator.wait import DeadlineMissed, Waits, unless_ended
 from tests.unit.orchestrator.groups import Outcome, Script, ScriptedPool, summary, turns
@@ -39,6 +40,8 @@ class Recorder:
 
     def __init__(self, events: list[str]) -> None:
         self.steps: list[Sequence[GroupSummary]] = []
+        self.left_out: list[Sequence[LeftOut]] = []
+        self.alarms: list[Alarm] = []
         self._events = events
 
     @contextmanager
@@ -51,9 +54,14 @@ class Recorder:
         summaries: Sequence[GroupSummary],
         report: StepReport,
         published: Published | None,
+        left_out: Sequence[LeftOut],
     ) -> None:
         self._events.append(f"recorded {progress.step}")
         self.steps.append(summaries)
+        self.left_out.append(left_out)
+
+    def alarm(self, alarm: Alarm) -> None:
+        self.alarms.append(alarm)
 
     def event(self, name: str, fields: Mapping[str, Json], text: str = "") -> None:
         self._events.append(f"{name} {fields['step']}")
@@ -257,10 +265,22 @@ async def test_filtered_groups_are_replaced_and_told(tmp_path: Path, staleness: 
         (4, "trained", 12),
         (5, "trained", 12),
     ]
-    assert stage.entries[0].reason == "all rewards of the group are equal"
+    assert stage.entries[0].reason == "zero_variance: all rewards of the group are equal"
+    left_out = [[each.summary.id.position for each in step] for step in stage.recorder.left_out]
+    assert left_out == [[0], [3]]
+    assert stage.recorder.left_out[0][0].reason == stage.entries[0].reason
+    assert stage.recorder.alarms == []
     assert stage.entries[1].reason == ""
     assert stage.entries[3].content_hash == "hash-0-3"
     assert {e.stage for e in stage.entries} == {"rl"}
+
+
+async def test_a_step_that_filters_leave_empty_is_told_of(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, flat(*range(1, 25)), steps=2)
+    await stage.run()
+    (alarm,) = stage.recorder.alarms
+    assert alarm.what == "20 groups were filtered for step 11, which has 1 of 2"
+    assert alarm.cause == "zero_variance left 20 out"
 
 
 async def test_broken_attempts_are_told_before_the_step_they_delayed(tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ def test_step_metrics_by_hand() -> None:
     assert metrics["length/max"] == 20.0
     assert metrics["length/truncated_share"] == pytest.approx(2 / 6)
     assert (metrics["tokens/completion"], metrics["tokens/total"]) == (54.0, 114.0)
-    assert (metrics["groups"], metrics["groups/zero_variance_share"]) == (2.0, 0.5)
+    assert metrics["groups"] == 2.0
+    assert [metrics[f"reward/{name}"] for name in ("p05", "p50", "p95")] == [0.0, 1.0, 2.0]
     assert (metrics["staleness/mean"], metrics["staleness/max"]) == (1.0, 2.0)
     assert metrics["speed/tokens_per_second"] == 27.0
     assert metrics["speed/samples_per_second"] == 3.0
@@ -127,13 +128,12 @@ def test_what_nothing_could_score_is_no_reward() -> None:
     metrics = step_metrics(0, broken, {}, {}, 1.0)
     assert (metrics["reward/mean"], metrics["reward/std"]) == (1.0, 0.0)
     assert metrics["reward/unscored_share"] == pytest.approx(3 / 5)
-    assert metrics["groups/zero_variance_share"] == 1.0
 
 
 def test_what_has_no_mean_is_left_out() -> None:
     given = [summary([0.5], [3], {"mean": [4.0], "judge": [NAN]}, oldest=None)]
     metrics = step_metrics(0, given, {}, {}, 0.0)
-    absent = {"staleness/mean", "groups/zero_variance_share", "speed/tokens_per_second"}
+    absent = {"staleness/mean", "speed/tokens_per_second"}
     assert not absent & metrics.keys()
     assert "reward/judge" not in metrics and metrics["reward/judge/present"] == 0.0
     assert (metrics["reward/mean"], metrics["reward/mean_component"]) == (0.5, 4.0)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from manta.algorithms.presets import PRESETS
+from manta.algorithms.settings import FilterSettings
 from manta.orchestrator import run_file, yaml_tree
 from manta.orchestrator.config import ComponentConfig, EnvConfig, RunFile
 from manta.orchestrator.run_changes import changes
@@ -53,6 +54,23 @@ def test_an_algorithm_is_a_preset_with_settings_laid_over(tmp_path: Path) -> Non
     assert (rl.clip_low, rl.clip_high) == (grpo.clip_low, 0.3)
     assert (rl.kl.coef, rl.kl.estimator) == (1e-3, grpo.kl.estimator)
     assert rl.samples_per_prompt == grpo.samples_per_prompt
+
+
+def test_filters_are_a_list_of_names_or_of_names_with_settings(tmp_path: Path) -> None:
+    key = "stages.rl.algorithm.filters"
+    loaded = load(tmp_path, f"{key}=[zero_variance, {{name: max_variance, keep: 8}}]")
+    algorithm = loaded.stages[1].algorithm
+    assert algorithm is not None and algorithm.filters == (
+        FilterSettings("zero_variance"),
+        FilterSettings("max_variance", keep=8),
+    )
+    changed = load(tmp_path, f"{key}=[max_variance]", f"{key}.max_variance.keep=4")
+    assert changed.stages[1].algorithm.filters == (FilterSettings("max_variance", keep=4),)  # type: ignore[union-attr]
+    copy = tmp_path / "config.yaml"
+    copy.write_text(run_file.dump(loaded))
+    assert run_file.load(copy) == loaded
+    told = refused(tmp_path, f"{key}=[zero_varianse]")
+    assert "did you mean 'zero_variance'?" in told[0]
 
 
 def test_stages_inherit_whole_blocks_or_have_their_own(tmp_path: Path) -> None:

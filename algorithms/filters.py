@@ -1,0 +1,138 @@
+"""Filters: which groups, and which samples of a group, train.
+
+Small functions over the scalars of one group, registered in `FILTERS` and applied in the order of
+the settings, each to what the ones before have left. What each reads of its settings stands in
+`manta.algorithms.catalogue`. Loads no torch. What becomes of a group that is left out is the
+orchestrator's business.
+
+| filter | what stays | source |
+| --- | --- | --- |
+| `zero_variance` | groups of different rewards | DAPO's dynamic sampling, arXiv 2503.14476 |
+| `accuracy_band` | groups of which `low` to `high` are right | PRIME, arXiv 2502.01456 |
+| `max_variance` | the `keep` samples whose rewards vary most | PODS, arXiv 2504.13818 |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import NamedTuple, TypeAlias
+
+from manta.algorithms.settings import FilterSettings
+
+RIGHT = 0.5
+"""A component above it counts as right, as in evaluations."""
+
+
+class GroupSamples(NamedTuple):
+    """n samples of one group: `rewards` [n] and their `components` by name, [n] each, NaN where a
+    sample has none."""
+
+    rewards: Sequence[float]
+    components: Mapping[str, Sequence[float]]
+
+    def only(self, places: Sequence[int]) -> GroupSamples:
+        """Those at `places`."""
+        return GroupSamples(
+            [self.rewards[place] for place in places],
+            {name: [values[place] for place in places] for name, values in self.components.items()},
+        )
+
+
+Filter: TypeAlias = Callable[[FilterSettings, GroupSamples], Sequence[int]]
+"""The places of the samples that stay, ascending; none: the group does not train."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """`kept` are the places of the samples that train, ascending. Where there are none, `reason`
+    begins with the name of the filter that left none. `left_out` are, by filter, how many samples
+    left a group of which others stay."""
+
+    kept: tuple[int, ...]
+    reason: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def dropped_by(self) -> str:
+        """What left the group out, by name; empty where it trains."""
+        return self.reason.partition(":")[0]
+
+
+def select(filters: Sequence[FilterSettings], samples: GroupSamples) -> Selection:
+    """What `filters` leave of the group `samples`."""
+    kept = tuple(range(len(samples.rewards)))
+    left_out: dict[str, int] = {}
+    for settings in filters:
+        stay = FILTERS[settings.name](settings, samples)
+        if not stay:
+            return Selection((), f"{settings.name}: {_WORDS[settings.name](settings)}")
+        if len(stay) < len(kept):
+            left_out[settings.name] = len(kept) - len(stay)
+            kept, samples = tuple(kept[place] for place in stay), samples.only(stay)
+    return Selection(kept, left_out=left_out)
+
+
+def zero_variance(settings: FilterSettings, samples: GroupSamples) -> Sequence[int]:
+    """All samples, or none where their rewards are equal: their advantages would be 0. A group of
+    one is such a group."""
+    rewards = samples.rewards
+    return range(len(rewards)) if min(rewards) != max(rewards) else ()
+
+
+def accuracy_band(settings: FilterSettings, samples: GroupSamples) -> Sequence[int]:
+    """All samples, or none where the share of right ones is below `low` or above `high`.
+
+    Samples without the component do not count; a group of which none has it stays, since nothing
+    is known of it.
+    """
+    values = samples.components.get(settings.component, ())
+    known = [value for value in values if not math.isnan(value)]
+    everything = range(len(samples.rewards))
+    if not known:
+        return everything
+    accuracy = sum(value > RIGHT for value in known) / len(known)
+    return everything if settings.low <= accuracy <= settings.high else ()
+
+
+def max_variance(settings: FilterSettings, samples: GroupSamples) -> Sequence[int]:
+    """The `keep` samples whose rewards have the greatest variance; all of a group that has no more.
+
+    They are the i highest and the `keep` - i lowest for some i (theorem of the paper), which is
+    found in O(n log n). Of several such i it is the smallest; of equal rewards the first samples
+    count as lower.
+    """
+    rewards, keep = samples.rewards, settings.keep
+    count = len(rewards)
+    if count <= keep:
+        return range(count)
+    order = sorted(range(count), key=lambda place: rewards[place])
+    # Measured from the lowest, a large common offset does not eat the digits
+    values = [rewards[place] - rewards[order[0]] for place in order]
+    sums = [0.0, *accumulate(values)]
+    squares = [0.0, *accumulate(value * value for value in values)]
+
+    def spread(highest: int) -> float:
+        low, high = keep - highest, count - highest
+        total = sums[low] + sums[-1] - sums[high]
+        return squares[low] + squares[-1] - squares[high] - total * total / keep
+
+    best = max(range(keep + 1), key=spread)
+    return sorted(order[: keep - best] + order[count - best :])
+
+
+FILTERS: Mapping[str, Filter] = {
+    "zero_variance": zero_variance,
+    "accuracy_band": accuracy_band,
+    "max_variance": max_variance,
+}
+
+_WORDS: Mapping[str, Callable[[FilterSettings], str]] = {
+    "zero_variance": lambda settings: "all rewards of the group are equal",
+    "accuracy_band": lambda settings: (
+        f"the share of samples that are right by '{settings.component}' is not within "
+        f"{settings.low:g} to {settings.high:g}"
+    ),
+}
