@@ -3,8 +3,9 @@
 Owns which rows go through the model together, and what ranks tell one another. Where every unit
 lies in one micro-batch its loss is made of that micro-batch's own statistics. Where any is split,
 over micro-batches or ranks, a pass without gradients gives each row's scalar first, the ranks
-exchange them, and all rows get their coefficients from the same scalars. The losses are
-`manta.algorithms.coupled`'s.
+exchange them, and all rows get their coefficients from the same scalars. A loss that needs all of
+an update at once counts as split wherever the update is. The losses are
+`manta.algorithms.coupled_losses`'.
 """
 
 from __future__ import annotations
@@ -15,17 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manta.actors.micro_batches import unit_batches
+from manta.actors.micro_batches import micro_batches, unit_batches
 from manta.actors.rows import Row
 from manta.actors.sharding import IntArray
-from manta.algorithms.coupled import (
-    LOSSES,
-    Coupling,
-    Scalars,
-    Units,
-    couple,
-    row_scalars,
-)
+from manta.algorithms.coupled import Coupling, Scalars, Units, couple, row_scalars
+from manta.algorithms.coupled_losses import LOSSES
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.token_stage import AllReduce
 from manta.algorithms.tokens import LossTerms, TokenBatch
@@ -33,8 +28,11 @@ from manta.envs.records import StepPlan
 
 
 def units_of(settings: AlgorithmSettings, plan: StepPlan, rows: IntArray) -> Units:
-    """The units of the update that trains `rows` (plan indices, all ranks'): the plan's pairs among
-    them. Every pair weighs the same, or with `unit: group` every group, shared among its pairs."""
+    """The units of the update that trains `rows` (plan indices, all ranks'): with `unit: row` these
+    rows, else the plan's pairs among them. Every unit weighs the same, or with `unit: group` every
+    group, shared among its pairs."""
+    if settings.unit == "row":
+        return _labelled(plan, rows)
     among = np.isin(plan.pair_P2, rows).all(axis=1)
     pair_U2 = torch.from_numpy(plan.pair_P2[among].astype(np.int64))
     num_units = len(pair_U2)
@@ -52,6 +50,18 @@ def units_of(settings: AlgorithmSettings, plan: StepPlan, rows: IntArray) -> Uni
     )
 
 
+def _labelled(plan: StepPlan, rows: IntArray) -> Units:
+    """Every row a unit of its own, by its label."""
+    count = len(rows)
+    return Units(
+        row_M=torch.from_numpy(rows.astype(np.int64)),
+        unit_M=torch.arange(count),
+        label_M=torch.from_numpy(plan.coefficients["label"][rows].astype(np.float64)),
+        margin_U=torch.zeros(count, dtype=torch.float64),
+        weight_U=torch.full((count,), 1.0 / max(1, count), dtype=torch.float64),
+    )
+
+
 class CoupledUpdate:
     """An update over `whole`, plan indices of which this rank has `rows`."""
 
@@ -63,14 +73,20 @@ class CoupledUpdate:
         rows: Sequence[Row],
         tokens_per_micro_batch: int,
     ) -> None:
+        whole = whole[plan.num_tokens_N[whole] > 0]
         self._settings = settings
         self._whole = torch.from_numpy(whole.astype(np.int64))
         self._units = units_of(settings, plan, whole)
         self._rows = rows
         self._exchanged: Coupling | None = None
-        unit_of = {row.index: int(plan.unit_N[row.index]) for row in rows}
-        self.micro_batches = unit_batches(rows, unit_of, tokens_per_micro_batch)
-        self.scalar = LOSSES[settings.loss].scalar
+        if settings.unit == "row":
+            self.micro_batches = micro_batches(rows, tokens_per_micro_batch)
+        else:
+            unit_of = {row.index: int(plan.unit_N[row.index]) for row in rows}
+            self.micro_batches = unit_batches(rows, unit_of, tokens_per_micro_batch)
+        kind = LOSSES[settings.loss]
+        self._needs_update = kind.needs_update
+        self.scalar = kind.scalar
         """The want whose sum over a row is the row's scalar."""
 
     def is_split(self, all_reduce: AllReduce) -> bool:
@@ -80,6 +96,8 @@ class CoupledUpdate:
             rows = _indices(batch)
             touched = len(self._units.touching(rows))
             own += touched - len(self._units.within(rows).weight_U)
+        if self._needs_update:
+            own += len(self.micro_batches) > 1 or len(self._rows) < len(self._whole)
         return bool(all_reduce(torch.tensor([float(own)], dtype=torch.float64)) > 0)
 
     def exchange(self, batch: TokenBatch, statistic_T: Tensor, all_reduce: AllReduce) -> None:

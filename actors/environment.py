@@ -113,6 +113,7 @@ class EnvironmentWorker(Alive):
             versions,
             self._reference_statistics if lane.uses_reference else None,
         )
+        self._work.runs_on(asyncio.get_running_loop())
         self._lanes[lane.name] = build_production(lane, self._tokenizer, self._generate, scoring)
         self._opened[lane.name] = lane
         return self._lanes[lane.name].num_tasks
@@ -145,7 +146,7 @@ class EnvironmentWorker(Alive):
         return Block(groups), BlockSummary(tuple(summaries))
 
     async def busy(self) -> float:
-        """See `Work.busy`."""
+        """See `Work.busy`. To be called in the group `LIFE`: a loop that is taken answers late."""
         return self._work.busy()
 
     async def gold_logprob(self, lane: str, indices: Sequence[int]) -> list[float]:

@@ -93,7 +93,7 @@ class Learner:
         `critic/value_mean`, `critic/return_mean` and `critic/explained_variance` of its values
         before the first update. Where `residents` says so the policy is frozen: it stays as it is
         to the bit, and what is not the residents' is not reported. A loss that couples rows reports
-        `pairs/NAME`, means over its units before each update.
+        `pairs/NAME` or `labels/NAME`, means over its units before each update.
 
         Raises ValueError where `rows` lacks one of this rank's rows, or a row lacks log-probs that
         the algorithm needs.
@@ -116,7 +116,7 @@ class Learner:
                 first = None if is_whole or reports else tally
                 reports.append(train(plan, whole, tokens, share, rates, first))
         kept = kept_rows(plan)
-        pairs = {"pairs/count": float(len(plan.pair_P2))} if self._algorithm.is_coupled else {}
+        pairs = {"pairs/count": float(len(plan.pair_P2))} if self._algorithm.is_paired else {}
         return {
             **_over_updates(reports),
             "tokens": float(plan.num_tokens_N[kept].sum()),

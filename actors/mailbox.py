@@ -41,6 +41,9 @@ class Mailbox(Alive):
     async def restart(self, order: StartOrder) -> int:
         return await self._log.restart(order)
 
+    async def started(self, incarnation: int) -> None:
+        await self._log.started(incarnation)
+
     async def alive(self, rank: int, incarnation: int, sign: LifeSign) -> None:
         self._log.alive(rank, incarnation, sign)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
@@ -48,6 +49,7 @@ class RewardWorker(Alive):
         """Builds the lane's composition; returns the version of each component, with those of the
         scorers that it calls, which are the `scorer_versions` by name."""
         assert lane.reward is not None
+        self._work.runs_on(asyncio.get_running_loop())
         for name, version in scorer_versions.items():
             self._scorers[name].version = version
         components = {
@@ -93,5 +95,5 @@ class RewardWorker(Alive):
         await self._work.quiet()
 
     async def busy(self) -> float:
-        """See `Work.busy`."""
+        """See `Work.busy`. To be called in the group `LIFE`: a loop that is taken answers late."""
         return self._work.busy()

@@ -109,6 +109,14 @@ class StepLog:
             self._changed.notify_all()
             return sum(order.step < step <= self._finished for step in self._work)
 
+    async def started(self, incarnation: int) -> None:
+        """Until every rank of that group has said that it is there, and so has read what it was to
+        start from; or the group has been replaced."""
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: not self._is_current(incarnation) or self._is_from_all(self._passed)
+            )
+
     def alive(self, rank: int, incarnation: int, sign: LifeSign | None = None) -> None:
         self._muster.alive(rank, incarnation, sign)
 

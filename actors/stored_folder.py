@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow.fs as fs
 
@@ -22,6 +24,10 @@ from manta.actors.transports.disk import open_folder
 
 _BLOCK = 8 << 20
 """Bytes that are read, hashed and sent at a time."""
+
+_TRIES, _PAUSE_SECONDS = 3, 1.0
+"""How often a file is sent elsewhere before it cannot be written, and how long, times the number of
+the try, until the next one. What pyarrow's own clients try again is beside that."""
 
 _UNFINISHED = ".unfinished-"
 """How the folder begins in which a writer on this machine makes its files."""
@@ -99,25 +105,21 @@ class StoredFolder:
         with self.files.open_input_stream(f"{self.path}/{name}") as stream:
             return bytes(stream.read())
 
-    def sha256(self, name: str) -> str | None:
-        """None where the file cannot be read."""
+    def sha256(self, name: str) -> str:
+        """Raises OSError where the file cannot be read."""
         digest = hashlib.sha256()
-        try:
-            with self.files.open_input_stream(f"{self.path}/{name}") as stream:
-                while block := stream.read(_BLOCK):
-                    digest.update(block)
-        except OSError:
-            return None
+        with self.files.open_input_stream(f"{self.path}/{name}") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
         return digest.hexdigest()
 
     def write(self, name: str, text: str) -> WrittenFile:
         """A small file. Raises OSError where it cannot be written."""
         data = text.encode()
-        with self.files.open_output_stream(f"{self.path}/{name}") as stream:
-            stream.write(data)
+        written = self._tried(name, lambda: BytesIO(data))
         if self.local is not None:
             sync(self.local / name)
-        return WrittenFile(name, len(data), hashlib.sha256(data).hexdigest())
+        return written
 
     def fill(self, write: Callable[[Path], None]) -> tuple[WrittenFile, ...]:
         """Has `write` make files in an empty folder of this machine and brings them here; what
@@ -172,16 +174,29 @@ class StoredFolder:
             written = WrittenFile(source.name, source.stat().st_size, sha256_of(source))
             source.replace(self.local / source.name)
             return written
+        return self._tried(source.name, lambda: source.open("rb"))
+
+    def _tried(self, name: str, opened: Callable[[], BinaryIO]) -> WrittenFile:
+        """Writes what `opened` gives; elsewhere again from its start where that breaks off. Raises
+        OSError."""
+        for number in range(1, _TRIES + 1):
+            try:
+                with opened() as source:
+                    return self._sent(name, source)
+            except OSError:
+                if self.local is not None or number == _TRIES:
+                    raise
+                time.sleep(_PAUSE_SECONDS * number)
+        raise AssertionError
+
+    def _sent(self, name: str, source: BinaryIO) -> WrittenFile:
         digest, num_bytes = hashlib.sha256(), 0
-        with (
-            source.open("rb") as file,
-            self.files.open_output_stream(f"{self.path}/{source.name}") as stream,
-        ):
-            while block := file.read(_BLOCK):
+        with self.files.open_output_stream(f"{self.path}/{name}") as stream:
+            while block := source.read(_BLOCK):
                 digest.update(block)
                 stream.write(block)
                 num_bytes += len(block)
-        return WrittenFile(source.name, num_bytes, digest.hexdigest())
+        return WrittenFile(name, num_bytes, digest.hexdigest())
 
     def _listed(self, recursive: bool) -> list[Any]:
         selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)

@@ -147,6 +147,20 @@ def max_likelihood(rewards_N: Tensor, group_N: Tensor) -> Tensor:
     return groups.centred(rewards_N) / mean_G[groups.index_N].clamp(min=1e-300)
 
 
+def win_rate(rewards_N: Tensor, group_N: Tensor) -> Tensor:
+    """The share of the group's other rows that a row beats, a draw counting half, float64[N]: the
+    reward of SPO (Swamy et al., arXiv 2401.04056), `1 / (n - 1) * sum_(j != i) P(i beats j)`, with
+    P in {0, 1/2, 1} by the rewards. Only their order counts. A row alone in its group gets 1/2."""
+    rate_N = torch.full(rewards_N.shape, 0.5, dtype=torch.float64, device=rewards_N.device)
+    for group in torch.unique(group_N).tolist():
+        (rows_K,) = torch.where(group_N == group)
+        if len(rows_K) > 1:
+            rewards_K = rewards_N[rows_K]
+            ahead_KK = torch.sign(rewards_K[:, None] - rewards_K[None, :]).double()
+            rate_N[rows_K] = 0.5 + ahead_KK.sum(1) / (2 * (len(rows_K) - 1))
+    return rate_N
+
+
 class _Groups:
     """Sums by group. `size_G` float64, `index_N` each row's place among the groups."""
 
@@ -218,6 +232,13 @@ ADVANTAGES: Mapping[str, RowAdvantage] = {
         step.rewards_N, step.group_N, settings.pass_k, settings.std_epsilon
     ),
     "max_likelihood": lambda settings, step: max_likelihood(step.rewards_N, step.group_N),
+    "win_rate": lambda settings, step: group_relative(
+        win_rate(step.rewards_N, step.group_N),
+        step.group_N,
+        settings.divide_by_std,
+        settings.std_epsilon,
+    ),
+    "none": lambda settings, step: torch.zeros_like(step.rewards_N, dtype=torch.float64),
 }
 """Of rows, before the token stage: `gae` takes the rewards on from there."""
 
@@ -251,7 +272,7 @@ def _discounted_suffix_sum(values_T: Tensor, row_T: Tensor, factor: float) -> Te
     """
     sums_T = values_T
     stride = 1
-    while stride < len(values_T):
+    while factor and stride < len(values_T):
         same_row = row_T[stride:] == row_T[:-stride]
         ahead = torch.where(same_row, sums_T[stride:], 0.0) * factor**stride
         sums_T = torch.cat([sums_T[:-stride] + ahead, sums_T[-stride:]])

@@ -1,8 +1,8 @@
 """What each loss, advantage and filter is and reads, as plain values. Loads no torch.
 
-The functions stand under the same names in `manta.algorithms.losses`, `manta.algorithms.coupled`,
-`manta.algorithms.advantages` and `manta.algorithms.filters`; the checks on a run file's settings
-follow these tables.
+The functions stand under the same names in `manta.algorithms.losses`,
+`manta.algorithms.coupled_losses`, `manta.algorithms.advantages` and `manta.algorithms.filters`; the
+checks on a run file's settings follow these tables.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 _CLIP = ("clip_low", "clip_high")
+_PAIRS = ("pairs", "pair_margin")
+_LABELS = ("reference_point", "desirable_above", "desirable_weight", "undesirable_weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,12 @@ LOSS_KINDS: Mapping[str, LossKind] = {
     "cispo": LossKind("token", _CLIP),
     "gmpo": LossKind("sequence", _CLIP, needs_row_advantage=True),
     "sapo": LossKind("token", ("tau_positive", "tau_negative")),
-    "cross_entropy": LossKind(None),
-    "dpo": LossKind(None, ("pairs", "beta")),
-    "bradley_terry": LossKind(None, ("pairs",)),
+    "cross_entropy": LossKind(None, ("keep_best", "keep_above", "reward_temperature")),
+    "dpo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
+    "ipo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
+    "simpo": LossKind(None, (*_PAIRS, "beta", "target_margin")),
+    "kto": LossKind(None, ("beta", *_LABELS)),
+    "bradley_terry": LossKind(None, _PAIRS),
 }
 
 
@@ -56,6 +61,8 @@ ADVANTAGE_KINDS: Mapping[str, AdvantageKind] = {
     "decoupled": AdvantageKind(True, ("component_weights", "std_epsilon")),
     "pass_at_k": AdvantageKind(True, ("pass_k", "std_epsilon")),
     "max_likelihood": AdvantageKind(True),
+    "win_rate": AdvantageKind(True, ("divide_by_std", "std_epsilon")),
+    "none": AdvantageKind(False),
 }
 
 

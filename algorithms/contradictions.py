@@ -1,23 +1,21 @@
 """What must hold for any settings of an algorithm, by itself.
 
 Loads no torch, so that a run file can be checked. What each loss and advantage reads stands in
-`manta.algorithms.catalogue`; what the rest of a run file must say is `manta.orchestrator`'s.
+`manta.algorithms.catalogue`, what losses without a ratio need in
+`manta.algorithms.unit_contradictions`; what the rest of a run file must say is
+`manta.orchestrator`'s.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from manta.algorithms.catalogue import ADVANTAGE_KINDS, LOSS_KINDS, OPTIONAL, readers
 from manta.algorithms.filter_contradictions import filter_problems
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import (
-    COUPLED_LOSSES,
-    AlgorithmSettings,
-    CriticSettings,
-    RewardModelSettings,
-)
+from manta.algorithms.settings import AlgorithmSettings, CriticSettings, RewardModelSettings
+from manta.algorithms.unit_contradictions import imitation_problems, unit_problems
 
 _DEFAULTS = AlgorithmSettings("")
 
@@ -32,8 +30,9 @@ def check(settings: AlgorithmSettings) -> None:
         *_kl(settings),
         *_off_policy(settings),
         *_values(settings),
-        *_cross_entropy(settings),
-        *_units(settings),
+        *_no_advantage(settings),
+        *imitation_problems(settings),
+        *unit_problems(settings),
         *_reward_model(settings),
         *filter_problems(settings),
     ]
@@ -127,6 +126,18 @@ def _kl(settings: AlgorithmSettings) -> list[str]:
     penalty = settings.kl
     if not (math.isfinite(penalty.coef) and penalty.coef >= 0):
         return [f"kl.coef is {penalty.coef}, it must be 0 or more"]
+    if not 0 <= penalty.discount <= 1:
+        return [f"kl.discount is {penalty.discount:g}, it must be at least 0 and at most 1"]
+    if penalty.discount != 1 and (penalty.coef == 0 or penalty.placement != "reward"):
+        return [
+            f"kl.discount is {penalty.discount:g}, and no KL is charged to the reward: remove it, "
+            "or set kl.placement to reward and kl.coef above 0"
+        ]
+    if penalty.discount != 1 and settings.advantage == "gae":
+        return [
+            f"kl.discount is {penalty.discount:g} but advantage is gae, which discounts the KL as "
+            "it does rewards: remove it, or set gamma"
+        ]
     if penalty.coef == 0:
         return []
     if penalty.placement == "loss" and penalty.estimator == "k1":
@@ -197,6 +208,24 @@ def _values(settings: AlgorithmSettings) -> list[str]:
     return problems if settings.critic is None else [*problems, *_critic(settings.critic)]
 
 
+def _no_advantage(settings: AlgorithmSettings) -> list[str]:
+    """Without an advantage the KL is all there is."""
+    if settings.advantage != "none" or not LOSS_KINDS[settings.loss].ratio:
+        return []
+    problems = []
+    if settings.kl.coef == 0:
+        problems.append(
+            "advantage is none and kl.coef is 0, so that there is nothing to learn from: set "
+            "kl.coef (1 in on-policy distillation), or another advantage"
+        )
+    if settings.filters:
+        problems.append(
+            "advantage is none, so that no rewards are read, and filters would leave groups out "
+            "for theirs: remove them"
+        )
+    return problems
+
+
 def _critic(critic: CriticSettings) -> list[str]:
     problems = []
     if critic.path is not None and critic.model == "shared":
@@ -224,66 +253,6 @@ def _optimizer(name: str, told: CriticSettings | RewardModelSettings) -> list[st
     if told.betas is not None and not all(0 <= beta < 1 for beta in told.betas):
         problems.append(f"{name}.betas must each be at least 0 and below 1")
     return problems
-
-
-def _cross_entropy(settings: AlgorithmSettings) -> list[str]:
-    if settings.loss != "cross_entropy":
-        return []
-    unused = _useless(
-        settings, {"kl in the reward": settings.kl.coef != 0 and settings.kl.placement == "reward"}
-    )
-    problems = [
-        f"cross_entropy uses neither rewards nor a ratio, so `{name}` has no effect: remove it"
-        for name in unused
-    ]
-    if settings.kl.coef != 0 and settings.samples_from == "given":
-        problems.append(
-            "the KL estimators need tokens that the policy sampled, given answers are not: set "
-            "kl.coef to 0"
-        )
-    return problems
-
-
-def _units(settings: AlgorithmSettings) -> list[str]:
-    """A loss that couples rows, what it couples, and what it has no use for."""
-    if not settings.is_coupled:
-        if settings.unit == "row":
-            return []
-        return [
-            f"unit is {settings.unit} but the loss {settings.loss} looks at each row by itself: "
-            f"set unit to row, or loss to {' or '.join(COUPLED_LOSSES)}"
-        ]
-    problems = []
-    if settings.unit == "row":
-        problems.append(
-            f"the loss {settings.loss} compares samples of a prompt: set unit to pair (every pair "
-            "counts the same) or group (every prompt does)"
-        )
-    if settings.samples_per_prompt == 1:
-        problems.append(
-            "samples_per_prompt is 1, and a pair takes two samples of a prompt: set it to 2 or more"
-        )
-    if not 0 < settings.beta < math.inf:
-        problems.append(f"beta is {settings.beta:g}, it must be above 0 (0.1 is usual)")
-    unused = _useless(
-        settings, {"kl.coef": settings.kl.coef != 0, "entropy_coef": settings.entropy_coef != 0}
-    )
-    return problems + [
-        f"the loss {settings.loss} has no use for `{name}`: remove it" for name in unused
-    ]
-
-
-def _useless(settings: AlgorithmSettings, more: Mapping[str, bool]) -> list[str]:
-    """What is set of the settings that only advantages and ratios need, and of `more`."""
-    is_set = {
-        f"advantage: {settings.advantage}": settings.advantage != "reward",
-        "whiten_advantages": settings.whiten_advantages,
-        "filters": bool(settings.filters),
-        "proximal: learner": settings.proximal == "learner",
-        "off_policy": settings.off_policy.correction != "none",
-        **more,
-    }
-    return [name for name, value in is_set.items() if value]
 
 
 def _reward_model(settings: AlgorithmSettings) -> list[str]:

@@ -17,16 +17,21 @@ from torch import Tensor
 
 from manta.algorithms.advantages import ADVANTAGES, StepRewards
 from manta.algorithms.filters import GroupSamples, select
+from manta.algorithms.imitation import imitation
 from manta.algorithms.pairs import Pairs, pairs_of
 from manta.algorithms.settings import AlgorithmSettings
 
 NO_PAIR = "no_pair"
-"""Why a group is filtered: no two of its samples that can train have different rewards."""
+"""Why a group is filtered: no two of its samples that can train have rewards that differ enough."""
+
+NONE_KEPT = "none_kept"
+"""Why a group is filtered: none of its samples is to be learnt from."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupStage:
-    """`coefficients`: float32[N] columns `advantage`, `weight` and `keep` (0 or 1).
+    """`coefficients`: float32[N] columns `advantage`, `weight` and `keep` (0 or 1), and for a loss
+    that learns from good and bad rows `label` (1 or 0).
 
     `filtered` maps the index of a group that shall not train to the reason; its rows have `keep` 0,
     and so have those that a filter left out of a group that trains.
@@ -50,19 +55,19 @@ def group_stage(
 
     Advantages are those of `manta.algorithms.advantages.ADVANTAGES`, of which some read the rows'
     trained tokens int64[N] (None: all rows have as many) and the rewards' components, [N] each; for
-    `cross_entropy`, which has no use for them, they are 1 and the rewards are not read. What the
-    filters (`manta.algorithms.filters`) leave out has advantage 0 and no part in the advantages of
-    the rest, as in PODS (arXiv 2504.13818).
+    `cross_entropy`, which has no use for them, they are 1. What the filters
+    (`manta.algorithms.filters`) leave out has advantage 0 and no part in the advantages of the
+    rest, as in PODS (arXiv 2504.13818).
 
-    A loss that couples rows gets pairs of those that are `eligible_N` (bool[N]; None: all), and
-    rows in no pair are not kept (`manta.algorithms.pairs`). Other losses do not read `eligible_N`.
+    A loss that compares rows gets pairs of those that are `eligible_N` (bool[N]; None: all), and
+    rows in no pair are not kept (`manta.algorithms.pairs`). KTO gets labels of the eligible ones,
+    and `cross_entropy` chooses among them where rewards select what is imitated
+    (`manta.algorithms.imitation`). Other losses do not read `eligible_N`.
 
     Raises ValueError where a reward that is needed is not finite.
     """
-    if settings.loss == "cross_entropy":
-        names = ("advantage", "weight", "keep")
-        ones = {name: torch.ones(len(group_N), device=group_N.device) for name in names}
-        return GroupStage(coefficients=ones, filtered={})
+    if not settings.reads_rewards:
+        return GroupStage(_columns(torch.ones(len(group_N), device=group_N.device)), {})
     broken_N = ~torch.isfinite(rewards_N)
     if bool(broken_N.any()):
         groups = sorted(set(group_N[broken_N].tolist()))
@@ -70,8 +75,16 @@ def group_stage(
             f"rewards of groups {groups[:8]} are not finite ({int(broken_N.sum())} of "
             f"{len(rewards_N)} rows): a reward that could not be computed must drop its sample"
         )
-    if settings.is_coupled:
+    if eligible_N is None:
+        eligible_N = torch.ones_like(rewards_N, dtype=torch.bool)
+    if settings.is_paired:
         return _paired(settings, rewards_N, group_N, eligible_N)
+    if settings.loss == "kto":
+        return _labelled(settings, rewards_N, group_N, eligible_N)
+    if settings.loss == "cross_entropy":
+        keep_N, weight_N = imitation(settings, rewards_N, group_N, eligible_N)
+        columns = {**_columns(keep_N.float()), "weight": weight_N.float()}
+        return GroupStage(columns, _without(group_N, keep_N, NONE_KEPT))
     if num_tokens_N is None:
         num_tokens_N = torch.ones_like(group_N)
     step = StepRewards(rewards_N, group_N, num_tokens_N, components)
@@ -116,18 +129,29 @@ def _only(step: StepRewards, kept_N: Tensor) -> StepRewards:
 
 
 def _paired(
-    settings: AlgorithmSettings, rewards_N: Tensor, group_N: Tensor, eligible_N: Tensor | None
+    settings: AlgorithmSettings, rewards_N: Tensor, group_N: Tensor, eligible_N: Tensor
 ) -> GroupStage:
-    if eligible_N is None:
-        eligible_N = torch.ones_like(rewards_N, dtype=torch.bool)
-    pairs = pairs_of(settings.pairs, rewards_N, group_N, eligible_N)
-    keep_N = torch.zeros(len(rewards_N), device=rewards_N.device)
-    keep_N[torch.cat(pairs)] = 1.0
-    names = torch.unique(group_N)
-    without = names[~torch.isin(names, group_N[pairs.chosen_P])]
+    pairs = pairs_of(settings.pairs, rewards_N, group_N, eligible_N, settings.pair_margin)
+    keep_N = torch.zeros_like(eligible_N)
+    keep_N[torch.cat(pairs)] = True
+    return GroupStage(_columns(keep_N.float()), _without(group_N, keep_N, NO_PAIR), pairs)
+
+
+def _labelled(
+    settings: AlgorithmSettings, rewards_N: Tensor, group_N: Tensor, eligible_N: Tensor
+) -> GroupStage:
+    label_N = (rewards_N.double() > settings.desirable_above).float()
+    columns = {**_columns(eligible_N.float()), "label": label_N}
+    return GroupStage(columns, _without(group_N, eligible_N, NONE_KEPT))
+
+
+def _columns(keep_N: Tensor) -> dict[str, Tensor]:
+    """Those that every plan has, of rows that differ in `keep` alone."""
     ones_N = torch.ones_like(keep_N)
-    return GroupStage(
-        coefficients={"advantage": ones_N, "weight": ones_N.clone(), "keep": keep_N},
-        filtered={int(name): NO_PAIR for name in without},
-        pairs=pairs,
-    )
+    return {"advantage": ones_N, "weight": ones_N.clone(), "keep": keep_N}
+
+
+def _without(group_N: Tensor, keep_N: Tensor, reason: str) -> dict[int, str]:
+    """The groups that no row is kept of."""
+    names = torch.unique(group_N)
+    return {int(name): reason for name in names[~torch.isin(names, group_N[keep_N])]}

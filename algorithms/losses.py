@@ -2,7 +2,7 @@
 
 Pure functions of log-probs and advantages, registered in `LOSSES`. What a loss reads of the
 settings stands in `manta.algorithms.catalogue`, how its tokens are averaged in
-`manta.algorithms.aggregate`. Losses over pairs of rows are `manta.algorithms.coupled`'s.
+`manta.algorithms.aggregate`. Losses over several rows are `manta.algorithms.coupled_losses`'.
 
 A loss gives every token a term. Where a ratio is a whole row's, each of its tokens has the row's
 term, so that the mean over a row's tokens (`sequence_mean`) is that term; a row's tokens are always

@@ -1,14 +1,17 @@
 """Which samples of a group make pairs: the better one first.
 
-Owns who is compared with whom. What a pair's loss is, is `manta.algorithms.coupled`'s.
+Owns who is compared with whom. What a pair's loss is, is `manta.algorithms.coupled_losses`'.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+
+from manta.algorithms.settings import PairsName
 
 
 class Pairs(NamedTuple):
@@ -18,30 +21,12 @@ class Pairs(NamedTuple):
     rejected_P: Tensor
 
 
-def pairs_of(
-    how: Literal["best_worst", "all"], rewards_N: Tensor, group_N: Tensor, eligible_N: Tensor
-) -> Pairs:
-    """The pairs of rows of one group whose rewards differ, by group, in row order.
-
-    `best_worst`: of each group the row of the highest reward with that of the lowest, the first
-    ones where several have it. `all`: every two of different reward, (K choose 2) of K rows that
-    all differ (Ouyang et al., arXiv 2203.02155, section 3.5). Rows that are not `eligible_N`
-    (bool[N]) are left out beforehand. A group without two different rewards has no pair.
-    """
-    chosen: list[Tensor] = []
-    rejected: list[Tensor] = []
-    for group in torch.unique(group_N).tolist():
-        (rows_K,) = torch.where((group_N == group) & eligible_N)
-        of_group = (
-            _best_worst(rewards_N[rows_K]) if how == "best_worst" else _all(rewards_N[rows_K])
-        )
-        chosen.append(rows_K[of_group.chosen_P])
-        rejected.append(rows_K[of_group.rejected_P])
-    nothing = torch.zeros(0, dtype=torch.int64, device=group_N.device)
-    return Pairs(torch.cat([nothing, *chosen]), torch.cat([nothing, *rejected]))
+PairBuilder: TypeAlias = Callable[[Tensor], Pairs]
+"""From the rewards [K] of a group to pairs of their places, of different reward each."""
 
 
-def _best_worst(rewards_K: Tensor) -> Pairs:
+def best_worst(rewards_K: Tensor) -> Pairs:
+    """The highest reward with the lowest, the first ones where several have it."""
     empty = torch.zeros(0, dtype=torch.int64, device=rewards_K.device)
     if not len(rewards_K) or rewards_K.min() == rewards_K.max():
         return Pairs(empty, empty)
@@ -50,5 +35,42 @@ def _best_worst(rewards_K: Tensor) -> Pairs:
     return Pairs(best[:1], worst[:1])
 
 
-def _all(rewards_K: Tensor) -> Pairs:
+def every_two(rewards_K: Tensor) -> Pairs:
+    """(K choose 2) pairs of K rows that all differ (Ouyang et al., arXiv 2203.02155, section
+    3.5)."""
     return Pairs(*torch.where(rewards_K[:, None] > rewards_K[None, :]))
+
+
+PAIRS: Mapping[PairsName, PairBuilder] = {"best_worst": best_worst, "all": every_two}
+
+
+def far_apart(pairs: Pairs, rewards_K: Tensor, margin: float) -> Pairs:
+    """The pairs whose rewards differ by `margin` at least."""
+    values_K = rewards_K.double()
+    apart_P = values_K[pairs.chosen_P] - values_K[pairs.rejected_P] >= margin
+    return Pairs(pairs.chosen_P[apart_P], pairs.rejected_P[apart_P])
+
+
+def pairs_of(
+    how: PairsName,
+    rewards_N: Tensor,
+    group_N: Tensor,
+    eligible_N: Tensor,
+    margin: float = 0.0,
+) -> Pairs:
+    """The pairs of rows of one group whose rewards differ, by `margin` at least, by group, in row
+    order.
+
+    `how` names the builder in `PAIRS`. Rows that are not `eligible_N` (bool[N]) are left out
+    beforehand. A group without two such rewards has no pair.
+    """
+    chosen: list[Tensor] = []
+    rejected: list[Tensor] = []
+    for group in torch.unique(group_N).tolist():
+        (rows_K,) = torch.where((group_N == group) & eligible_N)
+        rewards_K = rewards_N[rows_K]
+        of_group = far_apart(PAIRS[how](rewards_K), rewards_K, margin)
+        chosen.append(rows_K[of_group.chosen_P])
+        rejected.append(rows_K[of_group.rejected_P])
+    nothing = torch.zeros(0, dtype=torch.int64, device=group_N.device)
+    return Pairs(torch.cat([nothing, *chosen]), torch.cat([nothing, *rejected]))

@@ -1,9 +1,10 @@
 """Named algorithms with their published settings.
 
 Loads no torch, so that a run file can be checked. Overriding fields is the run file's work
-(`manta.orchestrator`), what must hold for any settings is `manta.algorithms.contradictions`'; the
-numbers that a paper leaves open are named beside the preset. Where none is named, groups are of 8,
-the clip is PPO's 0.2, and there is no KL.
+(`manta.orchestrator`), what must hold for any settings is `manta.algorithms.contradictions`'. Those
+that imitate or compare are `manta.algorithms.preference_presets`'. The numbers that a paper leaves
+open are named beside the preset. Where none is named, groups are of 8, the clip is PPO's 0.2, and
+there is no KL.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from manta.algorithms.preference_presets import PREFERENCE_PRESETS
 from manta.algorithms.settings import (
     AlgorithmSettings,
     CriticSettings,
     FilterSettings,
     KlSettings,
     OffPolicySettings,
-    RewardModelSettings,
 )
 
 PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
@@ -178,6 +179,27 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             advantage="max_likelihood",
             aggregation="token_mean",
         ),
+        # SPO, arXiv 2401.04056: a sample's reward is the share of the group's others that it beats.
+        # The paper gives that reward to any learner, and no settings for language models.
+        "spo": AlgorithmSettings(
+            name="spo",
+            samples_per_prompt=8,
+            advantage="win_rate",
+            divide_by_std=False,
+            aggregation="token_mean",
+        ),
+        # On-policy distillation, Lu et al. 2025 (thinkingmachines.ai/blog/on-policy-distillation):
+        # the reference is the teacher (`reference.model`), a token's advantage is minus the reverse
+        # KL's estimate at it alone, no rewards; coefficient 1, discount 0 and 4 samples are the
+        # defaults of the authors' code. It bounds no ratio: make one update a step, and ours never
+        # acts. Means over tokens, where it sums.
+        "distillation": AlgorithmSettings(
+            name="distillation",
+            samples_per_prompt=4,
+            advantage="none",
+            aggregation="token_mean",
+            kl=KlSettings(coef=1.0, estimator="k1", placement="reward", discount=0.0),
+        ),
         # GSPO, arXiv 2507.18071, section 5.1: clip 3e-4 / 4e-4 of the row's ratio (and four updates
         # a step: set `updates_per_step`). Bounds that narrow ask for the learner's own log-probs.
         "gspo": AlgorithmSettings(
@@ -240,44 +262,6 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             off_policy=OffPolicySettings(correction="truncate", level="token", high=2.0),
             filters=(FilterSettings("zero_variance"),),
         ),
-        # Maximum likelihood of given answers, mean over tokens.
-        "sft": AlgorithmSettings(
-            name="sft",
-            samples_from="given",
-            samples_per_prompt=1,
-            advantage="reward",
-            divide_by_std=False,
-            loss="cross_entropy",
-            aggregation="token_mean",
-        ),
-        # Rafailov et al., arXiv 2305.18290, appendix B: beta 0.1 (64 pairs a step, learning rate
-        # 1e-6 after a ramp of 150 steps, RMSprop: set them in the stage). Its pairs are two answers
-        # of a prompt.
-        "dpo": AlgorithmSettings(
-            name="dpo",
-            samples_from="given",
-            samples_per_prompt=2,
-            advantage="reward",
-            divide_by_std=False,
-            loss="dpo",
-            unit="pair",
-            pairs="best_worst",
-            beta=0.1,
-        ),
-        # InstructGPT's, Ouyang et al., arXiv 2203.02155, eq. 1 and section 3.5: all pairs of a
-        # prompt's answers, and every prompt counts the same. With two answers a prompt it is that
-        # of Stiennon et al., arXiv 2009.01325. The paper starts from the supervised model; learning
-        # rate 9e-6 for 6B parameters, one epoch (appendix C.2).
-        "reward_model": AlgorithmSettings(
-            name="reward_model",
-            samples_from="given",
-            samples_per_prompt=2,
-            advantage="reward",
-            divide_by_std=False,
-            loss="bradley_terry",
-            unit="group",
-            pairs="all",
-            reward_model=RewardModelSettings(),
-        ),
+        **PREFERENCE_PRESETS,
     }
 )

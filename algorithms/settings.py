@@ -19,6 +19,8 @@ Advantage: TypeAlias = Literal[
     "decoupled",
     "pass_at_k",
     "max_likelihood",
+    "win_rate",
+    "none",
 ]
 """What they are: `manta.algorithms.advantages`. What they read: `manta.algorithms.catalogue`."""
 
@@ -31,9 +33,12 @@ LossName: TypeAlias = Literal[
     "sapo",
     "cross_entropy",
     "dpo",
+    "ipo",
+    "simpo",
+    "kto",
     "bradley_terry",
 ]
-"""What they are: `manta.algorithms.losses` and `manta.algorithms.coupled`."""
+"""What they are: `manta.algorithms.losses` and `manta.algorithms.coupled_losses`."""
 
 FilterName: TypeAlias = Literal["zero_variance", "accuracy_band", "max_variance"]
 """What they are: `manta.algorithms.filters`."""
@@ -41,20 +46,31 @@ FilterName: TypeAlias = Literal["zero_variance", "accuracy_band", "max_variance"
 GROUP_FILTERS = ("zero_variance", "accuracy_band")
 """Those that leave whole groups out, so that others take their places."""
 
-COUPLED_LOSSES = ("dpo", "bradley_terry")
-"""Those of `manta.algorithms.coupled`."""
+PairsName: TypeAlias = Literal["best_worst", "all"]
+"""What they are: `manta.algorithms.pairs`."""
 
-REFERENCE_LOSSES = ("dpo",)
+PAIR_LOSSES = ("dpo", "ipo", "simpo", "bradley_terry")
+"""Those that compare samples of a prompt."""
+
+COUPLED_LOSSES = (*PAIR_LOSSES, "kto")
+"""Those of `manta.algorithms.coupled_losses`."""
+
+REFERENCE_LOSSES = ("dpo", "ipo", "kto")
 """Those that compare the policy with a reference, whatever the KL penalty is."""
 
 
 @dataclass(frozen=True, slots=True)
 class KlSettings:
-    """KL penalty to the reference policy: `coef` times estimator, in the loss or in the reward."""
+    """KL penalty to the reference policy: `coef` times estimator, in the loss or in the reward.
+
+    In the reward a token is charged its own KL and that of the tokens after it, each `discount`
+    times what the one before it counts: with 1 all of the rest of the row, with 0 its own alone.
+    """
 
     coef: float = 0.0
     estimator: Literal["k1", "k2", "k3"] = "k3"
     placement: Literal["loss", "reward"] = "loss"
+    discount: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +154,22 @@ class AlgorithmSettings:
     (the reward's components by name; none: all with weight 1). `clip_low` and `clip_high` are read
     by the losses that bound the ratio, each in its own way; `dual_clip` by `clipped_surrogate`,
     `tau_positive` and `tau_negative` by `sapo`. `constant_length` is the divisor of the
-    `sequence_sum_constant` aggregation. `unit` is what a loss is computed over: rows, each by
-    itself, or (`dpo`, `bradley_terry`) pairs of samples of a prompt, of which one has the higher
-    reward. With `pair` every pair counts the same, with `group` every prompt does, whatever its
-    number of pairs. `pairs` says which a group has: its best sample with its worst, or `all` of
-    different reward. `beta` is DPO's; `reward_model` is what `bradley_terry` trains, in the place
-    of the policy. `filters` are applied in their order, to what the ones before have left.
+    `sequence_sum_constant` aggregation. `advantage: none` is 0 everywhere: what there is to learn
+    from is the KL alone. `filters` are applied in their order, to what the ones before have left.
+
+    `unit` is what a loss is computed over: rows, or (`PAIR_LOSSES`) pairs of samples of a prompt,
+    of which one has the higher reward. With `pair` every pair counts the same, with `group` every
+    prompt does, whatever its number of pairs. `pairs` says which a group has
+    (`manta.algorithms.pairs`), of those whose rewards differ by `pair_margin` at least. `beta` is
+    how much the log-ratio to the reference counts; with `length_normalized` that is the mean over
+    a row's tokens, not the sum. `target_margin` is SimPO's. In KTO a row is desirable whose reward
+    is above `desirable_above`, `reference_point` is what log-ratios are compared with, and the
+    weights are of rows that are desirable and that are not. `reward_model` is what `bradley_terry`
+    trains, in the place of the policy.
+
+    `cross_entropy` imitates rows: of each group the `keep_best` of the highest rewards (0: all),
+    of these the ones whose reward is above `keep_above`, each with the weight
+    `exp(reward / reward_temperature)` (None: they count the same).
     """
 
     name: str
@@ -159,8 +185,18 @@ class AlgorithmSettings:
     critic: CriticSettings | None = None
     loss: LossName = "clipped_surrogate"
     unit: Literal["row", "pair", "group"] = "row"
-    pairs: Literal["best_worst", "all"] = "best_worst"
+    pairs: PairsName = "best_worst"
+    pair_margin: float = 0.0
     beta: float = 0.1
+    length_normalized: bool = False
+    target_margin: float = 0.5
+    reference_point: Literal["samples", "other_class", "zero"] = "samples"
+    desirable_above: float = 0.5
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    keep_best: int = 0
+    keep_above: float | None = None
+    reward_temperature: float | None = None
     reward_model: RewardModelSettings | None = None
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -182,18 +218,38 @@ class AlgorithmSettings:
         return self.loss in COUPLED_LOSSES
 
     @property
-    def compares_given(self) -> bool:
-        """Are the rows of a prompt all of its written answers?"""
-        return self.is_coupled and self.samples_from == "given"
+    def is_paired(self) -> bool:
+        """Does the loss compare samples of a prompt?"""
+        return self.loss in PAIR_LOSSES
 
     @property
-    def needs_reference(self) -> bool:
-        return self.kl.coef != 0.0 or self.loss in REFERENCE_LOSSES
+    def selects_rows(self) -> bool:
+        """Do rewards say which rows are imitated, and how much?"""
+        told = (self.keep_above, self.reward_temperature)
+        return self.loss == "cross_entropy" and (self.keep_best > 0 or told != (None, None))
+
+    @property
+    def reads_rewards(self) -> bool:
+        """Does what is learnt depend on the rewards?"""
+        if self.loss == "cross_entropy":
+            return self.selects_rows
+        return self.is_coupled or self.advantage != "none"
 
     @property
     def filters_groups(self) -> bool:
         """May a whole group be left out of training for its rewards?"""
-        return self.is_coupled or any(each.name in GROUP_FILTERS for each in self.filters)
+        is_bounded = self.loss == "cross_entropy" and self.keep_above is not None
+        filters = any(each.name in GROUP_FILTERS for each in self.filters)
+        return filters or self.is_paired or is_bounded
+
+    @property
+    def compares_given(self) -> bool:
+        """Are the rows of a prompt all of its written answers?"""
+        return self.samples_from == "given" and (self.is_coupled or self.selects_rows)
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl.coef != 0.0 or self.loss in REFERENCE_LOSSES
 
     @property
     def trained_samples(self) -> int:

@@ -31,10 +31,12 @@ def token_stage(
 ) -> TokenBatch:
     """`batch` with `advantage_T` made from the rows' `advantage` coefficient, in this order:
 
-    1. KL in the reward (`kl.placement` is `reward`): `A_t = A - coef * sum_(s >= t) KL_s` over the
-       rest of the row, undiscounted. This is the return-to-go of per-token rewards that charge
-       every token its KL and pay the row's advantage on the last trained token: InstructGPT (arXiv
-       2203.02155) for the rewards, REINFORCE++ (arXiv 2501.03262, eq. 8 and 9) for the sum. With
+    1. KL in the reward (`kl.placement` is `reward`): `A_t = A - coef * sum_(s >= t) d^(s - t) KL_s`
+       over the rest of the row, d being `kl.discount`. With 1 this is the return-to-go of per-token
+       rewards that charge every token its KL and pay the row's advantage on the last trained token:
+       InstructGPT (arXiv 2203.02155) for the rewards, REINFORCE++ (arXiv 2501.03262, eq. 8 and 9)
+       for the sum. With 0 a token is charged its own KL: on-policy distillation (Lu et al. 2025,
+       thinkingmachines.ai/blog/on-policy-distillation), the reference being the teacher. With
        group-relative advantages the KL is charged after the baseline and is not part of it. KL is
        the estimate between the log-probs at the start of the step (`proximal_T` if there is one,
        else `behaviour_T`) and `reference_T`.
@@ -65,8 +67,8 @@ def token_stage(
         )
         return_T = advantage_T + batch.value_T
     elif kl_T is not None:
-        rewards_T = token_rewards(advantage_R, kl_T, batch.row_T, settings.kl.coef)
-        advantage_T = return_to_go(rewards_T, batch.row_T, gamma=1.0)
+        charged_T = return_to_go(kl_T, batch.row_T, settings.kl.discount)
+        advantage_T = advantage_T - settings.kl.coef * charged_T
     if settings.whiten_advantages:
         weight_T = row_weight(batch.coefficients_R)[batch.row_T]
         advantage_T = whiten(advantage_T, weight_T, all_reduce)

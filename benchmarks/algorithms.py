@@ -60,8 +60,12 @@ class Learnt:
 
 
 def presets() -> list[str]:
-    """Those that learn from samples of the policy."""
-    return [name for name, preset in PRESETS.items() if preset.samples_from == "policy"]
+    """Those that learn from samples of the policy and their rewards."""
+    return [
+        name
+        for name, preset in PRESETS.items()
+        if preset.samples_from == "policy" and preset.reads_rewards
+    ]
 
 
 def run_file(folder: Path, seed: int, steps: int, names: Sequence[str]) -> dict[str, Json]:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from manta.algorithms.filters import GroupSamples, Selection, select
-from manta.algorithms.group_stage import NO_PAIR, group_stage
+from manta.algorithms.group_stage import NO_PAIR, NONE_KEPT, group_stage
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import Bool, GroupSummary, StepPlan
 
@@ -22,10 +23,15 @@ def selection(
 ) -> Selection:
     """Which samples of a group train, and why none does where that is so."""
     everything = tuple(range(len(summary.rewards)))
-    if settings.is_coupled:
-        rewards = summary.rewards[_can_train(summary, masks_truncated)]
-        if not len(rewards) or np.ptp(rewards) == 0:
-            return Selection((), f"{NO_PAIR}: no two samples that can train have different rewards")
+    rewards = summary.rewards[_can_train(summary, masks_truncated)].astype(np.float64)
+    if settings.is_paired and not _differ(rewards, settings.pair_margin):
+        by = f" by {settings.pair_margin:g} or more" if settings.pair_margin else ""
+        told = f"{NO_PAIR}: no two samples that can train have rewards that differ{by}"
+        return Selection((), told)
+    bound = settings.keep_above if settings.selects_rows else None
+    if bound is not None and not (rewards > bound).any():
+        told = f"{NONE_KEPT}: no sample that can train has a reward above {bound:g}"
+        return Selection((), told)
     if not settings.filters or not np.isfinite(summary.rewards).all():
         return Selection(everything)
     parts = {name: values.tolist() for name, values in summary.components.items()}
@@ -37,6 +43,12 @@ def filter_reason(
 ) -> str | None:
     """Why a group is left out of training, or None."""
     return selection(settings, summary, masks_truncated).reason or None
+
+
+def _differ(rewards: npt.NDArray[np.float64], margin: float) -> bool:
+    """Whether any two do, by `margin` at least."""
+    between = float(np.ptp(rewards)) if len(rewards) else 0.0
+    return between > 0 and between >= margin
 
 
 def _can_train(summary: GroupSummary, masks_truncated: bool) -> Bool:
@@ -60,7 +72,7 @@ def assemble(
     sizes = [len(summary.rewards) for summary in summaries]
     group_N = np.repeat(np.arange(len(summaries), dtype=np.int32), sizes)
     rewards_N = np.concatenate([summary.rewards for summary in summaries])
-    if settings.loss != "cross_entropy":
+    if settings.reads_rewards:
         _refuse_broken(summaries)
     eligible_N = np.concatenate([_can_train(each, masks_truncated) for each in summaries])
     stage = group_stage(

@@ -10,6 +10,7 @@ import math
 
 from manta.actors.rank_range import RankRange
 from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
+from manta.orchestrator.compared_words import compared_told, imitated_told
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.stage_words import (
     annotation_told,
@@ -214,32 +215,14 @@ def _long_tail(run_file: RunFile, stage: StageConfig) -> list[str]:
     return told
 
 
-def _pairs(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
-    """What is compared with what, and how much of it there is at most."""
-    which = {
-        "best_worst": "each prompt's best sample with its worst",
-        "all": "every two samples of a prompt whose rewards differ",
-    }[algorithm.pairs]
-    samples, prompts = algorithm.samples_per_prompt, stage.prompts_per_step
-    most = prompts * (1 if algorithm.pairs == "best_worst" else math.comb(samples, 2))
-    counts = {"pair": "every pair", "group": "every prompt"}.get(algorithm.unit, "every row")
-    # How many samples a written group has is not known here
-    bound = "" if stage.trajectories is not None else f", at most {_times(most, 'pair')} a step"
-    loss = {
-        "dpo": f"DPO with beta {algorithm.beta:g} against {reference_told(run_file, stage)}",
-        "bradley_terry": "Bradley-Terry on the scores of a reward model",
-    }[algorithm.loss]
-    return (
-        f"pairs: {which}{bound}; {counts} counts the same; prompts without one are filtered; the "
-        f"loss is {loss}"
-    )
-
-
 def _ratio(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     if algorithm.is_coupled:
-        return _pairs(run_file, stage, algorithm)
+        return compared_told(run_file, stage, algorithm)
     if algorithm.loss == "cross_entropy":
-        return "no importance ratio: cross-entropy needs no log-probs of a behaviour policy"
+        return (
+            "no importance ratio: cross-entropy needs no log-probs of a behaviour policy"
+            f"{imitated_told(algorithm)}"
+        )
     charges_kl = algorithm.needs_reference and algorithm.kl.placement == "reward"
     is_only_update = stage.updates_per_step * stage.epochs_per_step == 1
     if algorithm.proximal == "learner" and is_only_update and not charges_kl:
@@ -261,6 +244,10 @@ def _ratio(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
             f"; KL to {reference_told(run_file, stage)}, {kl.coef:g} x {kl.estimator} in the "
             f"{kl.placement}"
         )
+        if kl.discount != 1:
+            told += f", discounted by {kl.discount:g} a token"
+    if algorithm.advantage == "none":
+        told += "; no rewards train, the KL alone does"
     return told
 
 

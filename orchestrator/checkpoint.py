@@ -3,7 +3,9 @@
 `step=N/` holds `learner/` (written by the ranks), `state.json` and `manifest.json`, which names
 every file with its size and SHA-256, is written last, and is the only commit record. On a local
 file system all of it is written under another name and renamed when whole; elsewhere a folder
-without a manifest is none. A checkpoint that does not verify is passed over with a warning.
+without a manifest is none. A checkpoint that does not verify is passed over with a warning; one
+of another format, or on storage that does not answer, is not: going on from an older one would
+lose it.
 """
 
 from __future__ import annotations
@@ -17,16 +19,32 @@ from typing import NoReturn
 
 from manta.actors.stored_folder import StoredFolder, WrittenFile
 from manta.orchestrator.kept_checkpoints import kept
+from manta.orchestrator.manifest import (
+    MANIFEST,
+    Unusable,
+    damage,
+    read_manifest,
+    write_manifest,
+)
 from manta.orchestrator.run_state import RunState, run_state
 
-FORMAT = 2
-_MANIFEST, _STATE, _LEARNER = "manifest.json", "state.json", "learner"
+_STATE, _LEARNER = "state.json", "learner"
+_LEFT = "left.json"
+"""Marks one that the run went back from: no checkpoint, whatever else is in its folder."""
 
 _NAME = re.compile(r"step=(\d+)")
 
 
 class CheckpointFailed(RuntimeError):
     """A checkpoint could not be written; those before it are as they were."""
+
+
+class NotRemoved(OSError):
+    """The new checkpoint is there; older ones could not be removed. The next commit tries again."""
+
+
+class Unreachable(Unusable):
+    """Its storage does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +76,7 @@ class Checkpoints:
         self._named = named
         # Commits and restarts of the learner run on threads: what one reads the other may remove
         self._lock = threading.Lock()
+        self._is_held = False
 
     def begin(self, step: int) -> str:
         """Where ranks bring the learner's files, an empty folder; leftovers of a crash are cleared.
@@ -80,7 +99,7 @@ class Checkpoints:
         then removes those that are not kept.
 
         Raises CheckpointFailed where it cannot be written (a full disk); what was written of it is
-        removed.
+        removed. Raises NotRemoved where it is there.
         """
         partial = self._partial(state.step)
         with self._lock:
@@ -90,8 +109,24 @@ class Checkpoints:
             except OSError as error:
                 self.abandon(state.step)
                 raise self._failed(state.step, error) from error
-            self._prune(state.step)
+            try:
+                if not self._is_held:
+                    self._prune(state.step)
+            except (OSError, Unreachable) as error:
+                raise NotRemoved(
+                    f"checkpoints in {self._folder} are still there: {error}"
+                ) from error
         return Checkpoint(final, state, files)
+
+    def hold(self) -> None:
+        """From now on nothing that is there goes: somebody is about to read it."""
+        with self._lock:
+            self._is_held = True
+
+    def release(self) -> None:
+        """It has been read; what is not kept goes with the next commit."""
+        with self._lock:
+            self._is_held = False
 
     def fail(self, step: int, problems: Sequence[str]) -> NoReturn:
         """Raises CheckpointFailed, for ranks could not write; what they did write is removed."""
@@ -106,15 +141,27 @@ class Checkpoints:
             return  # it is none without its manifest; the next commit clears it
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest whole checkpoint, and a warning for each damaged one passed over."""
+        """The newest whole checkpoint, and a warning for each damaged one passed over.
+
+        Raises ValueError where there are some, and none is whole: to begin from the start would
+        throw away what they cost. Raises Unusable where it is not known what the newest is.
+        """
         warnings: list[str] = []
         with self._lock:
             for _, folder in self._newest_first():
                 try:
                     return self.read(folder), warnings
+                except Unusable:
+                    raise
                 except ValueError as error:
                     warnings.append(str(error))
-        return None, warnings
+        if warnings:
+            told = "\n  ".join(warnings)
+            raise ValueError(
+                f"none of the checkpoints in {self._folder} is whole:\n  {told}\nPut back one of "
+                "them from a copy, or move these folders away to begin the run from its start"
+            )
+        return None, []
 
     def steps(self) -> list[int]:
         """Those of everything that looks like a checkpoint, ascending."""
@@ -124,18 +171,25 @@ class Checkpoints:
         """Raises ValueError where there is none, or it is damaged."""
         return self.read(self._folder.under(f"step={step:06d}"))
 
+    def leave_after(self, step: int) -> list[int]:
+        """Those after `step` are no checkpoints any more; which they are, newest first, so that a
+        crash on the way leaves a run that can go on. Their files stay until the run comes to their
+        steps again."""
+        with self._lock:
+            left = [(number, each) for number, each in self._newest_first() if number > step]
+            for _, folder in left:
+                folder.write(_LEFT, json.dumps({"went back to": step}))
+        return [number for number, _ in left]
+
     def read(self, folder: StoredFolder) -> Checkpoint:
-        """Raises ValueError naming what is damaged, or a format that this version cannot read."""
+        """Raises ValueError naming what is damaged, Unusable where that is not known."""
         try:
-            manifest = json.loads(folder.read(_MANIFEST))
-            found, files = manifest["format"], dict(manifest["files"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"checkpoint {folder} has no readable manifest: {error!r}") from error
-        if found != FORMAT:
-            raise ValueError(f"checkpoint {folder} has format {found}, this version reads {FORMAT}")
-        for name, expected in files.items():
-            if folder.sha256(name) != expected["sha256"]:
-                raise ValueError(f"checkpoint {folder}: {name} is missing or damaged")
+            files = read_manifest(folder)
+            for name, expected in files.items():
+                if problem := damage(folder, expected):
+                    raise ValueError(f"checkpoint {folder}: {name} {problem}")
+        except OSError as error:
+            raise _unreachable(folder, error) from error
         state = _peek(folder) if _STATE in files else None
         if state is None:
             raise ValueError(f"checkpoint {folder}: {_STATE} is missing or damaged")
@@ -191,18 +245,20 @@ class Checkpoints:
         return final
 
     def _newest_first(self) -> list[tuple[int, StoredFolder]]:
-        """(step, folder) of everything that looks like a checkpoint."""
-        matches = [_NAME.fullmatch(name) for name in self._folder.folders()]
-        found = [(int(m[1]), self._folder.under(m[0])) for m in matches if m]
-        return sorted(
-            [(number, each) for number, each in found if not self._is_unfinished(each)],
-            key=lambda item: item[0],
-            reverse=True,
-        )
+        """(step, folder) of everything that looks like a checkpoint. Raises Unreachable."""
+        try:
+            matches = [_NAME.fullmatch(name) for name in self._folder.folders()]
+            found = [(int(m[1]), self._folder.under(m[0])) for m in matches if m]
+            there = [(number, each) for number, each in found if not self._is_none(each)]
+        except OSError as error:
+            raise _unreachable(self._folder, error) from error
+        return sorted(there, key=lambda item: item[0], reverse=True)
 
-    def _is_unfinished(self, folder: StoredFolder) -> bool:
-        """Where folders cannot be renamed, an unfinished checkpoint has the name of a whole one."""
-        return folder.local is None and folder.size(_MANIFEST) is None
+    def _is_none(self, folder: StoredFolder) -> bool:
+        """Is it one that the run went back from, or is not finished? Where folders cannot be
+        renamed, an unfinished checkpoint has the name of a whole one."""
+        is_unfinished = folder.local is None and folder.size(MANIFEST) is None
+        return is_unfinished or folder.size(_LEFT) is not None
 
     def _prune(self, step: int) -> None:
         """What cannot be read, or comes after `step`, was passed over when the run resumed, and is
@@ -215,14 +271,16 @@ class Checkpoints:
             self._set_aside(folders[number])
         for name in self._folder.folders():
             match, folder = _NAME.fullmatch(name), self._folder.under(name)
-            is_unfinished = match and int(match[1]) <= step and self._is_unfinished(folder)
-            if name.startswith((".step=", ".old-step=")) or is_unfinished:
-                folder.remove()
+            if match and int(match[1]) <= step and self._is_none(folder):
+                self._set_aside(folder)
+        for name in self._folder.folders():
+            if name.startswith((".step=", ".old-step=")):
+                self._folder.under(name).remove()
 
     def _set_aside(self, folder: StoredFolder) -> None:
         """`folder` is no checkpoint from now on: a crash while it is deleted leaves no half one."""
         if folder.local is None:
-            folder.remove_file(_MANIFEST)
+            folder.remove_file(MANIFEST)
             folder.remove()
         elif folder.local.exists():
             aside = self._folder.under(f".old-{folder.local.name}")
@@ -249,12 +307,15 @@ def _seal(
     learner.remove_unfinished()
     stated = partial.write(_STATE, json.dumps(asdict(state), indent=1))
     entries = {f"{_LEARNER}/{file.name}": file for file in written} | {_STATE: stated}
-    files = {
-        name: {"bytes": entries[name].num_bytes, "sha256": entries[name].sha256}
-        for name in sorted(entries)
-    }
-    partial.write(_MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1))
-    return tuple(files)
+    write_manifest(partial, entries)
+    return tuple(sorted(entries))
+
+
+def _unreachable(folder: StoredFolder, error: OSError) -> Unreachable:
+    return Unreachable(
+        f"{folder} cannot be looked at: {error}. Start the run again once it answers; nothing was "
+        "changed"
+    )
 
 
 def _peek(folder: StoredFolder) -> RunState | None:

@@ -20,7 +20,15 @@ from rich.table import Table
 
 import manta
 from manta.actors.job_variables import forgotten_at_the_end
-from manta.orchestrator import batch_plan, cluster_check, memory, memory_table, run_file, survey
+from manta.orchestrator import (
+    batch_plan,
+    cluster_check,
+    memory,
+    memory_table,
+    resume,
+    run_file,
+    survey,
+)
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.lives import Lives
@@ -43,6 +51,7 @@ examples:
   manta plan recipes/demo.yaml --cpus 4,16 --from runs/demo
   manta train recipes/demo.yaml
   manta train recipes/demo.yaml run.name=longer stages.rl.steps=200 learner.learning_rate=1e-4
+  manta train recipes/demo.yaml --resume 40
   manta eval recipes/demo.yaml --checkpoint runs/demo/checkpoints/step=000040
   manta export runs/demo exported/demo
   manta export runs/demo@40 exported/demo-40
@@ -118,8 +127,8 @@ def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
     """Torch and ray load from here on, when the run file is known to be good."""
     if chosen.command == "train":
         lives = Lives(RunDirectory.of(loaded))
-        lives.check(loaded)
-        if lives.is_finished(loaded):
+        asked = resume.asked(chosen.resume, lives, loaded)
+        if asked.step is None and lives.is_finished(loaded):
             print(
                 f"{lives.directory.root}: this run is finished. Raise the steps of its last stage "
                 "to go on, or choose another run.name to start anew"
@@ -127,7 +136,7 @@ def _run(chosen: argparse.Namespace, loaded: RunFile) -> int:
             return 0
         from manta.orchestrator.run import train
 
-        return train(loaded, lives)
+        return train(loaded, lives, asked)
     from manta.orchestrator.run_evaluation import evaluate
 
     return evaluate(loaded, chosen.checkpoint)
@@ -287,6 +296,21 @@ def _counts(text: str) -> tuple[int, ...]:
     return counts
 
 
+def _add_check_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--gpus",
+        metavar="N,N,...",
+        type=_counts,
+        default=(),
+        help="say what the learner would need on so many GPUs, by backend",
+    )
+    command.add_argument(
+        "--deep",
+        action="store_true",
+        help="start all workers, make a few steps, measure them, and leave nothing behind",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="manta",
@@ -314,23 +338,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
         if name == "eval":
             command.add_argument("--checkpoint", metavar="PATH", help="default: the run's newest")
+        if name in ("train", "submit"):
+            resume.add_argument(command)
         if name == "plan":
             plan_options.add_to(command)
         if name == "submit":
             add_submit_arguments(command)
         if name == "check":
-            command.add_argument(
-                "--gpus",
-                metavar="N,N,...",
-                type=_counts,
-                default=(),
-                help="say what the learner would need on so many GPUs, by backend",
-            )
-            command.add_argument(
-                "--deep",
-                action="store_true",
-                help="start all workers, make a few steps, measure them, and leave nothing behind",
-            )
+            _add_check_arguments(command)
     told = "write a checkpoint as a Hugging Face folder, for transformers and vLLM"
     command = commands.add_parser("export", help=told, description=told)
     command.add_argument("run_dir", metavar="RUN_DIR[@STEP]", help="default: its newest checkpoint")

@@ -18,7 +18,7 @@ from contextlib import suppress
 
 from manta.actors.step_work import Saved
 from manta.actors.stored_folder import WrittenFile
-from manta.orchestrator.checkpoint import Checkpoints
+from manta.orchestrator.checkpoint import Checkpoints, NotRemoved
 from manta.orchestrator.pools import MailboxClient
 from manta.orchestrator.recorder import Recorder
 from manta.orchestrator.run_state import RunState
@@ -101,7 +101,10 @@ class Commits:
                     others,
                     self._deadline_seconds,
                 )
-            await asyncio.to_thread(self._checkpoints.commit, state, files)
+            try:
+                await asyncio.to_thread(self._checkpoints.commit, state, files)
+            except NotRemoved as error:
+                self._recorder.event("older checkpoints stay", {"why": str(error)})
             await self._waits.wait(
                 f"the mailbox to forget what checkpoint {state.step} covers",
                 self._client.forget(state.step),

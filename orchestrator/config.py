@@ -24,7 +24,8 @@ class RunConfig:
     """`dir` is the folder that holds run directories; this run's is `dir/name`. A wait that takes
     longer than `deadline_minutes` ends the run with its name. What cannot be healed within the run
     has it begin anew from its newest checkpoint, at most `max_restarts` times in a row without a
-    newly committed one."""
+    newly committed one. `cluster` is the file of the cluster that it runs on, whose autoscaler may
+    start the nodes that the file declares."""
 
     name: str
     seed: int = 0
@@ -33,6 +34,7 @@ class RunConfig:
     deadline_minutes: float = 30.0
     deterministic: bool = False
     max_restarts: int = 2
+    cluster: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +365,11 @@ class RunFile:
         if stage.samples_to_train and (is_race or drops):
             return 1
         return max(1, stage.prompts_per_step // (CALLS_PER_WORKER * self.environment.sizes.max))
+
+    @property
+    def start_seconds(self) -> float:
+        """What a worker may take to start."""
+        return self.health.start_seconds or self.run.deadline_minutes * 60
 
     @property
     def needs_rollout(self) -> bool:

@@ -21,7 +21,7 @@ from manta.algorithms import contradictions
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.registry import build
 from manta.envs.rewards.formula import Formula
-from manta.orchestrator import survey
+from manta.orchestrator import node_types, survey
 from manta.orchestrator.adapter_check import adapter_problems
 from manta.orchestrator.backend_check import backend_problems, installed_deepspeed
 from manta.orchestrator.checkpoint_check import checkpoint_problems
@@ -90,6 +90,11 @@ def _run(run_file: RunFile) -> Iterator[str]:
             f"run.name: '{run.name}' must be letters, digits, '.', '_' and '-', starting with a "
             "letter or digit: it names the run's folder"
         )
+    if run.cluster is not None:
+        try:
+            node_types.read(run.cluster)
+        except ValueError as error:
+            yield from (f"run.cluster: {told}" for told in str(error).splitlines())
 
 
 def _model(run_file: RunFile) -> Iterator[str]:
@@ -339,7 +344,11 @@ def _algorithm(
         contradictions.check(algorithm)
     except ValueError as error:
         yield f".algorithm: {error}"
-    learns_from_rewards = stage.kind == "train" and algorithm.samples_from == "policy"
+    learns_from_rewards = (
+        stage.kind == "train"
+        and algorithm.samples_from == "policy"
+        and algorithm.advantage != "none"
+    )
     if learns_from_rewards and stage.reward is None:
         yield f".reward: algorithm '{algorithm.name}' learns from rewards, name one"
     if learns_from_rewards and stage.reward is not None and algorithm.advantage == "decoupled":

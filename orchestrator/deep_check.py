@@ -72,6 +72,7 @@ def deep_check(run_file: RunFile) -> Findings:
     """Runs a few steps of every stage on the cluster that `train` would use, and leaves nothing
     behind. Raises nothing for a run that cannot work: that is a finding."""
     from manta.orchestrator.build import transport_settings
+    from manta.orchestrator.resume import Asked
     from manta.orchestrator.run import train
 
     with _folder(Path(run_file.run.dir).absolute()) as folder:
@@ -80,7 +81,7 @@ def deep_check(run_file: RunFile) -> Findings:
         error = ""
         try:
             with redirect_stdout(_StepLines()):
-                train(planned, Lives(directory))
+                train(planned, Lives(directory), Asked())
         except ValueError as failure:  # the cluster is too small, a product cannot be used
             error = str(failure)
         finally:

@@ -103,7 +103,7 @@ def diagnose(run_dir: Path, visit: Visit) -> Diagnosis:
         standing_seconds=standing,
         waits=waits if is_alive else (),
         culprits=culprits if sick or stands or not is_alive else (),
-        advice=tuple(_advice(directory, is_alive, stands, sick, waits)),
+        advice=(*_advice(directory, is_alive, stands, sick, waits), *_room(found, is_alive)),
         unreached=unreached,
     )
 
@@ -162,7 +162,7 @@ def _suspects(found: Status, is_alive: bool) -> list[tuple[WorkerReport, str]]:
             sick.append((worker, told))
     if sick or not is_alive:
         return sick
-    return [(worker, "") for worker in found.workers if worker.doing]
+    return [(worker, "") for worker in found.workers if worker.doing and worker.state != "waiting"]
 
 
 def _verdict(
@@ -181,9 +181,11 @@ def _verdict(
         return f"Held up by {names}.{waited}"
     if now - found.written > STALE_SECONDS:
         return "The driver itself stands still: it writes no status any more."
+    unplaced = [each.name for each in found.workers if each.state == "waiting"]
+    added = f" Waiting for a node: {', '.join(unplaced)}." if unplaced else ""
     if stands:
-        return "No step ends, although every worker gives signs of life."
-    return "It is well." if found.state == "running" else f"It is {found.state}."
+        return f"No step ends, although every worker gives signs of life.{added}"
+    return ("It is well." if found.state == "running" else f"It is {found.state}.") + added
 
 
 def _advice(
@@ -199,10 +201,7 @@ def _advice(
     for each in sick:
         process = each.worker.identity.process if each.worker.identity else None
         if each.worker.state == "starting":
-            advice.append(
-                f"{each.worker.name}: is there room for it on the cluster (ray status)? Does its "
-                "log say what its constructor does?"
-            )
+            advice.append(f"{each.worker.name}: does its log say what its constructor does?")
         elif process is not None and each.examined and "stopped" in each.examined.state:
             advice.append(
                 f"{each.worker.name}: kill -CONT {process.pid} on {process.host} lets it go on; "
@@ -218,6 +217,20 @@ def _advice(
         left = max(0.0, wait.deadline_seconds - waited)
         advice.append(f"if nothing changes, the run ends by itself in {duration(left)}")
     return advice
+
+
+def _room(found: Status, is_alive: bool) -> list[str]:
+    """For workers that wait for a node for longer than one takes to come up here and there."""
+    unplaced = [
+        each
+        for each in found.workers
+        if is_alive and each.state == "waiting" and each.silent_seconds > STANDS_SECONDS
+    ]
+    return [
+        f"{each.name} {each.doing} for {duration(each.silent_seconds)}: ray status tells whether "
+        "one is on its way, and what the autoscaler may still start"
+        for each in unplaced
+    ]
 
 
 def _ended(directory: RunDirectory, found: Status, driver: str, usual: float | None) -> Diagnosis:

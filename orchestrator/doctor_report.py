@@ -13,7 +13,7 @@ from manta.orchestrator.doctor import Culprit, Diagnosis
 from manta.orchestrator.health import WorkerReport
 from manta.orchestrator.summary import duration
 
-_STATE_STYLES = {"alive": "green", "starting": "yellow", "busy": "yellow"}
+_STATE_STYLES = {"alive": "green", "waiting": "yellow", "starting": "yellow", "busy": "yellow"}
 _STACK_LINES = 40
 _IDLE = ("/threading.py", "/ray/", "/concurrent/", "/asyncio/", "/selectors.py", "/socket.py")
 

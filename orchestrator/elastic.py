@@ -22,7 +22,7 @@ from manta.orchestrator.scaling import Demand, Scaling
 _SECONDS = 0.25
 """Short steps have moments in which nothing is needed."""
 _FULL = 0.7
-"""Of a core: above, calls wait for a worker's event loop."""
+"""Of a worker's time: above, calls wait for it."""
 
 
 @dataclass(frozen=True, slots=True)

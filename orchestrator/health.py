@@ -5,23 +5,24 @@ Owns the verdict. Three things can be wrong with a worker that has not died:
 - its process does, but its event loop does not turn and no processor works for it: it is stuck in a
   lock or a read that never returns;
 - it never got through its constructor.
-Each has its deadline; past it the worker is frozen. An event loop that stands while the process
-computes (weights that load, a long reward) is busy: that is told and left alone, and the wait for
-it has a deadline of its own. Asking for signs, and ending who is frozen, is
+Each has its deadline; past it the worker is frozen. One that no node has room for is waiting, for
+as long as that takes: its time to start begins when it has a place. An event loop that stands
+while the process computes (weights that load, a long reward) is busy: that is told and left alone,
+and the wait for it has a deadline of its own. Asking for signs, and ending who is frozen, is
 `manta.orchestrator.health_watch`'s.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from manta.actors.processes import HostFigures
 from manta.actors.vitals import Identity, LifeSign
 
-WorkerState = Literal["starting", "alive", "busy", "silent", "frozen"]
+WorkerState = Literal["waiting", "starting", "alive", "busy", "silent", "frozen"]
 
 _SILENT_PERIODS = 3
 """Signs that a worker may owe before it is called silent."""
@@ -45,7 +46,7 @@ class Rules:
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
     """A worker at one moment. `silent_seconds` count from its last sign, or while it starts from
-    the beginning, to now; `doing` is where it stood at that sign."""
+    the beginning, to now; `doing` is where it stood at that sign, or what it waits for."""
 
     key: str
     role: str
@@ -87,9 +88,14 @@ class _Record:
         self.stuck_cpu = 0.0
         self.stopped_since: float | None = None
         self.relayed_age: float | None = None
+        self.asks_for = ""
         self.is_frozen = False
         self.was_told_busy = False
         self.most = (0, 0)
+
+    @property
+    def has_started(self) -> bool:
+        return self.identity is not None or self.serving_since is not None
 
 
 class Health:
@@ -104,17 +110,38 @@ class Health:
         """A worker is being started; `key` tells it from a later one of its name."""
         self._records[key] = _Record(key, role, name, self._clock())
 
+    def unplaced(self, waiting: Mapping[str, str]) -> list[WorkerReport]:
+        """Those of `waiting` (what each asks for, by key) have no place on any node, all others
+        have one; the ones of which that is news."""
+        found = []
+        for key, record in self._records.items():
+            if record.has_started:
+                continue
+            had, record.asks_for = record.asks_for, waiting.get(key, "")
+            if record.asks_for and not had:
+                found.append(self._report(record, self._clock()))
+            elif had and not record.asks_for:
+                record.begun = self._clock()
+        return found
+
+    def is_any_late(self, seconds: float) -> bool:
+        """Is there a worker that has not started for so long?"""
+        return any(
+            not record.has_started and self._clock() - record.begun >= seconds
+            for record in self._records.values()
+        )
+
     def serving(self, key: str) -> None:
         """It has answered somebody else: from here on it is no more starting, even if it stops
         before it was introduced."""
         record = self._records.get(key)
         if record is not None and record.serving_since is None:
-            record.serving_since = self._clock()
+            record.serving_since, record.asks_for = self._clock(), ""
 
     def introduced(self, key: str, identity: Identity) -> None:
         """Its constructor is done."""
         record = self._records[key]
-        record.identity, record.heard = identity, self._clock()
+        record.identity, record.heard, record.asks_for = identity, self._clock(), ""
 
     def heard(self, key: str, sign: LifeSign, relayed_age: float | None = None) -> None:
         """A sign of life; where somebody else passes it on, how many seconds old it is. Such a
@@ -209,13 +236,14 @@ class Health:
 
     def _why_frozen(self, record: _Record, now: float) -> tuple[str, float] | None:
         most = self.rules.frozen_after_seconds
-        if record.identity is None and record.serving_since is None:
+        if record.asks_for:
+            return None
+        if not record.has_started:
             late = now - record.begun - self.rules.start_seconds
             if late <= 0:
                 return None
             return (
-                f"it has not started after {now - record.begun:.0f} s: no room for it on the "
-                "cluster, or its constructor hangs",
+                f"it has not started after {now - record.begun:.0f} s: its constructor hangs",
                 late,
             )
         if (silent := _silence(record, now)) > most:
@@ -242,7 +270,7 @@ class Health:
             name=record.name,
             state=self._state(record, now),
             silent_seconds=_silence(record, now),
-            doing="" if sign is None else sign.doing,
+            doing=_doing(record),
             identity=record.identity,
             memory=0 if sign is None else sign.process.memory,
             peak_memory=record.most[0],
@@ -252,8 +280,8 @@ class Health:
     def _state(self, record: _Record, now: float) -> WorkerState:
         if record.is_frozen:
             return "frozen"
-        if record.identity is None and record.serving_since is None:
-            return "starting"
+        if not record.has_started:
+            return "waiting" if record.asks_for else "starting"
         periods = _SILENT_PERIODS * self.rules.every_seconds
         if _silence(record, now) > periods or record.stopped_since is not None:
             return "silent"
@@ -268,7 +296,15 @@ def _silence(record: _Record, now: float) -> float:
     return now - record.heard if record.relayed_age is None else record.relayed_age
 
 
+def _doing(record: _Record) -> str:
+    if record.asks_for:
+        return f"waits for a node with room for it ({record.asks_for})"
+    return "" if record.sign is None else record.sign.doing
+
+
 def _told(worker: WorkerReport) -> str:
+    if worker.state == "waiting":
+        return f"{worker.where} {worker.doing} for {worker.silent_seconds:.0f} s"
     if worker.state == "starting":
         return f"{worker.where}, starting for {worker.silent_seconds:.0f} s"
     if worker.state == "busy":

@@ -20,12 +20,15 @@ from manta.actors.processes import Known, end
 from manta.actors.vitals import Identity, LifeSign
 from manta.envs.records import Json
 from manta.orchestrator.health import Frozen, Health
+from manta.orchestrator.places import waiting_for_nodes
 from manta.orchestrator.rank_signs import Heard, Heartbeats, heard_of
 from manta.orchestrator.wait import Waits
 
 _HOST_SECONDS = 10.0
 """How often a machine is asked for its own figures."""
 _END_SECONDS = 30.0
+_PLACE_SECONDS = 1.0
+"""How long a worker may take to start before Ray is asked whether it has a place, and how often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class HealthWatch:
     async def run(self) -> None:
         """Looks at least once a second, until cancelled."""
         every = min(1.0, self._health.rules.every_seconds)
+        self._followed["places"] = asyncio.create_task(self._look_for_places())
         if self._ranks is not None:
             # Beside: the messenger may be the one who is frozen
             self._followed["ranks"] = asyncio.create_task(self._follow_ranks(self._ranks))
@@ -88,7 +92,7 @@ class HealthWatch:
                 self._followed[key] = asyncio.create_task(self._follow(member))
             if member.is_serving:
                 self._health.serving(key)
-        for key in self._followed.keys() - members.keys() - {"ranks"}:
+        for key in self._followed.keys() - members.keys() - {"ranks", "places"}:
             self._let_go(key)
 
     def _let_go(self, key: str) -> None:
@@ -125,6 +129,18 @@ class HealthWatch:
             return False
         self._asked_host[identity.node] = now
         return True
+
+    async def _look_for_places(self) -> None:
+        while True:
+            await asyncio.sleep(_PLACE_SECONDS)
+            if not self._health.is_any_late(_PLACE_SECONDS):
+                continue
+            try:
+                waiting = await asyncio.to_thread(waiting_for_nodes)
+            except ray.exceptions.RayError:
+                continue  # Ray's control store does not answer: whoever needs it says so
+            for worker in self._health.unplaced(waiting):
+                self._tell("worker waits for a node", {"worker": worker.name, "it": worker.doing})
 
     async def _follow_ranks(self, ranks: Heartbeats) -> None:
         try:

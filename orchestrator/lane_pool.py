@@ -7,12 +7,12 @@ the pool's.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Awaitable, Mapping
+from typing import Any, TypeVar
 
 from ray.actor import ActorHandle
 
-from manta.actors.alive import Alive
+from manta.actors.alive import LIFE, Alive
 from manta.actors.lanes import Lane
 from manta.orchestrator.actor_pool import ActorPool
 from manta.orchestrator.pools import ask_each
@@ -45,12 +45,14 @@ class LanePool(ActorPool[T]):
         await self.tell()
 
     async def busy(self) -> float:
-        """Cores that all workers together have used since this was asked last."""
-        found: list[float] = await ask_each(
-            self.living.workers, lambda worker: worker.busy.remote()
-        )
-        return sum(found)
+        """How many workers the work of all would have filled since this was asked last."""
+        return sum(await ask_each(self.living.workers, _busy))
 
     async def _spread_news(self) -> None:
         self._edition += 1
         await ask_each(self.living.everyone, self._introduce)
+
+
+def _busy(worker: ActorHandle[Any]) -> Awaitable[float]:
+    answer: Awaitable[float] = worker.busy.options(concurrency_group=LIFE).remote()
+    return answer

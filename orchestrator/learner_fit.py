@@ -7,6 +7,7 @@ what follows an end is `manta.orchestrator.learner_group`'s.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from manta.actors.learner import LearnerJob, learner_loop
 from manta.actors.learner_falls import LearnerFalls, fall_of
 from manta.actors.step_work import Fall
 
+_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Ray Train's own watch for nodes that drain is an actor that stands anywhere, and so keeps a node
+from being taken back; the ranks fall with their node as they would without it."""
 _START_FAILURES = 3
 """How often Ray Train may find no place for its ranks (it looks for a minute each time)."""
 
@@ -36,6 +40,8 @@ class LearnerFit:
     ) -> None:
         """`resources` are what each rank asks for. With `restarts_ranks` Ray Train starts as many
         anew whenever some fall, and tells the mailbox; else the first fall is the end."""
+        # Its controller, a process of its own, goes by what this one's environment says
+        os.environ.setdefault(_WATCHER, "0")
         self._trainer = TorchTrainer(
             learner_loop,
             train_loop_config={"job": job},

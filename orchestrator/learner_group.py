@@ -21,11 +21,13 @@ from manta.actors.learner import LearnerJob
 from manta.actors.step_log import StepsForgotten
 from manta.actors.step_work import Fall, FallKind
 from manta.envs.records import Json
+from manta.envs.side_by_side import ending
 from manta.orchestrator.learner_fit import LearnerFit
 from manta.orchestrator.learner_starts import LearnerStarts
 from manta.orchestrator.metrics import LEARNER_FELL, LEARNER_REGROUPS
 from manta.orchestrator.pools import MailboxClient
 from manta.orchestrator.rank_places import RankPlaces
+from manta.orchestrator.unlisted_ranks import end_unlisted
 
 _PLACE_SECONDS = 3.0
 """How long a group waits for places of more than its fewest ranks before it starts without."""
@@ -45,11 +47,12 @@ class LearnerLost(LearnerFailed):
 @dataclass(frozen=True, slots=True)
 class Restarts:
     """How a group is followed by another within the run: `most` times in a row without a newly
-    finished step; `event` says so."""
+    finished step; `event` says so. Ranks that are not up after `start_seconds` are ended."""
 
     starts: LearnerStarts
     most: int
     event: Callable[[str, Mapping[str, Json]], None]
+    start_seconds: float
 
 
 class LearnerGroup:
@@ -72,7 +75,8 @@ class LearnerGroup:
         self._fit: LearnerFit | None = None
         self._regroups = ""
         self.ranks, self.wish = 0, ""
-        self._tasks = {asyncio.create_task(self._guarded(self._watch()))}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._spawn(self._watch())
 
     @property
     def has_ended(self) -> bool:
@@ -102,8 +106,7 @@ class LearnerGroup:
         """Nothing follows any more, whatever becomes of the group."""
         for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._places.release()
         if self._ended.done() and not self._ended.cancelled():
             self._ended.exception()
@@ -115,7 +118,7 @@ class LearnerGroup:
         self._fit = LearnerFit(
             self._job, self.ranks, self._resources, self._storage, restarts_ranks
         )
-        self._tasks.add(asyncio.create_task(self._guarded(self._see_off(self._fit))))
+        self._spawn(self._see_off(self._fit))
 
     async def _placed(self) -> int:
         """How many ranks there is place for, once it is for the fewest; they may take it."""
@@ -150,7 +153,13 @@ class LearnerGroup:
         """Starts the first group, and gives every other one an order to start from."""
         await self._start()
         if self._restarts is not None:
+            self._spawn(self._see_up(self._restarts))
             await self._follow(self._restarts)
+
+    def _spawn(self, part: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._guarded(part))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _guarded(self, part: Coroutine[Any, Any, None]) -> None:
         """What keeps `part` from its end ends the group."""
@@ -162,6 +171,23 @@ class LearnerGroup:
             self._settle(LearnerLost(f"the learner group cannot go on: {error}"), error)
         except (ValueError, OSError) as error:
             self._settle(LearnerFailed(f"the learner group cannot go on: {error}"), error)
+
+    async def _see_up(self, restarts: Restarts) -> None:
+        """Until the present group has read what it starts from. One that stops before it enlists is
+        ended: Ray Train would wait for it for ever."""
+        incarnation = restarts.starts.incarnation
+        started = asyncio.ensure_future(self._client.started(incarnation))
+        async with ending(started):
+            while not (await asyncio.wait({started}, timeout=restarts.start_seconds))[0]:
+                enlisted = {beat.member.pid for beat in await self._client.heartbeats()}
+                if pids := await end_unlisted(enlisted):
+                    restarts.event(
+                        "learner ranks did not start",
+                        {"processes": ", ".join(map(str, pids)), "now": "killed"},
+                    )
+            started.result()
+        if restarts.starts.incarnation == incarnation:
+            restarts.starts.has_read()
 
     async def _follow(self, restarts: Restarts) -> None:
         number, finished = 0, -1
@@ -179,6 +205,7 @@ class LearnerGroup:
             before = self.ranks
             if self._fit is not None and self._fit.ended.done():
                 await self._start()
+            self._spawn(self._see_up(restarts))
             restarts.event(
                 LEARNER_REGROUPS if fall.kind == "regrouped" else LEARNER_FELL,
                 {

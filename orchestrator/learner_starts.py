@@ -15,14 +15,25 @@ class LearnerStarts:
     def __init__(self, run_file: RunFile, checkpoints: Checkpoints, lives: Lives) -> None:
         self._run_file, self._checkpoints, self._lives = run_file, checkpoints, lives
 
+    @property
+    def incarnation(self) -> int:
+        """The present group's."""
+        return self._lives.incarnation
+
     def again(self) -> StartOrder:
         """For a group that takes the place of one that fell: a new incarnation, noted as such.
 
-        Reads every file of the checkpoint: call it from a thread.
+        Checkpoints that are committed meanwhile remove none, until the group `has_read`. Reads
+        every file of the checkpoint: call it from a thread.
         """
+        self._checkpoints.hold()
         checkpoint, _ = self._checkpoints.latest()
         self._lives.begin(checkpoint.state.step if checkpoint else 0)
         return self.order(checkpoint)
+
+    def has_read(self) -> None:
+        """The group that started last has in memory what its order named."""
+        self._checkpoints.release()
 
     def order(self, checkpoint: Checkpoint | None) -> StartOrder:
         """To start from `checkpoint` (None: from the initial weights), in the present incarnation.

@@ -9,12 +9,14 @@ weights: a step of an incarnation counts unless a later one started from before 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from manta.actors.line_file import LineFile
 from manta.orchestrator.config import RunFile
+from manta.orchestrator.run_changes import Change, changes
 from manta.orchestrator.run_directory import RunDirectory, atomic_write
-from manta.orchestrator.run_file import differences, dump, load
+from manta.orchestrator.run_file import dump, load
 
 
 class Lives:
@@ -22,17 +24,30 @@ class Lives:
         self.directory = directory
         self.incarnation = 0
 
-    def check(self, run_file: RunFile) -> None:
-        """Raises ValueError where the directory holds a run of another configuration."""
+    def holds_a_run(self) -> bool:
+        directory = self.directory
+        return directory.config.exists() or any(directory.checkpoints.glob("step=*"))
+
+    def check(self, run_file: RunFile) -> list[Change]:
+        """What `run_file` changes of the run in the directory, if there is one.
+
+        Raises ValueError, with all changes, where one of them keeps it from going on.
+        """
         if not self.directory.config.exists():
-            return
-        changed = differences(load(self.directory.config, []), run_file)
-        if changed:
-            lines = "\n  ".join(changed)
+            return []
+        found = changes(load(self.directory.config, []), run_file)
+        refused = [change for change in found if change.problem]
+        if refused:
+            allowed = [change for change in found if not change.problem]
+            beside = f"beside these, which may change:{_lines(allowed)}\n" if allowed else ""
             raise ValueError(
-                f"{self.directory.root} holds a run of another configuration:\n  {lines}\n"
-                "choose another run.name, or set these keys back to go on with that run"
+                f"{self.directory.root} holds a run of another configuration "
+                f"(there -> here):{_lines(refused)}\n{beside}"
+                "Set what may not change back to go on with that run (KEY=VALUE does, on the "
+                "command line), or choose another run.name to begin a new one; docs/run-file.md "
+                "lists the keys that may change"
             )
+        return found
 
     def is_finished(self, run_file: RunFile) -> bool:
         """Whether the run came to its end, with the steps that the run file asks for."""
@@ -69,6 +84,10 @@ def lineage(path: Path) -> dict[int, int]:
         for earlier in range(start["incarnation"]):
             last[earlier] = min(last.get(earlier, start["step"]), start["step"])
     return last
+
+
+def _lines(found: Sequence[Change]) -> str:
+    return "".join(f"\n  {change}" for change in found)
 
 
 def _starts(path: Path) -> list[dict[str, int]]:

@@ -19,7 +19,7 @@ def pair_problems(run_file: RunFile) -> Iterator[str]:
     """One line each, starting with the key."""
     for index, stage in enumerate(run_file.stages):
         algorithm = stage.algorithm
-        if algorithm is None or not algorithm.is_coupled or stage.kind == "evaluate":
+        if algorithm is None or stage.kind == "evaluate":
             continue
         for told in _stage(run_file, stage, algorithm):
             yield f"stages[{index}]{told}"
@@ -32,7 +32,8 @@ def _stage(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
     if stage.kind != "train":
         return
     temperature = run_file.rollout.temperature
-    if algorithm.needs_reference and algorithm.samples_from == "given" and temperature != 1:
+    compares = algorithm.is_coupled and algorithm.needs_reference
+    if compares and algorithm.samples_from == "given" and temperature != 1:
         yield (
             f".algorithm: '{algorithm.name}' compares log-probs of given answers at temperature 1 "
             f"with the reference's, which are at rollout.temperature ({temperature:g}): set that "
@@ -49,9 +50,10 @@ def _answers(env: EnvConfig, algorithm: AlgorithmSettings) -> Iterator[str]:
     except (ValueError, OSError):
         return  # told by whoever looks at the data
     if not isinstance(made, Compares):
+        does = "compares" if algorithm.is_paired else "chooses among or weighs"
         yield (
             f".env: '{env.name}' has one written answer a task, and algorithm '{algorithm.name}' "
-            "compares several: use preferences, learn from sampled groups (`trajectories: "
+            f"{does} several: use preferences, learn from sampled groups (`trajectories: "
             "stage:NAME`), or let the policy sample (`samples_from: policy`, with a reward)"
         )
     elif made.num_answers != algorithm.samples_per_prompt:

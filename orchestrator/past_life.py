@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-from ray._private import state  # the public one asks the dashboard, which a local Ray does without
+
+from manta.orchestrator.job_actors import living
 
 _SECONDS = 30.0
 _LOOK_SECONDS = 0.05
@@ -26,7 +26,7 @@ class PastLife:
         context = ray.get_runtime_context()
         self._job = ray.JobID.from_hex(context.get_job_id())
         here = context.get_node_id()
-        self._pids = [actor.pid for actor in _living(self._job) if actor.node == here and actor.pid]
+        self._pids = [actor.pid for actor in living(self._job) if actor.node == here and actor.pid]
 
     def await_end_of_processes(self, seconds: float = _SECONDS) -> None:
         """After the life left a Ray of its own: until its processes have ended; those that have not
@@ -44,7 +44,7 @@ class PastLife:
         Raises TimeoutError, with their names, where some still do after `seconds`.
         """
         deadline = time.monotonic() + seconds
-        while left := _living(self._job):
+        while left := living(self._job):
             if time.monotonic() > deadline:
                 names = ", ".join(sorted(actor.kind for actor in left))
                 raise TimeoutError(
@@ -52,22 +52,6 @@ class PastLife:
                     "(or their nodes), then start the run again"
                 )
             time.sleep(_LOOK_SECONDS)
-
-
-@dataclass(frozen=True, slots=True)
-class _Actor:
-    kind: str
-    pid: int
-    node: str
-
-
-def _living(job: ray.JobID) -> list[_Actor]:
-    """The actors of `job` that are not dead. Detached ones of Ray Train look after themselves."""
-    return [
-        _Actor(actor["ActorClassName"], actor["Pid"], actor["Address"]["NodeID"])
-        for actor in state.actors(job_id=job).values()
-        if actor["State"] != "DEAD" and not actor["IsDetached"]
-    ]
 
 
 def _is_worker(pid: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -15,12 +16,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray.core.generated.autoscaler_pb2 import ClusterConfig  # type: ignore[attr-defined]
+from ray.experimental.internal_kv import internal_kv_get_gcs_client
 
 from manta.actors.cores import available_cores
+from manta.orchestrator import node_types
 from manta.orchestrator.config import RunFile
+from manta.orchestrator.node_types import ClusterFile
 from manta.orchestrator.role_needs import role_needs
 from manta.orchestrator.role_resources import NODE_RESOURCES
 from manta.orchestrator.status import RayStatus
+from manta.orchestrator.tls_check import check_tls
 
 LOCAL_DEFAULTS = {
     # Nothing is reported to anybody.
@@ -28,8 +34,6 @@ LOCAL_DEFAULTS = {
     # No workers ahead of need: they would import everything on a machine that is busy starting.
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
-    # One machine is not preempted node by node.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # How often Ray Train looks at its ranks (2 s): a run's start and end wait for it.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -40,13 +44,14 @@ LOCAL_DEFAULTS = {
     "RAY_worker_niceness": "0",
 }
 """Environment variables of a local Ray's processes."""
+_MOST_NODES = 2**31 - 1
 _SECRET = re.compile(r"(API_KEY|SECRET|PASSWORD|CREDENTIAL)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """`address` is empty for a Ray that this process started for itself. `cpus` and `gpus` are what
-    it has now, or what its autoscaler may bring it to, if that is more."""
+    it has now, or what it was told that its autoscaler may bring it to, if that is more."""
 
     address: str
     cpus: float
@@ -57,8 +62,9 @@ class NotEnoughResources(ValueError):
     """The run asks for more than the cluster has."""
 
 
-def connect(working_dir: str) -> Cluster:
+def connect(working_dir: str, cluster_file: str | None = None) -> Cluster:
     """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine alone (localhost only).
+    Nodes that the autoscaler of `cluster_file` may start count as there.
 
     Secrets in the environment stay in this process: workers of a local Ray do not inherit them.
     They find plug-ins named `module:attribute` from `working_dir`; on a cluster, the job's own
@@ -67,6 +73,8 @@ def connect(working_dir: str) -> Cluster:
     address = os.environ.get("RAY_ADDRESS", "")
     # What Ray would advise on the terminal (its token, its defaults) is settled here.
     logging.getLogger("ray").setLevel(logging.ERROR)
+    if found := _host_and_port(address):
+        check_tls(*found, os.environ)
     with _without_secrets(), _joining() if address else _workers_of_a_local_ray(working_dir):
         try:
             ray.init(
@@ -78,8 +86,21 @@ def connect(working_dir: str) -> Cluster:
             )
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise ValueError(unreached(address, error)) from error
+    if address and cluster_file is not None:
+        _declare(node_types.read(cluster_file))
     resources = _within_reach()
     return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+
+
+def _host_and_port(address: str) -> tuple[str, int] | None:
+    """Of the control store; None where the address has another form."""
+    host, _, port = address.rpartition(":")
+    if "/" in host or not port.isdecimal():
+        return None
+    # As Ray does: other nodes know this one by that address, and so do certificates
+    if host in ("localhost", "127.0.0.1", "::1"):
+        host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return host, int(port)
 
 
 def where_ray_is() -> RayStatus:
@@ -112,6 +133,20 @@ def refused(address: str) -> str:
     )
 
 
+def _declare(cluster: ClusterFile) -> None:
+    """Tells the cluster, and so every run on it, of its node types: autoscalers keep them to
+    themselves."""
+    config = ClusterConfig()
+    for each in cluster.node_types:
+        most = -1 if math.isinf(each.most) else min(int(each.most), _MOST_NODES)
+        group = config.node_group_configs.add(
+            name=each.name, min_count=min(int(each.least), _MOST_NODES), max_count=most
+        )
+        group.resources.update({name: int(amount) for name, amount in each.resources.items()})
+    client = internal_kv_get_gcs_client()  # type: ignore[no-untyped-call]
+    client.report_cluster_config(config.SerializeToString())
+
+
 def offered_nodes() -> frozenset[str]:
     """The node resources that the cluster has, or may start nodes with; see
     `manta.orchestrator.role_resources`."""
@@ -123,7 +158,7 @@ def _within_reach() -> dict[str, float]:
     """By resource, what the nodes have together, or what those have that the autoscaler may start,
     where that is more."""
     now: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    # Ray has no public call for the node types that an autoscaler was given
+    # Ray has no public call for the node types that it was told of
     most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
     return {name: max(now.get(name, 0.0), most.get(name, 0.0)) for name in now | most}
 
@@ -141,7 +176,8 @@ def check_resources(run_file: RunFile, cluster: Cluster) -> None:
             roles = ", ".join(f"{workers} {role} x {ask:g}" for workers, role, ask in told)
             raise NotEnoughResources(
                 f"the run asks for {asked:g} {what} ({roles}), the Ray cluster has {has:g}: "
-                "lower the worker counts in the run file or use a larger cluster"
+                "lower the worker counts in the run file or use a larger cluster; where an "
+                "autoscaler may start nodes, name the file that says which (run.cluster)"
             )
 
 

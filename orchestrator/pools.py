@@ -135,6 +135,11 @@ class MailboxClient:
         """
         return await self.mailbox.restart.remote(order)
 
+    async def started(self, incarnation: int) -> None:
+        """Until all ranks of that learner group have read what it starts from, or it has been
+        replaced."""
+        await self.mailbox.started.remote(incarnation)
+
     async def heartbeats(self) -> tuple[Heartbeat, ...]:
         """When each rank of the present group was last heard of, and the actor to kill it by."""
         return await self.mailbox.heartbeats.remote()

@@ -90,6 +90,7 @@ class RolloutPool:
         self._proven: set[str] = set()
         self._serving: set[str] = set()
         self._leaving: set[str] = set()
+        self._vacated: list[str] = []
         self._publisher: Proves | None = None
         self.seats: Seats[ActorHandle[RolloutWorker]] | None = None
         """None where engines that die are not replaced one by one."""
@@ -155,7 +156,7 @@ class RolloutPool:
     async def leave(self, name: str) -> None:
         """Its calls go to their end, or on elsewhere where the seats end it before."""
         assert self._publisher is not None
-        self._serving.discard(name)
+        self._vacate(name)
         self._leaving.add(name)
         await self._stand_in()
         await self.router.drain.remote(name)
@@ -291,7 +292,7 @@ class RolloutPool:
 
     def _drop(self, name: str) -> ActorHandle[RolloutWorker] | None:
         self._proven.discard(name)
-        self._serving.discard(name)
+        self._vacate(name)
         self._leaving.discard(name)
         return self._engines.pop(name, None)
 
@@ -312,6 +313,15 @@ class RolloutPool:
                 return
             self._serving.add(name)
             await self._tell(name, "serve")
+            if self._vacated and self.seats is not None:
+                self.seats.tell("takes the place", name, self._vacated.pop())
+
+    def _vacate(self, name: str) -> None:
+        """The engine serves no more; with others that stand by, one takes its place."""
+        served = name in self._serving
+        self._serving.discard(name)
+        if served and self._settings.standby and len(self._serving) < self._size:
+            self._vacated.append(name)
 
     async def _tell(self, name: str, word: Word) -> None:
         # A word that overtakes the engine's `join` would be lost

@@ -16,7 +16,7 @@ import ray
 from manta.actors.step_work import StartOrder
 from manta.orchestrator.adoption import serving
 from manta.orchestrator.build import Crew, build
-from manta.orchestrator.checkpoint import Checkpoints
+from manta.orchestrator.checkpoint import Checkpoints, Unreachable
 from manta.orchestrator.commits import Commits
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.draining_nodes import DrainingNodes
@@ -24,6 +24,7 @@ from manta.orchestrator.elastic import Elastic, Sizes
 from manta.orchestrator.examiner import Examiner
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.generate_stage import GenerateStage
+from manta.orchestrator.head_watch import lost_head, watch_head
 from manta.orchestrator.learner_group import Restarts
 from manta.orchestrator.learner_sizing import LearnerSizing
 from manta.orchestrator.learner_starts import LearnerStarts
@@ -40,6 +41,7 @@ from manta.orchestrator.products import Products
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.rebirth import Rebirths, leaves
 from manta.orchestrator.recorder import Recorder
+from manta.orchestrator.resume import Asked, origin
 from manta.orchestrator.routing_watch import RoutingWatch
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.run_directory import RunDirectory
@@ -53,8 +55,9 @@ from manta.orchestrator.wait import Waits, unless_ended
 from manta.orchestrator.watch import accompanied
 
 
-def train(run_file: RunFile, lives: Lives) -> int:
-    """Runs all stages of `run_file`, from its newest checkpoint if there is one.
+def train(run_file: RunFile, lives: Lives, asked: Asked) -> int:
+    """Runs all stages of `run_file`, from its newest checkpoint if there is one, or from the one
+    that is `asked` for.
 
     `lives` has checked that the run directory fits. Returns the exit code: 0 finished or stopped, 1
     failed. Raises ValueError where the cluster or the directory cannot take the run.
@@ -68,13 +71,15 @@ def train(run_file: RunFile, lives: Lives) -> int:
     past: PastLife | None = None
     with directory.lock():
         while True:
-            cluster = connect(os.getcwd())
+            cluster = connect(os.getcwd(), run_file.run.cluster)
             try:
                 if past is not None and cluster.address:
                     past.await_end_of_actors()
                 check_resources(run_file, cluster)
+                driver = _Driver(run_file, directory, lives, rebirths, asked)
                 lives.save(run_file)
-                code = asyncio.run(_Driver(run_file, directory, lives, rebirths).run())
+                code = asyncio.run(driver.run())
+                asked = Asked()
                 if code is not None:
                     return code
                 past = PastLife()
@@ -88,7 +93,12 @@ class _Driver:
     """A life of the driver, from start-up to summary."""
 
     def __init__(
-        self, run_file: RunFile, directory: RunDirectory, lives: Lives, rebirths: Rebirths
+        self,
+        run_file: RunFile,
+        directory: RunDirectory,
+        lives: Lives,
+        rebirths: Rebirths,
+        asked: Asked,
     ) -> None:
         self._run_file, self._directory = run_file, directory
         self._lives, self._rebirths = lives, rebirths
@@ -100,7 +110,8 @@ class _Driver:
             directory.checkpoints_at(), keeping.keep, keeping.keep_best, steps_named(run_file)
         )
         self._products = Products(directory.root)
-        self._checkpoint, self._warnings = self._checkpoints.latest()
+        self._origin = origin(self._checkpoints, directory, asked)
+        self._checkpoint = self._origin.checkpoint
         state = self._checkpoint.state if self._checkpoint else None
         step = state.step if state else 0
         lives.begin(step)
@@ -122,26 +133,30 @@ class _Driver:
             self._metrics_position,
         )
         ledger = Ledger(self._directory.ledger)
+        place = where_ray_is()
+        self._head = place.address if os.environ.get("RAY_ADDRESS") else ""
         self._status = StatusWriter(
             self._directory.status,
             self._run_file.run.name,
             recorder.moment,
             self._waits,
-            where_ray_is(),
+            place,
             lambda: self._lives.incarnation,
             recorder.event_text,
         )
         error, is_followed = None, False
         with recorder:
             try:
+                self._origin.tell(recorder.event)
                 state = await self._work(recorder, ledger)
             # Any part's failure, and nobody above hears of it: what is recorded, shown and told by
             # the exit code is why the run ended, and what it left is written down all the same
             except* Exception as errors:  # noqa: BLE001 - whatever ends the run is shown as its cause
                 told = _causes(errors)
-                error = with_advice(told, self._directory.root, self._checkpoints)
+                lost = lost_head(self._head)
+                error = lost or with_advice(told, self._directory.root, self._checkpoints)
                 state = "failed"
-                is_followed = self._is_followed(errors)
+                is_followed = not lost and self._is_followed(errors)
                 if is_followed:
                     recorder.event(BEGINS_ANEW, {"why": error})
             self._status.end("starting" if is_followed else state, error)
@@ -154,17 +169,23 @@ class _Driver:
         return 1 if error else 0
 
     def _is_followed(self, error: BaseException) -> bool:
-        newest = self._checkpoints.steps()[-1:]
+        try:
+            newest = self._checkpoints.steps()[-1:]
+        except Unreachable:
+            return False
         follows = self._rebirths.follows(error, newest[0] if newest else 0)
         return follows and not self._should_stop.is_set()
 
     async def _work(self, recorder: Recorder, ledger: Ledger) -> State:
         """Builds the crew and goes through the stages; how the run ended."""
-        for warning in self._warnings:
-            recorder.event("damaged checkpoint passed over", {"why": warning})
         with recorder.phase("start_up"):
             order = self._starts.order(self._checkpoint)
-            restarts = Restarts(self._starts, self._run_file.learner.max_restarts, recorder.event)
+            restarts = Restarts(
+                self._starts,
+                self._run_file.learner.max_restarts,
+                recorder.event,
+                self._run_file.start_seconds,
+            )
             crew = build(self._run_file, self._directory.root, order, self._waits, restarts)
         context = self._context(crew, recorder, ledger)
         async with accompanied(context, self._status):
@@ -182,14 +203,15 @@ class _Driver:
         recorder, crew = run.recorder, run.crew
         watch = RoutingWatch(crew.rollout, recorder.routing, recorder.event, recorder.pools)
         scoring = ScorerWatch(crew.scorers, recorder.scoring)
-        draining = DrainingNodes(crew.seats, recorder.event)
+        draining = DrainingNodes(crew.seats, self._status.workers, recorder.event)
         watches = [watch.run, scoring.run, draining.run, self._elastic(run).run]
         if crew.learner is not None and crew.learner.can_regroup:
             ranks = self._run_file.learner.ranks
             sizing = LearnerSizing(ranks, crew.learner, crew.client, lambda: draining.now)
             watches.append(sizing.run)
         async with asyncio.TaskGroup() as tasks:
-            beside = [tasks.create_task(each.run(recorder.event)) for each in crew.seats]
+            beside = [tasks.create_task(watch_head(self._head))]
+            beside += [tasks.create_task(each.run(recorder.event)) for each in crew.seats]
             with run.recorder.phase("start_up"):
                 self._watch_signals(run.should_stop, run.recorder)
                 await self._start(run, order)

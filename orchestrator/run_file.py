@@ -1,9 +1,10 @@
-"""How YAML plus overrides becomes a `RunFile`, and how two run files are told apart.
+"""How YAML plus overrides becomes a `RunFile`.
 
 Owns the short forms of a run file (`algorithm: grpo`, `env: {name: X, ...options}`, reward
 components, blocks at the top that stages inherit; repeats are `manta.orchestrator.repeats`'s),
-overrides, the resolved copy, and what may
-change on resume. Whether the parts fit together is `manta.orchestrator.cross_check`.
+overrides, the resolved copy, and which keys may change on resume. What does change is
+`manta.orchestrator.run_changes`'s, whether the parts fit together is said in
+`manta.orchestrator.cross_check`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from manta.orchestrator.repeats import is_group, way_into_group, written_out
 from manta.orchestrator.strict import RunFileError
 from manta.orchestrator.yaml_tree import Entries, Items, Node, Place, Scalar
 
-__all__ = ["RunFileError", "differences", "dump", "fingerprint", "load"]
+__all__ = ["RunFileError", "dump", "fingerprint", "load"]
 
 INHERITED: Mapping[str, type] = {
     "env": EnvConfig,
@@ -43,7 +44,7 @@ _INHERITED_BY: Mapping[str, Collection[str]] = {"annotate": ("env", "reward"), "
 """By kind of stage, where it is not all of them."""
 
 _MAY_CHANGE = re.compile(
-    r"run\.(max_hours|deadline_minutes|dir|max_restarts)"
+    r"run\.(max_hours|deadline_minutes|dir|max_restarts|cluster)"
     r"|(track|publish|mismatch_guard|health)\..*"
     r"|checkpoint\.(every_steps|keep|keep_best|best_by)"
     r"|(rollout|learner|reference|environment|reward_workers)\.(workers(\.\w+)?|threads)"
@@ -54,7 +55,7 @@ _MAY_CHANGE = re.compile(
 )
 _MAY_GROW = re.compile(r"stages\[\d+\]\.steps")
 
-_Flat: TypeAlias = dict[str, "bool | int | float | str | None"]
+Flat: TypeAlias = dict[str, "bool | int | float | str | None"]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunFile:
@@ -100,35 +101,22 @@ def resolved(run_file: RunFile) -> dict[str, Json]:
 def fingerprint(run_file: RunFile) -> str:
     """SHA-256 over everything that may not change when a run is resumed.
 
-    May change: `run.max_hours`, `run.deadline_minutes`, `run.dir`, `track`, `checkpoint` but for
-    its `path`, `publish`, `mismatch_guard`, `health`, `steps` of a stage (it may only grow, see
-    `differences`), worker counts and threads, the learner's backend (all read one another's
-    checkpoints).
+    May change: `run.max_hours`, `run.deadline_minutes`, `run.dir`, `run.cluster`, `track`,
+    `checkpoint` but for its `path`, `publish`, `mismatch_guard`, `health`, `steps` of a stage (it
+    may only grow, see `manta.orchestrator.run_changes`), worker counts and threads, the
+    learner's backend (all read one another's checkpoints).
     """
     fixed = {
         path: value
-        for path, value in _flat(plain(run_file)).items()
+        for path, value in flat(plain(run_file)).items()
         if not _MAY_CHANGE.fullmatch(path) and not _MAY_GROW.fullmatch(path)
     }
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
-def differences(old: RunFile, new: RunFile) -> list[str]:
-    """What keeps `new` from resuming a run of `old`, one readable line each; empty if nothing."""
-    before, after = _flat(plain(old)), _flat(plain(new))
-    lines: list[str] = []
-    for path in dict.fromkeys([*before, *after]):
-        if path in before and path in after and before[path] == after[path]:
-            continue
-        if _MAY_CHANGE.fullmatch(path):
-            continue
-        then, now = _told(before, path), _told(after, path)
-        if _MAY_GROW.fullmatch(path) and path in before and path in after:
-            if int(after[path] or 0) < int(before[path] or 0):
-                lines.append(f"{path}: {then} in the run directory, {now} here; it may only grow")
-            continue
-        lines.append(f"{path}: {then} in the run directory, {now} here")
-    return lines
+def may_change(key: str) -> bool:
+    """Whether the value of `key` (of no stage) may be another one when a run is resumed."""
+    return _MAY_CHANGE.fullmatch(key) is not None
 
 
 def _text(path: str | Path) -> str:
@@ -339,7 +327,7 @@ def plain(value: object) -> Json:
     return value
 
 
-def _flat(value: Json, path: str = "") -> _Flat:
+def flat(value: Json, path: str = "") -> Flat:
     """One entry per leaf: `stages[1].algorithm.clip_high -> 0.2`; empty containers are leaves."""
     if isinstance(value, dict) and value:
         parts = [(yaml_tree.under(path, key), inner) for key, inner in value.items()]
@@ -349,11 +337,7 @@ def _flat(value: Json, path: str = "") -> _Flat:
         return {path: str(value)}
     else:
         return {path: value}
-    flat: _Flat = {}
+    found: Flat = {}
     for inner_path, inner in parts:
-        flat.update(_flat(inner, inner_path))
-    return flat
-
-
-def _told(flat: _Flat, path: str) -> str:
-    return json.dumps(flat[path]) if path in flat else "absent"
+        found.update(flat(inner, inner_path))
+    return found

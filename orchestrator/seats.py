@@ -146,6 +146,10 @@ class Seats(Generic[Worker]):
         finally:
             self._tasks = None
 
+    def tell(self, what: str, worker: str, of: str) -> None:
+        """An event of the role's own: what became of `worker` on account `of` another one."""
+        self._event(f"{self._role.role} {what}", {"worker": worker, "of": of})
+
     def resize(self, size: int) -> None:
         """From now on there are `size` seats. Workers that are not up yet go first."""
         for _ in range(size - len(self._open())):
@@ -247,7 +251,8 @@ class Seats(Generic[Worker]):
                 await asyncio.wait(both, timeout=seat.seconds, return_when=asyncio.FIRST_COMPLETED)
         await self._role.lost(seat.name)
         await self._role.end(seat.name, seat.worker)
-        self._event(f"{self._role.role} left", {"worker": seat.name})
+        what = "left" if seat.is_working else "not needed any more"
+        self._event(f"{self._role.role} {what}", {"worker": seat.name})
 
     def _give_up(
         self,

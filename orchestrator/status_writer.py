@@ -13,7 +13,7 @@ from pathlib import Path
 from manta.actors.processes import this_process
 from manta.orchestrator import status
 from manta.orchestrator.display import DisplayState
-from manta.orchestrator.health import Health
+from manta.orchestrator.health import Health, WorkerReport
 from manta.orchestrator.status import RayStatus, State, Status, WaitStatus
 from manta.orchestrator.wait import Waits
 
@@ -48,6 +48,10 @@ class StatusWriter:
             end = time.monotonic() + EVERY_SECONDS
             while self._shown() == shown and time.monotonic() < end:
                 await asyncio.sleep(_LOOK_SECONDS)
+
+    def workers(self) -> tuple[WorkerReport, ...]:
+        """All that are there now."""
+        return () if self.health is None else tuple(self.health.workers())
 
     def end(self, state: State, error: str | None) -> None:
         """The last word of this life of the driver."""
@@ -87,7 +91,7 @@ class StatusWriter:
                 WaitStatus(each.name, each.since + shift, each.deadline_seconds)
                 for each in self._waits.current()
             ),
-            workers=() if health is None else tuple(health.workers()),
+            workers=self.workers(),
             departed=() if health is None else tuple(health.departed()),
             error=error,
         )

@@ -19,6 +19,7 @@ import manta
 from manta.actors.job_variables import HOOK, NAME
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.job_address import add_argument, address_of, prepare_token
+from manta.orchestrator.resume import AUTO
 
 EXCLUDED = (".git", ".venv", "runs", "wandb", "__pycache__", ".mypy_cache", ".pytest_cache")
 """What of a working directory stays here, beside what its .gitignore names."""
@@ -62,7 +63,7 @@ def submit(chosen: argparse.Namespace, loaded: RunFile) -> int:
     """
     folder = _folder(chosen.working_dir)
     run_file = _inside(chosen.run_file, folder)
-    _check_places(loaded)
+    _check_places(loaded, chosen.resume)
     variables = _variables(chosen.env, os.environ)
     address = address_of(chosen.address)
     prepare_token()
@@ -89,7 +90,8 @@ def submit(chosen: argparse.Namespace, loaded: RunFile) -> int:
         STAGES: " ".join(f"{stage.name}:{stage.steps}" for stage in loaded.stages),
         VARIABLES: " ".join(sorted(variables)),
     }
-    command = shlex.join(["manta", "train", run_file, *chosen.overrides])
+    asked = [] if chosen.resume == AUTO else ["--resume", chosen.resume]
+    command = shlex.join(["manta", "train", run_file, *chosen.overrides, *asked])
     # `exec`: the driver is the process that Ray's stop signals, without a shell before it
     server.submit(f"exec {command}", id, runtime_env, metadata)
     _tell(id, address, metadata)
@@ -127,8 +129,14 @@ def _inside(run_file: str, folder: Path) -> str:
     return str(path.relative_to(folder))
 
 
-def _check_places(loaded: RunFile) -> None:
-    """What a run writes must outlive the job: its working directory is Ray's, which deletes it."""
+def _check_places(loaded: RunFile, resume: str) -> None:
+    """What a run writes must outlive the job: its working directory is Ray's, which deletes it. A
+    checkpoint is looked for there, under a path that does not depend on the place."""
+    if "/" in resume and "://" not in resume and not Path(resume).is_absolute():
+        raise ValueError(
+            f"--resume: is '{resume}', a relative path: the job starts elsewhere. Give the number "
+            "of the step"
+        )
     places: Iterator[tuple[str, str | None]] = iter(
         (
             ("run.dir", loaded.run.dir),

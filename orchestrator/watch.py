@@ -30,8 +30,9 @@ than a minute."""
 async def accompanied(run: RunContext, status: StatusWriter) -> AsyncIterator[None]:
     """Beside what runs inside; ends with it. A failure of its own ends what runs inside."""
     settings = run.run_file.health
-    start_seconds = settings.start_seconds or run.deadline_seconds
-    health = Health(Rules(settings.every_seconds, settings.frozen_after_seconds, start_seconds))
+    health = Health(
+        Rules(settings.every_seconds, settings.frozen_after_seconds, run.run_file.start_seconds)
+    )
     status.health, run.waits.witness = health, health.witness
     ranks = None if run.crew.learner is None else _Ranks(run.crew.client, run.crew.learner)
     watch = HealthWatch(lambda: roster(run.crew), ranks, health, run.recorder.event, run.waits)

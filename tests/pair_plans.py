@@ -1,4 +1,4 @@
-"""Plans whose rows are compared, from groups with rewards."""
+"""Plans whose rows are compared or labelled, from groups with rewards."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ def pair_plan(
     plan = plan_of(groups)
     rewards_N = torch.from_numpy(plan.coefficients["advantage"])
     stage = group_stage(settings, rewards_N, torch.from_numpy(plan.group_N))
-    assert stage.pairs is not None
+    columns = {name: column.numpy() for name, column in stage.coefficients.items()}
+    if stage.pairs is None:
+        return replace(plan, coefficients=columns)
     pair_P2 = torch.stack(stage.pairs, dim=1).numpy().astype(np.int32)
     return replace(
         plan,
         unit_N=plan.group_N,
-        coefficients={name: column.numpy() for name, column in stage.coefficients.items()},
+        coefficients=columns,
         pair_P2=pair_P2,
         margin_P=np.full(len(pair_P2), margin, np.float32),
     )

@@ -39,6 +39,7 @@ MAY_USE_RAY = {
     "orchestrator/draining_nodes.py",
     "orchestrator/environment_pool.py",
     "orchestrator/evaluate.py",
+    "orchestrator/job_actors.py",
     "orchestrator/job_server.py",
     "orchestrator/learner_fit.py",
     "orchestrator/learner_group.py",
@@ -46,6 +47,7 @@ MAY_USE_RAY = {
     "orchestrator/living.py",
     "orchestrator/past_life.py",
     "orchestrator/placement.py",
+    "orchestrator/places.py",
     "orchestrator/pools.py",
     "orchestrator/publish.py",
     "orchestrator/rebirth.py",
@@ -60,6 +62,7 @@ MAY_USE_RAY = {
     "orchestrator/scorer_pool.py",
     "orchestrator/seats.py",
     "orchestrator/supply.py",
+    "orchestrator/unlisted_ranks.py",
 }
 
 

@@ -1,25 +1,23 @@
-"""A run on a cluster whose nodes come and go: by load, by a notice, and without one."""
+"""A run on a cluster whose own autoscaler brings nodes and takes them back: by load, by a notice,
+and where nodes are lost."""
 
 from __future__ import annotations
 
-import itertools
-import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ray.util.state import list_actors, list_nodes
 
 from tests.e2e import runs
-from tests.e2e.conftest import free_port
+from tests.e2e.autoscaled import Autoscaled, autoscaled
 
 pytestmark = pytest.mark.e2e
 
-# Each engine takes 2 CPUs: one fits beside the rest of the run on the head, others need nodes.
+# An engine stands on nodes that offer `rollout_node`, and fills one. One engine makes 20 answers a
+# second, three 60; a worker of the environment 40, one of the rewards 50.
 RUN = """
 run: {name: elastic, seed: 0}
 model:
@@ -29,144 +27,70 @@ model:
 env: {name: arithmetic, digits: 1, eval_size: 20}
 reward: {formula: short, components: {short: {reward: length, target: 3, limit: 6}}}
 stages:
-  - {name: much, algorithm: {name: grpo, samples_per_prompt: 4, kl: {coef: 0}}, steps: 36,
-     prompts_per_step: 8, learning_rate: 1e-4}
+  - {name: much, algorithm: {name: grpo, samples_per_prompt: 4, kl: {coef: 0}}, steps: 80,
+     prompts_per_step: 8, learning_rate: 1e-4,
+     env: {name: "tests.e2e.slow_world:SlowSums", seconds: 0.1},
+     reward: {formula: asks,
+              components: {asks: {reward: "tests.e2e.slow_world:Asks", seconds: 0.02}}}}
   - {name: little, algorithm: {name: grpo, samples_per_prompt: 4, kl: {coef: 0}}, steps: 1000,
      prompts_per_step: 1, learning_rate: 1e-4}
 rollout:
   engine: simulated
   workers: {min: 1, max: 3, idle_seconds: 3}
+  max_staleness: 1
   threads: 2
   max_rows: 8
   max_new_tokens: 24
   simulated: {tokens_per_second: 60, length_median: 1e9, length_sigma: 0}
 publish: {probe_tolerance: 1000.0}
-environment: {groups_per_call: 2}
+environment: {workers: {min: 1, max: 2, idle_seconds: 3}, groups_per_call: 2}
+reward_workers: {workers: {min: 1, max: 2, idle_seconds: 3}}
 checkpoint: {every_steps: 1000}
 """
-
-
-class Nodes:
-    """Nodes of 2 CPUs that join the session's head, as an autoscaler would have them join."""
-
-    def __init__(self, cluster: runs.Environment) -> None:
-        self._cluster = cluster
-        self.alive: list[subprocess.Popen[bytes]] = []
-        self._names = itertools.count()
-
-    def add(self) -> None:
-        """Returns once it has joined: nodes that start together take one another's sockets."""
-        name = f"node-{next(self._names)}"
-        # Each port its own, as for the head
-        agent, metrics, runtime = free_port(), free_port(), free_port()
-        command = [
-            "ray", "start", f"--address={self._cluster['RAY_ADDRESS']}", "--num-cpus=2", "--block",
-            "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}",
-            f"--metrics-export-port={metrics}", f"--runtime-env-agent-port={runtime}",
-            f"--node-name={name}",
-            "--disable-usage-stats",
-        ]  # fmt: skip
-        self.alive.append(
-            subprocess.Popen(
-                command,
-                env=self._cluster,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        )
-        deadline = time.monotonic() + 60
-        while not self._found(name):
-            assert time.monotonic() < deadline, f"{name} does not come up"
-            time.sleep(0.1)
-
-    def drain(self, number: int, seconds: int) -> None:
-        """Gives the node of that number a notice, as a cloud does of its spot instances."""
-        [node] = self._found(f"node-{number}")
-        command = [
-            "ray", "drain-node", f"--address={self._cluster['RAY_ADDRESS']}",
-            f"--node-id={node}", "--reason=DRAIN_NODE_REASON_PREEMPTION",
-            "--reason-message=a notice", f"--deadline-remaining-seconds={seconds}",
-        ]  # fmt: skip
-        subprocess.run(command, env=self._cluster, check=True, capture_output=True)
-
-    def _found(self, name: str) -> list[str]:
-        """The ids of living nodes of that name: one or none."""
-        nodes = list_nodes(
-            address=self._cluster["RAY_API_SERVER_ADDRESS"],
-            filters=[("node_name", "=", name), ("state", "=", "ALIVE")],
-            # While a node joins, Ray may say that it cannot tell of all
-            raise_on_missing_output=False,
-        )
-        return [node.node_id for node in nodes]
-
-    def lose(self, node: subprocess.Popen[bytes]) -> None:
-        """Without a word."""
-        self.alive.remove(node)
-        os.killpg(node.pid, signal.SIGKILL)
-        node.wait(60)
-
-
-@contextmanager
-def nodes(cluster: runs.Environment) -> Iterator[Nodes]:
-    made = Nodes(cluster)
-    try:
-        yield made
-    finally:
-        for node in made.alive:
-            # To the end: a node that is killed leaves its workers to notice
-            node.terminate()
-        for node in made.alive:
-            node.wait(60)
+ROLES = ("engine", "environment worker", "reward worker")
 
 
 @contextmanager
 def started(
-    run_file: Path, folder: Path, cluster: runs.Environment
+    run_file: Path, folder: Path, cloud: Autoscaled, until: Path
 ) -> Iterator[subprocess.Popen[str]]:
-    process = runs.start(run_file, folder, env=cluster)
+    """The run on `cloud`, under load until a file is there."""
+    overrides = (
+        f"run.cluster={cloud.file}",
+        f"stages.much.env.until={until}",
+        f"stages.much.reward.components.asks.until={until}",
+    )
+    process = runs.start(run_file, folder, *overrides, env=cloud.environment)
     try:
         yield process
     finally:
         process.kill()
 
 
-def until_pending(process: subprocess.Popen[str], cluster: runs.Environment, count: int) -> None:
-    """Returns once so many engines wait for a node: the demand that Ray's autoscaler sees."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        waiting = list_actors(
-            address=cluster["RAY_API_SERVER_ADDRESS"],
-            filters=[("class_name", "=", "RolloutWorker"), ("state", "=", "PENDING_CREATION")],
-            raise_on_missing_output=False,
-        )
-        if len(waiting) == count:
-            return
-        time.sleep(0.2)
-    process.kill()
-    raise TimeoutError(f"{count} engines should wait for a node:\n{process.communicate()[0]}")
-
-
-def test_engines_follow_load_and_outlive_their_nodes(
-    tmp_path: Path, cluster: runs.Environment
-) -> None:
+def test_nodes_follow_the_load_and_the_run_outlives_most_of_them(tmp_path: Path) -> None:
     run_file = tmp_path / "elastic.yaml"
     run_file.write_text(RUN)
-    run_dir = tmp_path / "elastic"
-    with nodes(cluster) as cloud, started(run_file, tmp_path, cluster) as process:
-        until_pending(process, cluster, 2)
-        cloud.add()
-        cloud.add()
+    run_dir, enough = tmp_path / "elastic", tmp_path / "enough"
+    with (
+        autoscaled(tmp_path, {"CPU": 2, "rollout_node": 1}, most=4) as cloud,
+        started(run_file, tmp_path, cloud, enough) as process,
+    ):
         runs.wait_for_events(run_dir, "engine joined", 2)
-        cloud.drain(1, seconds=30)
-        cloud.add()
-        cloud.add()
-        cloud.lose(cloud.alive[0])
-        runs.wait_for_events(run_dir, "engine joined", 3)
-        runs.wait_for_events(run_dir, "engine died", 1)
-        # The one that was told to go, and, when there is little to do, two of three; be it that one
-        # of them has not come back yet
+        first = cloud.nodes()
+        assert len(first) == 3
+        # Nobody stays: one has a notice, the others go without a word
+        cloud.notify(first[0], seconds=30)
+        cloud.lose(*first[1:])
+        runs.wait_for_events(run_dir, "engine died", 2)
+        runs.wait_for_events(run_dir, "engine joined", 5)
+        for role in ROLES:
+            runs.wait_for_events(run_dir, f"{role} joined")
+        enough.touch()
+        # The one that was told to go, and two of three when there is little to do
         runs.wait_for_events(run_dir, "engine left", 3)
+        for role in ROLES:
+            runs.wait_for_events(run_dir, f"{role} left")
+        runs.wait_until(lambda: len(cloud.nodes()) == 1, "idle nodes are not taken back")
         # Figures are taken once a second, steps are shorter
         runs.wait_for_step(run_dir, int(runs.metrics(run_dir)[-1]["step"]) + 5)
         process.send_signal(signal.SIGINT)
@@ -176,5 +100,11 @@ def test_engines_follow_load_and_outlive_their_nodes(
     runs.check_history(run_dir, int(lines[-1]["step"]))
     serving = [line["pool/rollout/serving"] for line in lines]
     assert (serving[0], max(serving), lines[-1]["pool/rollout/target"]) == (1, 3, 1)
-    assert lines[-1]["pool/rollout/deaths"] == 1
-    assert ("node drains", "") in runs.worker_events(run_dir)
+    assert lines[-1]["pool/rollout/deaths"] >= 2
+    waiting = runs.told(run_dir, "worker waits for a node")
+    assert all(
+        "waits for a node with room for it (2 CPU, rollout_node)" in w["it"] for w in waiting
+    )
+    assert {event["worker"] for event in waiting} >= {"policy-0", "policy-1", "policy-2"}
+    [notice] = runs.told(run_dir, "node drains")
+    assert notice["node"] == first[0] and notice["workers"].startswith("policy-")

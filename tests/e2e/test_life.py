@@ -110,7 +110,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert process.returncode == 0, output
     assert runs.summary(run_dir)["state"] == "stopped"
     assert len(runs.metrics(run_dir)) < STEPS
-    overrides += ["learner.workers=2"] if staleness else []
+    if staleness:
+        overrides += ["learner.workers=2", "rollout.workers=2"]
     result = runs.manta("train", runs.TINY, tmp_path, *overrides, env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr
     runs.check_history(run_dir, STEPS)

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from ray.util.state import list_actors
 
 from manta.actors.engines.settings import EngineSettings, SimulatedSettings
 from manta.actors.lanes import Admission, Lane
@@ -24,6 +23,7 @@ from manta.actors.transports.object_store import ObjectStoreTransport
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weights import Weights, content_hash
 from manta.envs.records import GroupId, VersionSpan, WeightVersion
+from manta.orchestrator import status
 from manta.orchestrator.environment_pool import EnvironmentPool
 from manta.orchestrator.ledger import read_ledger
 from manta.orchestrator.pools import ModelSource, start
@@ -35,15 +35,6 @@ pytestmark = pytest.mark.e2e
 TOKENIZER = "char:0123456789+="
 BUDGET, SPEED, SAMPLES = 600, 150.0, 4
 FIRST, SECOND = WeightVersion(0, 0), WeightVersion(1, 0)
-
-
-def processes(cluster: runs.Environment, kind: str) -> list[int]:
-    """Process ids of the workers of that class that live on this cluster, oldest first."""
-    found = list_actors(
-        address=cluster["RAY_API_SERVER_ADDRESS"],
-        filters=[("class_name", "=", kind), ("state", "=", "ALIVE")],
-    )
-    return [actor.pid for actor in sorted(found, key=lambda actor: actor.actor_id) if actor.pid]
 
 
 class Pools:
@@ -181,29 +172,39 @@ async def _block(
     return summary, list((await block).groups[0].trajectories)
 
 
+VICTIMS = {
+    "engine": "policy-0",
+    "environment worker": "environment-1",
+    "reward worker": "reward-0",
+    "reference worker": "reference-0",
+}
+
+
 def test_workers_that_are_killed_during_a_run_are_replaced(
     tmp_path: Path, cluster: runs.Environment
 ) -> None:
-    """An engine, an environment worker and a reward worker; then the run is stopped."""
+    """A worker of each role, then the engine that serves; another one stands by."""
     overrides = (
-        "rollout.workers=2",
+        "rollout.workers=1",
+        "rollout.standby=1",
         "rollout.max_staleness=1",
         "environment.workers=2",
         "stages.rl.steps=2000",
         "checkpoint.every_steps=500",
         "evaluate.every_steps=500",
     )
-    kinds = ("RolloutWorker", "EnvironmentWorker", "RewardWorker")
-    before = {pid for kind in kinds for pid in processes(cluster, kind)}
     process = runs.start(runs.TINY, tmp_path, *overrides, env=cluster)
     run_dir = tmp_path / "tiny"
     runs.wait_for_step(run_dir, 8)
-    for kind in kinds:
-        os.kill((set(processes(cluster, kind)) - before).pop(), signal.SIGKILL)
-    wanted = ("engine joined", "environment worker joined", "reward worker joined")
-    runs.wait_until(
-        lambda: all(runs.told(run_dir, name) for name in wanted), f"not all of {wanted}"
-    )
+    workers = status.read(run_dir / "status.json").workers
+    pids = {each.name: each.identity.process.pid for each in workers if each.identity is not None}
+    for victim in VICTIMS.values():
+        os.kill(pids[victim], signal.SIGKILL)
+    for role in VICTIMS:
+        runs.wait_for_events(run_dir, f"{role} joined")
+    # One of the two engines served, and now the other one must
+    os.kill(pids["policy-1"], signal.SIGKILL)
+    runs.wait_for_events(run_dir, "engine joined", 2)
     runs.wait_for_step(run_dir, int(runs.metrics(run_dir)[-1]["step"]) + 8)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=runs.SECONDS)
@@ -211,11 +212,15 @@ def test_workers_that_are_killed_during_a_run_are_replaced(
     lines = runs.metrics(run_dir)
     entries = runs.check_history(run_dir, int(lines[-1]["step"]))
     events = runs.worker_events(run_dir)
-    died = {name: worker for name, worker in events if name.endswith("died")}
-    assert died.keys() == {"engine died", "environment worker died", "reward worker died"}
-    assert ("engine joined", died["engine died"]) in events
+    died = [(name, worker) for name, worker in events if name.endswith(" died")]
+    expected = [(f"{role} died", worker) for role, worker in VICTIMS.items()]
+    assert sorted(died) == sorted([*expected, ("engine died", "policy-1")])
+    assert {("engine joined", "policy-0"), ("engine joined", "policy-1")} <= set(events)
+    took = runs.told(run_dir, "engine takes the place")
+    assert took[-1] == {"worker": "policy-0", "of": "policy-1"}
     last = lines[-1]
-    assert (last["pool/rollout/serving"], last["pool/rollout/deaths"]) == (2, 1)
+    figures = [last[f"pool/rollout/{name}"] for name in ("serving", "standby", "deaths")]
+    assert figures == [1, 1, 2]
     assert last["publish/probe_gap"] < 1e-3
     dropped = Counter(
         (entry.stage, *entry.group[:2])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import runs
-from tests.e2e.conftest import free_port
+from tests.e2e.heads import free_port
 
 pytestmark = pytest.mark.e2e
 

@@ -97,13 +97,27 @@ def test_a_submitted_run_shows_how_far_it_is_keeps_secrets_and_stops_when_it_has
         assert not [path for path in written if secret.encode() in path.read_bytes()]
 
 
-def test_what_an_autoscaler_may_start_counts_as_there(cluster: runs.Environment) -> None:
+CLUSTER = """
+cluster_name: some
+provider: {type: local}
+head_node_type: head
+available_node_types:
+  head: {resources: {CPU: 4}, node_config: {}, max_workers: 0}
+  learner: {resources: {CPU: 100, GPU: 4, learner_node: 1}, node_config: {}, max_workers: 3}
+"""
+
+
+def test_what_an_autoscaler_may_start_counts_as_there(
+    tmp_path: Path, cluster: runs.Environment
+) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(CLUSTER)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.declared"],
+        [sys.executable, "-m", "tests.e2e.declared", str(file)],
         cwd=runs.ROOT, env=cluster, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "4 CPUs, 0 GPUs, []",
-        "300 CPUs, 12 GPUs, ['learner_node']",
+        "304 CPUs, 12 GPUs, ['learner_node']",
     ]

@@ -29,6 +29,7 @@ from manta.actors.learning import Learner
 from manta.actors.models.policy import evaluate
 from manta.actors.models.reward_model import RewardModel
 from manta.actors.rows import Row
+from manta.actors.sharding import kept_rows
 from manta.actors.step_tokens import StepTokens
 from manta.algorithms.aggregate import Denominators
 from manta.algorithms.presets import PRESETS
@@ -47,10 +48,14 @@ ALGORITHMS = {
     "dpo": PRESETS["dpo"],
     "dpo, all pairs": replace(PRESETS["dpo"], pairs="all"),
     "dpo, all pairs by prompt": replace(PRESETS["dpo"], pairs="all", unit="group"),
+    "ipo": PRESETS["ipo"],
+    "simpo, all pairs": replace(PRESETS["simpo"], pairs="all"),
+    "kto": replace(PRESETS["kto"], undesirable_weight=1.5),
+    "kto, samples": replace(PRESETS["kto"], samples_from="policy", reference_point="samples"),
     "reward model": PRESETS["reward_model"],
     "reward model, pairs": replace(PRESETS["reward_model"], unit="pair"),
 }
-ON_RANKS = ("dpo", "dpo, all pairs by prompt", "reward model")
+ON_RANKS = ("dpo", "dpo, all pairs by prompt", "simpo, all pairs", "kto, samples", "reward model")
 FROZEN = ResidentRates({"reward": RATE}, is_policy_frozen=True)
 
 
@@ -99,27 +104,51 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 
 def directly(coupled: Coupled) -> tuple[Tensor, Tensor]:
-    """The loss over all pairs at once, as the papers write it, and its gradient by autograd."""
+    """The loss over all pairs or rows at once, as the papers write it, and its gradient by
+    autograd."""
     rows = list(rows_by_index(coupled.plan, coupled.groups).values())
     algorithm, plan = coupled.algorithm, coupled.plan
-    is_dpo = algorithm.loss == "dpo"
-    residents = () if is_dpo else (coupled.trained,)
-    want = "logprob" if is_dpo else "score"
+    has_scores = algorithm.loss == "bradley_terry"
+    residents = (coupled.trained,) if has_scores else ()
+    want = "score" if has_scores else "logprob"
     stat_T = evaluate(coupled.policy, rows, (want,), 1.0, residents)[want].double()  # type: ignore[arg-type]
     value_N = torch.stack([part.sum() for part in stat_T.split([r.num_tokens for r in rows])])
-    if is_dpo:
-        reference_N = torch.tensor([row_sum(row) for row in rows], dtype=torch.float64)
-        value_N = algorithm.beta * (value_N - reference_N)
-    chosen_P, rejected_P = torch.from_numpy(plan.pair_P2.T.astype(np.int64))
-    margin = 0.0 if is_dpo else float(np.float32(MARGIN))
-    loss_P = -logsigmoid(value_N[chosen_P] - value_N[rejected_P] - margin)
-    if algorithm.unit == "pair":
+    if algorithm.needs_reference:
+        value_N = value_N - torch.tensor([row_sum(row) for row in rows], dtype=torch.float64)
+    if algorithm.loss in ("ipo", "simpo"):
+        value_N = value_N / torch.from_numpy(plan.num_tokens_N)
+    if algorithm.loss == "kto":
+        loss_P = kto_losses(algorithm, value_N, torch.from_numpy(plan.coefficients["label"]) > 0)
+    else:
+        chosen_P, rejected_P = torch.from_numpy(plan.pair_P2.T.astype(np.int64))
+        ahead_P = value_N[chosen_P] - value_N[rejected_P]
+        loss_P = pair_losses(algorithm, ahead_P)
+    if algorithm.unit != "group":
         loss = loss_P.mean()
     else:
         group_P = plan.group_N[plan.pair_P2[:, 0]]
         loss = torch.stack([loss_P[group_P == g].mean() for g in np.unique(group_P)]).mean()
     gradients = torch.autograd.grad(loss, coupled.parameters)
     return loss.detach(), torch.cat([g.double().flatten() for g in gradients])
+
+
+def pair_losses(algorithm: AlgorithmSettings, ahead_P: Tensor) -> Tensor:
+    if algorithm.loss == "ipo":
+        return (ahead_P - 0.5 / algorithm.beta) ** 2
+    if algorithm.loss == "bradley_terry":
+        return -logsigmoid(ahead_P - float(np.float32(MARGIN)))
+    margin = algorithm.target_margin if algorithm.loss == "simpo" else 0.0
+    return -logsigmoid(algorithm.beta * ahead_P - margin)
+
+
+def kto_losses(algorithm: AlgorithmSettings, ratio_N: Tensor, is_good_N: Tensor) -> Tensor:
+    held_N = ratio_N.detach()
+    good, other = held_N[~is_good_N].mean().clamp(min=0), held_N[is_good_N].mean().clamp(min=0)
+    if algorithm.reference_point == "samples":
+        good = other = held_N.mean().clamp(min=0)
+    value_N = torch.where(is_good_N, ratio_N - good, other - ratio_N)
+    weight_N = torch.where(is_good_N, algorithm.desirable_weight, algorithm.undesirable_weight)
+    return weight_N * (1 - torch.sigmoid(algorithm.beta * value_N))
 
 
 def row_sum(row: Row) -> float:
@@ -162,7 +191,7 @@ def test_gradients_are_those_of_direct_autograd(tmp_path: Path) -> None:
             assert report == pytest.approx(reports[0], rel=1e-5, abs=1e-7), name
 
 
-@pytest.mark.parametrize("name", ["dpo, all pairs", "reward model"])
+@pytest.mark.parametrize("name", ["dpo, all pairs", "kto", "reward model"])
 @pytest.mark.parametrize("budget", [8192, 60, 1])
 def test_in_float32_too(name: str, budget: int) -> None:
     coupled = Coupled(ALGORITHMS[name], budget, dtype=torch.float32)
@@ -196,7 +225,7 @@ def test_units_whose_rows_are_on_several_ranks(name: str) -> None:
     coupled = Coupled(ALGORITHMS[name])
     _, gradient = directly(coupled)
     rows = rows_by_index(coupled.plan, coupled.groups)
-    whole = np.unique(coupled.plan.pair_P2).astype(np.int64)
+    whole = kept_rows(coupled.plan)
     meeting = Meeting(2)
 
     def of_rank(rank: int) -> Tensor:
@@ -232,12 +261,13 @@ def test_a_pass_is_made_only_where_a_unit_is_split() -> None:
             calls.append(len(rows))
             return super().evaluate(rows, wants, temperature)
 
-    for budget in (8192, 1):
-        coupled = Coupled(PRESETS["dpo"], budget)
-        coupled.backend.__class__ = Counted
-        coupled.step(updates=2)
-    # Two updates of two groups each, a pair in each group.
-    assert calls == [4, 4]
+    for name in ("dpo", "kto"):
+        for budget in (8192, 1):
+            coupled = Coupled(PRESETS[name], budget)
+            coupled.backend.__class__ = Counted
+            coupled.step(updates=2)
+    # Two updates of two groups each: a pair in each group, and all of their 14 rows.
+    assert calls == [4, 4, 7, 7]
 
 
 def test_the_policy_stays_as_it_is_to_the_bit_while_a_reward_model_learns() -> None:
@@ -262,6 +292,20 @@ def test_what_a_step_reports() -> None:
     )
     # The rows were sampled: engine and learner are compared as ever.
     assert report["mismatch/same_version/tokens"] > 0
+    labels = {name for name in Coupled(PRESETS["kto"]).step() if name.startswith("labels/")}
+    figures = ("accuracy", "reference_point", "desirable", "chosen", "rejected")
+    assert labels == {f"labels/{name}" for name in figures}
+
+
+def test_every_coupled_preset_makes_a_step() -> None:
+    """The others: test_learning."""
+    for name, preset in PRESETS.items():
+        if preset.is_coupled:
+            coupled = Coupled(preset, 60)
+            report = coupled.step(updates=2)
+            assert report["updates"] == 2 and report["skipped_updates"] == 0, name
+            assert np.isfinite(list(report.values())).all(), name
+            assert relative(coupled.flat(), coupled.start) > 1e-3, name
 
 
 def test_a_resumed_reward_model_goes_on_to_the_bit(tmp_path: Path) -> None:

@@ -142,6 +142,23 @@ async def test_what_a_checkpoint_covers_is_forgotten() -> None:
     (await waiting(log.result(6))).cancel()
 
 
+async def test_a_group_has_started_once_all_its_ranks_have_read_what_they_start_from() -> None:
+    log = StepLog(ORDER)
+    await enlist(log, 2)
+    for rank in (0, 1):
+        await log.report(4, rank, 2, report(4, rank))
+    await log.started(2)
+    await log.restart(replace(ORDER, incarnation=3))
+    await log.started(2)
+    started = await waiting(log.started(3))
+    await enlist(log, 2, "second")
+    await log.report(4, 0, 3, report(4, 0))
+    await log.report(5, 1, 2, report(5, 1))
+    assert not started.done()
+    await log.report(4, 1, 3, report(4, 1))
+    await started
+
+
 def order(number: int, step: int = 5, incarnation: int = 2) -> HandOver:
     return HandOver(number, WeightVersion(step, incarnation), ())
 

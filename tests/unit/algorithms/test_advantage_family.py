@@ -71,6 +71,24 @@ def maxrl(_: AlgorithmSettings, rewards: list[float], tokens: list[int]) -> list
     return [n * (r / right - 1 / n) if right else 0.0 for r in rewards]
 
 
+def wins(s: AlgorithmSettings, rewards: list[float], tokens: list[int]) -> list[float]:
+    """Half a win for a draw; the mean of a group's win rates is 1/2 whatever the rewards are."""
+    if len(rewards) == 1:
+        return [0.0]
+    rates = []
+    for i, mine in enumerate(rewards):
+        won = [
+            1.0 if mine > r else 0.5 if mine == r else 0.0 for j, r in enumerate(rewards) if j != i
+        ]
+        rates.append(sum(won) / len(won))
+    scale = float(np.std(rates, ddof=1)) + s.std_epsilon if s.divide_by_std else 1.0
+    return [(rate - 0.5) / scale for rate in rates]
+
+
+def nothing(_: AlgorithmSettings, rewards: list[float], tokens: list[int]) -> list[float]:
+    return [0.0] * len(rewards)
+
+
 BASE = AlgorithmSettings("x", samples_per_prompt=4, std_epsilon=1e-4)
 CASES: dict[str, tuple[AlgorithmSettings, GroupLoop]] = {
     "group_relative": (BASE, grpo),
@@ -80,6 +98,8 @@ CASES: dict[str, tuple[AlgorithmSettings, GroupLoop]] = {
     "length_weighted": (dataclasses.replace(BASE, advantage="length_weighted"), opo),
     "pass_at_k": (dataclasses.replace(BASE, advantage="pass_at_k", pass_k=3), teams),
     "max_likelihood": (dataclasses.replace(BASE, advantage="max_likelihood"), maxrl),
+    "win_rate": (dataclasses.replace(BASE, advantage="win_rate", divide_by_std=False), wins),
+    "none": (dataclasses.replace(BASE, advantage="none"), nothing),
 }
 WHOLE_STEP = {"decoupled"}
 """Those that look past the group have a test of their own."""
@@ -126,6 +146,26 @@ def test_advantages_are_those_of_the_formula(name: str, seed: int) -> None:
         wanted[rows] = loop(settings, rewards.tolist(), tokens.tolist())
     found = ADVANTAGES[name](settings, told)
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_win_rates_divided_by_their_deviation(seed: int) -> None:
+    """As GRPO over a tournament of the group's samples (Pref-GRPO)."""
+    settings, told = dataclasses.replace(of("win_rate"), divide_by_std=True), step(seed)
+    found = ADVANTAGES["win_rate"](settings, told)
+    for group in set(told.group_N.tolist()):
+        rows = told.group_N == group
+        wanted = wins(settings, told.rewards_N[rows].tolist(), [])
+        np.testing.assert_allclose(found[rows].numpy(), wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_win_rates_look_at_the_order_of_rewards_alone() -> None:
+    told = step(4, is_binary=False)
+    stretched = told._replace(rewards_N=torch.exp(3 * told.rewards_N) - 7)
+    settings = of("win_rate")
+    assert torch.equal(
+        ADVANTAGES["win_rate"](settings, told), ADVANTAGES["win_rate"](settings, stretched)
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -189,7 +229,7 @@ def test_a_group_s_advantages_do_not_depend_on_the_others(name: str) -> None:
     torch.testing.assert_close(ADVANTAGES[name](of(name), alone), whole[rows], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["group_relative", "leave_one_out", "max_likelihood"])
+@pytest.mark.parametrize("name", ["group_relative", "leave_one_out", "max_likelihood", "win_rate"])
 def test_a_group_s_advantages_cancel(name: str) -> None:
     told = step(5, is_binary=False)
     sums = torch.zeros(9, dtype=torch.float64)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manta.algorithms.aggregate import row_weight
 from manta.algorithms.catalogue import LOSS_KINDS
-from manta.algorithms.coupled import LOSSES as COUPLED
+from manta.algorithms.coupled_losses import LOSSES as COUPLED
 from manta.algorithms.flatten import flatten
 from manta.algorithms.group_stage import group_stage
 from manta.algorithms.losses import LOSSES

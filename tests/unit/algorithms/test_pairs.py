@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from manta.algorithms.group_stage import NO_PAIR, group_stage
-from manta.algorithms.pairs import pairs_of
+from manta.algorithms.pairs import PAIRS, pairs_of
 from manta.algorithms.presets import PRESETS
+from manta.algorithms.settings import PairsName
 
 REWARDS = torch.tensor([0.5, 1.0, 0.0, 1.0, 2.0, 2.0, 7.0])
 GROUPS = torch.tensor([3, 3, 3, 3, 5, 5, 8], dtype=torch.int32)
@@ -28,6 +30,26 @@ def test_the_best_with_the_worst_the_first_of_several() -> None:
 
 def test_every_two_of_different_reward() -> None:
     assert listed("all") == [(0, 2), (1, 0), (1, 2), (3, 0), (3, 2)]
+
+
+def test_pairs_whose_rewards_differ_by_a_margin() -> None:
+    every = torch.ones(4, dtype=torch.bool)
+    rewards = torch.tensor([0.0, 0.1, 0.6, 1.0])
+    groups = torch.zeros(4, dtype=torch.int64)
+
+    def listed_at(how: str, margin: float) -> list[tuple[int, int]]:
+        pairs = pairs_of(how, rewards, groups, every, margin)  # type: ignore[arg-type]
+        return list(zip(pairs.chosen_P.tolist(), pairs.rejected_P.tolist(), strict=True))
+
+    assert listed_at("all", 0.55) == [(2, 0), (3, 0), (3, 1)]
+    assert listed_at("best_worst", 1.0) == [(3, 0)]
+    assert listed_at("best_worst", 1.01) == listed_at("all", 1.01) == []
+    by_hand = [(i, j) for i in range(4) for j in range(4) if rewards[i] > rewards[j]]
+    assert listed_at("all", 0.0) == by_hand
+
+
+def test_every_name_of_pairs_has_a_builder() -> None:
+    assert set(PAIRS) == set(get_args(PairsName))
 
 
 def test_rows_that_cannot_train_are_not_compared() -> None:

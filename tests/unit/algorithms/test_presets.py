@@ -64,7 +64,43 @@ def test_reward_model_is_the_published_setting() -> None:
     assert found.reward_model == RewardModelSettings()
     assert found.is_coupled and not found.needs_reference
     coupled = {name for name, each in PRESETS.items() if each.is_coupled}
-    assert coupled == {"dpo", "reward_model"}
+    assert coupled == {"dpo", "online_dpo", "ipo", "simpo", "kto", "reward_model"}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("online_dpo", {"loss": "dpo", "beta": 0.1, "samples_per_prompt": 2}),
+        ("ipo", {"loss": "ipo", "beta": 0.1, "length_normalized": True}),
+        ("simpo", {"loss": "simpo", "beta": 2.0, "target_margin": 0.5}),
+        ("kto", {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "unit": "row"}),
+        ("raft", {"loss": "cross_entropy", "keep_best": 1, "keep_above": None}),
+        ("rejection_sampling", {"keep_best": 0, "keep_above": 0.5}),
+        ("weighted_sft", {"reward_temperature": 1.0, "samples_from": "given"}),
+        ("spo", {"advantage": "win_rate", "divide_by_std": False}),
+        ("distillation", {"advantage": "none", "kl": KlSettings(1.0, "k1", "reward", 0.0)}),
+    ],
+)
+def test_preferences_and_imitation_are_the_published_settings(
+    name: str, told: dict[str, object]
+) -> None:
+    assert {key: getattr(PRESETS[name], key) for key in told} == told
+
+
+def test_who_samples_who_compares_and_who_reads_rewards() -> None:
+    online = {n for n, p in PRESETS.items() if p.is_paired and p.samples_from == "policy"}
+    assert online == {"online_dpo"}
+    assert {n for n, p in PRESETS.items() if p.compares_given} == {
+        *("dpo", "ipo", "simpo", "kto", "reward_model", "weighted_sft")
+    }
+    assert {n for n, p in PRESETS.items() if not p.reads_rewards} == {"sft", "distillation"}
+    assert {n for n, p in PRESETS.items() if p.selects_rows} == {
+        *("raft", "rejection_sampling", "weighted_sft")
+    }
+    filtering = {n for n, p in PRESETS.items() if p.filters_groups}
+    assert filtering >= {"dapo", "dpo", "simpo", "rejection_sampling"}
+    assert not filtering & {"grpo", "kto", "raft", "distillation", "sft"}
+    assert PRESETS["kto"].needs_reference and not PRESETS["simpo"].needs_reference
 
 
 def test_the_other_presets_correct_for_nothing() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from manta.algorithms.aggregate import denominators, row_weight
 from manta.algorithms.flatten import flatten
+from manta.algorithms.objective import Objective
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import AlgorithmSettings, KlSettings
 from manta.algorithms.token_stage import WHITEN_EPSILON, token_rewards, token_stage, whiten
@@ -79,6 +80,61 @@ def test_kl_in_the_reward_is_charged_over_the_rest_of_the_row() -> None:
     assert result.advantage_T.tolist() == pytest.approx(expected)
     again = token_stage(KL_IN_REWARD, result, Alone())
     assert torch.equal(again.advantage_T, result.advantage_T)
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.3, 1.0])
+def test_the_kl_of_later_tokens_is_discounted(discount: float) -> None:
+    charge = dataclasses.replace(KL_IN_REWARD.kl, discount=discount)
+    settings = dataclasses.replace(KL_IN_REWARD, kl=charge)
+    result = token_stage(settings, batch_of(settings, [1.0, 2.0, 3.0, 4.0]), Alone())
+    kl_by_row, expected = [[1.0, -1.0, 0.5], [], [0.0], [-0.25, 2.0]], []
+    for advantage, kl in zip([1.0, 2.0, 3.0, 4.0], kl_by_row, strict=True):
+        for t in range(len(kl)):
+            later = sum(discount ** (s - t) * kl[s] for s in range(t, len(kl)))
+            expected.append(advantage - 0.5 * later)
+    assert result.advantage_T.tolist() == pytest.approx(expected)
+
+
+def test_distillation_follows_the_teacher_at_each_token_alone() -> None:
+    """No reward enters: the advantage is log teacher - log student, whatever the rows' is."""
+    distillation = PRESETS["distillation"]
+    result = token_stage(distillation, batch_of(distillation, [0.0] * 4), Alone())
+    torch.testing.assert_close(result.advantage_T, REFERENCE_T - BEHAVIOUR_T)
+    infinite = dataclasses.replace(
+        batch_of(distillation, [0.0] * 4),
+        reference_T=torch.tensor([-2.0, -1.0, -torch.inf, -3.0, -0.25, -3.0]).double(),
+    )
+    found = token_stage(distillation, infinite, Alone()).advantage_T
+    assert found.isfinite().tolist() == [True, True, False, True, True, True]
+
+
+def test_the_gradient_of_distillation_is_that_of_the_reverse_kl() -> None:
+    """In expectation over the student's own tokens, all of a vocabulary of 7 by their chance."""
+    generator = torch.Generator().manual_seed(0)
+    logits_V, teacher_V = torch.randn(2, 7, generator=generator, dtype=torch.float64)
+    teacher_V = teacher_V.log_softmax(-1)
+    logits_V.requires_grad_()
+    student_V = logits_V.log_softmax(-1)
+    (wanted_V,) = torch.autograd.grad(
+        (student_V.exp() * (student_V - teacher_V)).sum(), logits_V, retain_graph=True
+    )
+    settings, old_V = PRESETS["distillation"], student_V.detach()
+    # Rows of one token each, every word as often as the student says it
+    columns = {"advantage": torch.zeros(7).double(), "weight": old_V.exp()}
+    ones_R = torch.ones(7, dtype=torch.int64)
+    batch = flatten(
+        settings,
+        ones_R,
+        columns,
+        denominators(ones_R, row_weight(columns)),
+        behaviour_T=old_V,
+        reference_T=teacher_V,
+    )
+    staged = token_stage(settings, batch, Alone())
+    loss = Objective(settings).loss(staged, {"logprob": student_V}).loss
+    (found_V,) = torch.autograd.grad(loss, logits_V)
+    torch.testing.assert_close(found_V, wanted_V, rtol=1e-10, atol=1e-12)
+    assert wanted_V.abs().max() > 1e-2
 
 
 def test_kl_in_the_reward_prefers_the_recomputed_log_probs() -> None:

@@ -119,11 +119,53 @@ def test_a_loss_that_compares_gets_pairs_of_rows_and_each_group_is_a_unit() -> N
     assert assemble(1, groups, GRPO).pair_P2.shape == (0, 2)
 
 
+def test_labels_of_rows_that_can_train_each_a_unit_of_its_own() -> None:
+    kto = PRESETS["kto"]
+    groups = [summary(GroupId(0, 0, 0), (0.0, 2.0, 0.5)), summary(GroupId(0, 1, 0), (1.0, 1.0))]
+    plan = assemble(1, groups, kto)
+    assert plan.coefficients["label"].tolist() == [0, 1, 0, 1, 1]
+    assert plan.coefficients["keep"].tolist() == [1] * 5
+    assert plan.unit_N.tolist() == [0, 1, 2, 3, 4]
+    assert plan.pair_P2.shape == (0, 2)
+    silent = replace(groups[1], num_tokens=np.array([2, 0], np.int32))
+    assert assemble(1, [silent], kto).coefficients["keep"].tolist() == [1, 0]
+    assert filter_reason(kto, groups[1]) is None
+
+
+def test_the_best_that_can_train_are_imitated() -> None:
+    raft, rejection = PRESETS["raft"], PRESETS["rejection_sampling"]
+    group = summary(GroupId(0, 0, 0), (0.0, 1.0, 2.0))
+    assert assemble(1, [group], raft).coefficients["keep"].tolist() == [0, 0, 1]
+    cut = replace(group, is_truncated=np.array([False, False, True]))
+    masked = assemble(1, [cut], raft, masks_truncated=True)
+    assert masked.coefficients["keep"].tolist() == [0, 1, 0]
+    assert assemble(1, [group], rejection).coefficients["keep"].tolist() == [0, 1, 1]
+    wrong = summary(GroupId(0, 1, 0), (0.0, 0.5))
+    told = "none_kept: no sample that can train has a reward above 0.5"
+    assert filter_reason(rejection, wrong) == told
+    assert filter_reason(rejection, group) is filter_reason(raft, wrong) is None
+    weighed = assemble(1, [group], PRESETS["weighted_sft"]).coefficients["weight"]
+    np.testing.assert_allclose(weighed, np.exp([0.0, 1.0, 2.0]), rtol=1e-6)
+    broken = summary(GroupId(0, 2, 0), (float("nan"), 1.0))
+    with pytest.raises(ValueError, match="its reward is nan"):
+        assemble(1, [broken], raft)
+
+
+def test_distillation_reads_no_rewards() -> None:
+    plan = assemble(1, [summary(GroupId(0, 0, 0), (float("nan"), 1.0))], PRESETS["distillation"])
+    assert plan.coefficients["keep"].tolist() == [1.0, 1.0]
+
+
 def test_groups_without_a_pair_are_filtered_by_name() -> None:
     flat, varied = summary(GroupId(0, 0, 0), (0.5, 0.5)), summary(GroupId(0, 1, 0), (0.5, 0.6))
     told = filter_reason(DPO, flat)
     assert told is not None and told.startswith("no_pair: ")
     assert filter_reason(DPO, varied) is None
+    picky = replace(DPO, pair_margin=0.2)
+    assert filter_reason(picky, varied) == (
+        "no_pair: no two samples that can train have rewards that differ by 0.2 or more"
+    )
+    assert assemble(1, [varied], picky).pair_P2.shape == (0, 2)
     silent = replace(varied, num_tokens=np.array([2, 0], np.int32))
     assert filter_reason(DPO, silent) is not None
     assert assemble(1, [silent, varied], DPO).pair_P2.tolist() == [[3, 2]]

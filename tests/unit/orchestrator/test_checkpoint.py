@@ -18,14 +18,22 @@ from pathlib import Path
 import pyarrow.fs as fs
 import pytest
 
+from manta.actors import stored_folder
 from manta.actors.stored_folder import StoredFolder, WrittenFile
 from manta.envs.records import GroupId
 from manta.orchestrator.checkpoint import Checkpoint, CheckpointFailed, Checkpoints
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.kept_checkpoints import kept
+from manta.orchestrator.manifest import OtherFormat
 from manta.orchestrator.run_state import RunState
 
+SHARD = "learner/model.safetensors"
 FEED = FeedState(2, 17, (GroupId(1, 5, 2), GroupId(2, 16, 0)))
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_folder, "_PAUSE_SECONDS", 0.0)
 
 
 @pytest.fixture(params=["local", "elsewhere"])
@@ -89,6 +97,12 @@ def steps(folder: Path) -> list[int]:
 def newest(checkpoints: Checkpoints) -> int | None:
     found, _ = checkpoints.latest()
     return None if found is None else found.state.step
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 @contextmanager
@@ -187,19 +201,18 @@ def test_what_is_not_as_its_rank_wrote_it_is_never_committed(place: StoredFolder
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda f: (f / "learner/model.safetensors").write_text("weights 9"), "model.safetensors"),
-        (lambda f: (f / "learner/model.safetensors").unlink(), "model.safetensors"),
-        (lambda f: (f / "state.json").write_text("{}"), "state.json"),
-        (lambda f: (f / "state.json").unlink(), "state.json"),
+        (lambda f: (f / SHARD).write_text("weights 9"), f"{SHARD} holds other bytes than were"),
+        (lambda f: flip_a_bit(f / SHARD), f"{SHARD} holds other bytes than were written (SHA-256)"),
+        (lambda f: (f / SHARD).write_text("weig"), f"{SHARD} has 4 bytes, 9 were written"),
+        (lambda f: (f / SHARD).unlink(), f"{SHARD} is missing"),
+        (lambda f: (f / "state.json").write_text("{}"), "state.json has 2 bytes"),
+        (lambda f: (f / "state.json").unlink(), "state.json is missing"),
         (lambda f: (f / "manifest.json").write_text(""), "no readable manifest"),
         (lambda f: (f / "manifest.json").write_text('{"format": 2, "fil'), "no readable manifest"),
+        (lambda f: (f / "manifest.json").write_text('{"format": 2}'), "no readable manifest"),
         (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe\x00"), "no readable manifest"),
         (lambda f: (f / "manifest.json").write_text("[]"), "no readable manifest"),
         (lambda f: (f / "manifest.json").write_text('{"format": 2, "files": {}}'), "state.json"),
-        (
-            lambda f: (f / "manifest.json").write_text('{"format": 1, "files": {}}'),
-            "has format 1, this version reads 2",
-        ),
     ],
 )
 def test_a_damaged_one_is_passed_over_by_name(place: StoredFolder, damage, told: str) -> None:
@@ -213,6 +226,78 @@ def test_a_damaged_one_is_passed_over_by_name(place: StoredFolder, damage, told:
     assert checkpoints.newest_learner(4) == place.under("step=000004").under("learner")
     with pytest.raises(ValueError, match="step=000008"):
         checkpoints.newest_learner(8)
+
+
+def test_one_without_manifest_is_damaged_where_it_could_only_come_whole(
+    place: StoredFolder,
+) -> None:
+    """A renamed folder once had it. Elsewhere nobody ever saw the checkpoint."""
+    checkpoints = opened(place, 3)
+    save(checkpoints, place, state(4))
+    (save(checkpoints, place, state(8)) / "manifest.json").unlink()
+    found, warnings = checkpoints.latest()
+    assert found is not None and found.state.step == 4
+    told = ["step=000008 has no readable manifest.json"] if place.local is not None else []
+    assert [warning.partition(":")[0].rpartition("/")[2] for warning in warnings] == told
+
+
+def test_where_none_is_whole_the_run_does_not_begin_from_its_start(place: StoredFolder) -> None:
+    checkpoints = opened(place, 3)
+    for step in (4, 8):
+        flip_a_bit(save(checkpoints, place, state(step)) / SHARD)
+    with pytest.raises(ValueError, match=r"none of the .* is whole:\n.*=000008: .*\n.*=000004: "):
+        checkpoints.latest()
+
+
+@pytest.mark.parametrize(("number", "told"), [(3, "a newer version"), (1, "another version")])
+def test_of_another_format_none_is_taken_and_no_older_one_in_its_place(
+    place: StoredFolder, number: int, told: str
+) -> None:
+    checkpoints = opened(place, 3)
+    save(checkpoints, place, state(4))
+    manifest = save(checkpoints, place, state(8)) / "manifest.json"
+    manifest.write_text(json.dumps({"format": number, "shape": "that nobody knows here"}))
+    with pytest.raises(OtherFormat, match=f"step=000008 has format {number}, .* reads 2: {told}"):
+        checkpoints.latest()
+    assert checkpoints.at_step(4).state.step == 4
+
+
+def test_what_is_held_stays_until_it_is_released(place: StoredFolder, tmp_path: Path) -> None:
+    """A learner group reads step 4 while the next checkpoint is committed."""
+    checkpoints = opened(place, 1)
+    save(checkpoints, place, state(4))
+    checkpoints.hold()
+    found, _ = checkpoints.latest()
+    save(checkpoints, place, state(6))
+    assert found is not None and found.learner is not None
+    with found.learner.here() as folder:
+        assert (folder / "model.safetensors").read_text() == "weights 4"
+    assert steps(tmp_path) == [4, 6]
+    checkpoints.release()
+    save(checkpoints, place, state(8))
+    assert steps(tmp_path) == [8]
+
+
+def test_those_that_a_run_goes_back_from_are_none_and_stay_until_their_steps_come(
+    place: StoredFolder, tmp_path: Path
+) -> None:
+    checkpoints = opened(place, 2)
+    for step in (2, 4, 6, 8):
+        save(opened(place, 9), place, state(step, ends_stage=step == 6))
+    assert checkpoints.leave_after(4) == [8, 6]
+    later = opened(place, 2)
+    assert (newest(later), later.steps(), later.stage_end("rl")) == (4, [2, 4], None)
+    assert steps(tmp_path) == [2, 4, 6, 8]
+    assert (tmp_path / "step=000008" / SHARD).read_text() == "weights 8"
+    save(later, place, state(5))
+    assert steps(tmp_path) == [4, 5, 6, 8]
+    save(later, place, state(6), learner="other weights")
+    save(later, place, state(7))
+    assert steps(tmp_path) == [6, 7, 8]
+    assert (tmp_path / "step=000006" / SHARD).read_text() == "other weights 6"
+    save(later, place, state(9))
+    assert steps(tmp_path) == [7, 9]
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_only_the_last_are_kept_but_every_stage_end_is(place: StoredFolder, tmp_path: Path) -> None:
@@ -274,7 +359,7 @@ def test_a_damaged_stage_end_is_never_taken_for_none(place: StoredFolder, tmp_pa
     (tmp_path / "step=000005" / "manifest.json").write_text("")  # another one: no matter
     assert checkpoints.stage_end("warm") is not None
     (folder / "learner" / "model.safetensors").write_text("other")
-    with pytest.raises(ValueError, match=r"model\.safetensors is missing or damaged"):
+    with pytest.raises(ValueError, match=r"model\.safetensors has 5 bytes, 9 were written"):
         checkpoints.stage_end("warm")
     (folder / "state.json").write_text("torn")
     with pytest.raises(ValueError, match=r"step=000003 has no readable state\.json"):

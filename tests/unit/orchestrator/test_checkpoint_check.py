@@ -8,7 +8,7 @@ import pytest
 
 from manta.orchestrator.checkpoint_check import checkpoint_problems
 from manta.orchestrator.cross_check import cross_check
-from manta.orchestrator.run_file import differences
+from manta.orchestrator.run_changes import changes
 from tests.unit.orchestrator.tiny_run import load
 
 
@@ -55,6 +55,6 @@ def test_a_run_keeps_its_place_and_may_change_what_it_keeps(tmp_path: Path) -> N
     before = load(tmp_path)
     kept = load(tmp_path, "checkpoint.keep=9", "checkpoint.keep_best=2")
     moved = load(tmp_path, "checkpoint.path=s3://bucket/folder")
-    assert differences(before, kept) == []
-    [line] = differences(before, moved)
-    assert line.startswith("checkpoint.path: null in the run directory")
+    assert [change.problem for change in changes(before, kept)] == ["", ""]
+    [change] = changes(before, moved)
+    assert str(change) == 'checkpoint.path: null -> "s3://bucket/folder" (may not change)'

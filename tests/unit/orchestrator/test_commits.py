@@ -15,6 +15,7 @@ from manta.orchestrator.checkpoint import CheckpointFailed, Checkpoints
 from manta.orchestrator.commits import Commits
 from manta.orchestrator.run_state import RunState
 from manta.orchestrator.wait import Waits
+from tests.fragile_files import FragileFiles
 
 
 def state(step: int) -> RunState:
@@ -57,14 +58,14 @@ class Recorder:
     def phase(self, name: str) -> Iterator[None]:
         yield
 
-    def event(self, name: str, fields: dict[str, int]) -> None:
-        self.events.append(f"{name} {fields['step']}")
+    def event(self, name: str, fields: dict[str, int | str]) -> None:
+        self.events.append(f"{name} {fields.get('step', fields.get('why'))}")
 
 
 class Run:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, place: StoredFolder | None = None) -> None:
         self.ranks, self.recorder = Ranks(folder), Recorder()
-        self.checkpoints = Checkpoints(StoredFolder.at(str(folder)), keep=1)
+        self.checkpoints = Checkpoints(place or StoredFolder.at(str(folder)), keep=1)
         self.commits = Commits(
             self.checkpoints,
             self.ranks,  # type: ignore[arg-type]
@@ -166,5 +167,21 @@ async def test_what_the_reference_brings_is_part_of_the_checkpoint(tmp_path: Pat
     await run.commits.settled()
     assert "learner/reference.safetensors" in run.checkpoints.at_step(4).files
     (tmp_path / "step=000004/learner/reference.safetensors").write_text("torn")
-    with pytest.raises(ValueError, match=r"reference\.safetensors is missing or damaged"):
+    with pytest.raises(ValueError, match=r"reference\.safetensors has 4 bytes, 7 were written"):
         run.checkpoints.at_step(4)
+
+
+async def test_older_ones_that_cannot_be_removed_are_told_and_end_nothing(tmp_path: Path) -> None:
+    files = FragileFiles(tmp_path)
+    run = Run(tmp_path, files.folder("bucket"))
+    for step in (4, 6):
+        await run.commits.begin(step)
+        files.breaks["removal"] = step == 6
+        run.commits.start(state(step), has_learner=False)
+        await run.commits.settled()
+    assert [each.partition(" in ")[0] for each in run.recorder.events] == [
+        "checkpoint 4",
+        "older checkpoints stay checkpoints",
+        "checkpoint 6",
+    ]
+    assert run.checkpoints.steps() == [4, 6]

@@ -20,6 +20,8 @@ def test_a_good_run_file_has_no_problems(tmp_path: Path) -> None:
 REFUSED = [
     ("run.name=a/b", "run.name: 'a/b' must be letters, digits, '.', '_' and '-', starting with a "
      "letter or digit: it names the run's folder"),
+    ("run.cluster=absent.yaml", "run.cluster: absent.yaml: No such file or directory: name a "
+     "cluster file"),
     ("run.max_hours=0", "run.max_hours: is 0, must be above 0"),
     ("run.deadline_minutes=0", "run.deadline_minutes: is 0, must be above 0"),
     ("model.build=null",
@@ -128,6 +130,12 @@ REFUSED = [
     ("stages.rl.algorithm=dpo", "stages[1].env: 'arithmetic' has one written answer a task, and "
      "algorithm 'dpo' compares several: use preferences, learn from sampled groups "
      "(`trajectories: stage:NAME`), or let the policy sample"),
+    ("stages.rl.algorithm=weighted_sft", "stages[1].env: 'arithmetic' has one written answer a "
+     "task, and algorithm 'weighted_sft' chooses among or weighs several: use preferences"),
+    ("stages.rl.algorithm={name: simpo, kl: {coef: 0.1}}", "stages[1].algorithm: algorithm "
+     "'simpo': the loss simpo has no use for `kl.coef`: remove it"),
+    ("stages.rl.algorithm=raft stages.rl.reward=null stages.rl.evaluate=null",
+     "stages[1].reward: algorithm 'raft' learns from rewards, name one"),
     ("stages.rl.algorithm={name: dpo, samples_from: policy} stages.rl.reward=null "
      "stages.rl.evaluate=null", "stages[1].reward: algorithm 'dpo' learns from rewards, name one"),
     ("stages.rl.kind=generate stages.rl.algorithm=null",

@@ -107,6 +107,20 @@ def test_a_worker_without_signs_is_named_with_what_its_machine_says(
     assert "the run ends by itself in" in text
 
 
+def test_a_worker_without_a_node_holds_nobody_up(directory: RunDirectory) -> None:
+    here = worker("policy-0", "rollout", "alive", 1.0)
+    waiting = worker("policy-1", "rollout", "waiting", 45.0, "waits for a node (2 CPU)")
+    unplaced = replace(waiting, identity=None)
+    found = look(directory, living(time.time(), workers=(here, unplaced)))
+    assert found.is_well
+    text = told(found)
+    assert "It is well. Waiting for a node: policy-1." in text
+    assert "What to do: policy-1 waits for a node (2 CPU) for 45.0 s: ray status" in text
+    stands = look(directory, living(time.time(), workers=(here, unplaced), seconds=200.0))
+    assert not stands.is_well
+    assert "No step ends" in told(stands) and stands.culprits == ()
+
+
 def test_steps_that_stand_although_all_answer_show_who_is_at_work(
     directory: RunDirectory,
 ) -> None:

@@ -118,8 +118,7 @@ def test_an_adapter_is_merged_into_the_weights_it_was_trained_over(
         ("", "is no run directory: it holds no config.yaml"),
         ("tiny@best", "what follows the @ is a step's number, 'best' is none"),
         ("tiny@5", "holds no checkpoint of step 5: there are those of [4, 6]"),
-        ("tiny@4", "model.safetensors is missing or damaged; name another with @STEP, there are "
-         "[6]"),
+        ("tiny@4", "were written; name another with @STEP, there are [6]"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_exported_is_said(

@@ -70,6 +70,34 @@ def test_a_worker_that_starts_has_a_deadline_of_its_own() -> None:
     assert "has not started" in case.found[0][1]
 
 
+def test_a_worker_that_no_node_has_room_for_is_not_starting_yet() -> None:
+    case = Case()
+    assert not case.health.is_any_late(3)
+    case.go(3)
+    assert case.health.is_any_late(3)
+    [news] = case.health.unplaced({"a": "2 CPU", "b": "1 GPU"})
+    assert (news.name, news.state) == ("policy-0", "waiting")
+    case.go(300)
+    assert case.health.unplaced({"a": "2 CPU"}) == []
+    assert (case.state, case.found) == ("waiting", [])
+    assert "policy-0 waits for a node with room for it (2 CPU) for 303 s" in case.health.witness()
+    assert case.health.unplaced({}) == []
+    case.go(50)
+    assert (case.state, case.found) == ("starting", [])
+    case.go(1)
+    assert "its constructor hangs" in case.found[0][1]
+
+
+def test_a_worker_that_came_up_waits_for_nothing() -> None:
+    case = Case()
+    case.health.unplaced({"a": "2 CPU"})
+    case.health.introduced("a", HERE)
+    assert case.health.unplaced({"a": "2 CPU"}) == []
+    case.go(5, sign())
+    assert case.state == "alive"
+    assert not case.health.is_any_late(0)
+
+
 def test_a_worker_that_serves_has_started_though_nobody_was_introduced_to_it() -> None:
     case = Case()
     case.go(3)

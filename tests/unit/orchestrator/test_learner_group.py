@@ -9,12 +9,14 @@ import ray
 
 from manta.actors.learner_falls import GroupsLost, fall_of
 from manta.actors.step_work import Fall
+from manta.actors.stored_folder import StoredFolder
 from manta.orchestrator.checkpoint import Checkpoints
 from manta.orchestrator.learner_group import LearnerFailed, LearnerLost, judge
 from manta.orchestrator.learner_starts import LearnerStarts
 from manta.orchestrator.lives import Lives
 from manta.orchestrator.rebirth import Rebirths
 from manta.orchestrator.run_directory import RunDirectory
+from manta.orchestrator.run_state import RunState
 from tests.trained_run import TrainedRun
 from tests.unit.orchestrator.tiny_run import load
 
@@ -85,6 +87,26 @@ def test_a_group_starts_from_the_newest_whole_checkpoint_under_its_own_number(
     (run.root / "checkpoints/step=000004/learner/model.safetensors").write_text("damaged")
     assert starts.again().step == 2
     assert lives.incarnation == 2
+
+
+def test_what_a_group_is_to_read_stays_until_it_has(tmp_path: Path) -> None:
+    """`keep: 1`: a checkpoint that is committed meanwhile does not take the one before with it."""
+    run = TrainedRun(tmp_path, (2,))
+    lives = Lives(RunDirectory(run.root))
+    lives.begin(0)
+    checkpoints = Checkpoints(run.place, keep=1)
+    starts = LearnerStarts(load(tmp_path), checkpoints, lives)
+    order = starts.again()
+    for step in (4, 6):
+        checkpoints.begin(step)
+        checkpoints.commit(RunState(step, "rl", step, False, None, 0, 0, 0), ())
+    assert order.restore_from is not None
+    assert StoredFolder.at(order.restore_from).names()
+    assert checkpoints.steps() == [2, 4, 6]
+    starts.has_read()
+    checkpoints.begin(8)
+    checkpoints.commit(RunState(8, "rl", 8, False, None, 0, 0, 0), ())
+    assert checkpoints.steps() == [8]
 
 
 def test_a_run_without_a_checkpoint_starts_from_its_initial_weights(tmp_path: Path) -> None:

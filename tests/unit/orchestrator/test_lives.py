@@ -62,15 +62,30 @@ def test_a_torn_line_is_no_start(tmp_path: Path) -> None:
     assert lineage(directory.incarnations) == {0: 2}
 
 
-def test_a_run_of_another_configuration_is_refused_by_key(tmp_path: Path) -> None:
-    lives, _ = lives_in(tmp_path)
+def test_a_run_of_another_configuration_is_refused_with_both_values_and_what_to_do(
+    tmp_path: Path,
+) -> None:
+    lives, directory = lives_in(tmp_path)
     config = loaded(tmp_path)
-    lives.check(config)
+    assert not lives.holds_a_run()
+    assert lives.check(config) == []
     lives.save(config)
-    lives.check(config)
-    other = replace(config, run=replace(config.run, seed=5))
-    with pytest.raises(ValueError, match=r"another configuration:\n  .*seed"):
+    assert lives.holds_a_run()
+    assert lives.check(config) == []
+    workers = replace(config, learner=replace(config.learner, workers=2))
+    assert [str(each) for each in lives.check(workers)] == ["learner.workers: 1 -> 2"]
+    other = replace(workers, run=replace(config.run, seed=5))
+    with pytest.raises(ValueError) as refused:
         lives.check(other)
+    assert str(refused.value) == (
+        f"{directory.root} holds a run of another configuration (there -> here):\n"
+        "  run.seed: 0 -> 5 (may not change)\n"
+        "beside these, which may change:\n"
+        "  learner.workers: 1 -> 2\n"
+        "Set what may not change back to go on with that run (KEY=VALUE does, on the command "
+        "line), or choose another run.name to begin a new one; docs/run-file.md lists the keys "
+        "that may change"
+    )
 
 
 def test_finished_means_with_the_steps_that_are_asked_for(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def of_pairs(folder: Path, *overrides: str, rows: list[dict[str, str]] = ROWS) -
     return load(folder, *overrides, text=PREFERENCES.replace("DATA", str(data)))
 
 
-@pytest.mark.parametrize("name", ["dpo", "reward_model"])
+@pytest.mark.parametrize("name", ["dpo", "ipo", "simpo", "kto", "weighted_sft", "reward_model"])
 def test_pairs_from_data_pass(tmp_path: Path, name: str) -> None:
     assert cross_check(of_pairs(tmp_path, f"stages.rl.algorithm={name}")) == []
 
@@ -39,8 +39,19 @@ def test_pairs_from_samples_and_from_written_groups_pass(tmp_path: Path) -> None
         "algorithm: {name: grpo, samples_per_prompt: 4, kl: {coef: 0}}}",
         "stages.rl.trajectories=stage:warm",
     )
-    for name in ("dpo", "reward_model"):
+    for name in ("dpo", "kto", "simpo", "weighted_sft", "reward_model"):
         assert cross_check(load(tmp_path, f"stages.rl.algorithm={name}", *written)) == []
+
+
+@pytest.mark.parametrize("name", ["online_dpo", "raft", "rejection_sampling", "spo"])
+def test_fresh_samples_pass(tmp_path: Path, name: str) -> None:
+    assert cross_check(load(tmp_path, f"stages.rl.algorithm={name}")) == []
+
+
+def test_distillation_needs_no_reward(tmp_path: Path) -> None:
+    overrides = ("stages.rl.algorithm=distillation", "stages.rl.reward=null")
+    loaded = load(tmp_path, *overrides, "stages.rl.evaluate=null", "reference.model=stage:warm")
+    assert cross_check(loaded) == []
 
 
 def test_as_many_samples_as_there_are_answers(tmp_path: Path) -> None:
@@ -107,6 +118,14 @@ def test_the_plan_says_pairs(tmp_path: Path) -> None:
         "counts the same; prompts without one are filtered; the loss is DPO with beta 0.1 against "
         "the weights at the start of the stage"
     )
+    lines = plan(of_pairs(tmp_path, "stages.rl.algorithm={name: simpo, pair_margin: 0.5}"))
+    assert lines[4].startswith("pairs: each prompt's best sample with its worst, by 0.5 at least, ")
+    assert lines[4].endswith("the loss is SimPO with beta 2 and a target margin of 0.5")
+    [ipo] = [line for line in plan(of_pairs(tmp_path, "stages.rl.algorithm=ipo")) if "IPO" in line]
+    assert ipo.endswith(
+        "the loss is IPO with beta 0.1, log-probs averaged over tokens against the weights at the "
+        "start of the stage"
+    )
     sampled = (
         "stages.rl.algorithm={name: reward_model, samples_from: policy, samples_per_prompt: 4}"
     )
@@ -119,3 +138,23 @@ def test_the_plan_says_pairs(tmp_path: Path) -> None:
         "reward model: a model of its own that starts from the policy, learning rate 0.25; it "
         "alone trains, the policy stays as it is",
     ]
+
+
+def test_the_plan_says_labels_what_is_imitated_and_the_teacher(tmp_path: Path) -> None:
+    assert plan(of_pairs(tmp_path, "stages.rl.algorithm=kto"))[4] == (
+        "labels: a sample is desirable if its reward is above 0.5; every one counts, desirable "
+        "ones 1 times, others 1; the loss is KTO with beta 0.1 against the weights at the start of "
+        "the stage, its reference point the mean log-ratio of the other class"
+    )
+    raft = "stages.rl.algorithm={name: raft, keep_best: 2, keep_above: 0, reward_temperature: 0.5}"
+    assert plan(load(tmp_path, raft))[4] == (
+        "no importance ratio: cross-entropy needs no log-probs of a behaviour policy; of each "
+        "prompt's samples the best 2 are imitated; samples whose reward is 0 or less are left out; "
+        "a row weighs exp(reward / 0.5)"
+    )
+    taught = ("stages.rl.algorithm=distillation", "reference.model=stage:warm")
+    assert plan(load(tmp_path, *taught))[4] == (
+        "the ratio's denominator is the engine's own log-probs, nothing is recomputed; KL to "
+        "stage:warm, 1 x k1 in the reward, discounted by 0 a token; no rewards train, the KL alone "
+        "does"
+    )

@@ -39,6 +39,9 @@ def send(folder: Path, *arguments: str, working_dir: Path | None = None) -> int:
          "working directory which Ray deletes. Name a folder that all nodes share, such as "
          "run.dir=/shared/runs"),
         ([SHARED, "checkpoint.path=kept"], "checkpoint.path: is 'kept', a relative path"),
+        ([SHARED, "--resume", "runs/tiny/checkpoints/step=000004"],
+         "--resume: is 'runs/tiny/checkpoints/step=000004', a relative path: the job starts "
+         "elsewhere. Give the number of the step"),
         ([SHARED, "--env", "HF_TOKEN"], "--env HF_TOKEN: it is not set here: export HF_TOKEN=..."),
         ([SHARED, "--env", "HF_TOKEN=abc"], "--env: give the name alone, 'HF_TOKEN': its value"),
         ([SHARED], "which cluster? give --address http://HEAD:8265"),
@@ -105,7 +108,11 @@ def test_a_file_is_only_read_where_its_data_is_elsewhere(tmp_path: Path) -> None
         write(tmp_path), [SHARED, "model.path=/shared/absent", "model.build=null"]
     )
     chosen = argparse.Namespace(
-        working_dir=str(tmp_path), run_file=str(tmp_path / "run.yaml"), env=[], address=None
+        working_dir=str(tmp_path),
+        run_file=str(tmp_path / "run.yaml"),
+        env=[],
+        address=None,
+        resume="auto",
     )
     with pytest.raises(ValueError, match="which cluster"):
         submit(chosen, loaded)

@@ -1,0 +1,71 @@
+"""What a stage compares, labels or chooses of its samples, in words.
+
+Part of what `manta.orchestrator.batch_plan` says back.
+"""
+
+from __future__ import annotations
+
+import math
+
+from manta.algorithms.settings import AlgorithmSettings
+from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.stage_words import reference_told
+from manta.orchestrator.stage_words import times as _times
+
+
+def compared_told(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
+    """Of a loss that couples rows."""
+    if algorithm.is_paired:
+        return _pairs(run_file, stage, algorithm)
+    point = {
+        "samples": "the KL to it, estimated from the samples",
+        "other_class": "the mean log-ratio of the other class",
+        "zero": "0",
+    }[algorithm.reference_point]
+    return (
+        f"labels: a sample is desirable if its reward is above {algorithm.desirable_above:g}; "
+        f"every one counts, desirable ones {algorithm.desirable_weight:g} times, others "
+        f"{algorithm.undesirable_weight:g}; the loss is KTO with beta {algorithm.beta:g} against "
+        f"{reference_told(run_file, stage)}, its reference point {point}"
+    )
+
+
+def imitated_told(algorithm: AlgorithmSettings) -> str:
+    """Which rows of a group are imitated, where not all are alike; starts with a semicolon."""
+    told = ""
+    if algorithm.keep_best:
+        told += f"; of each prompt's samples the best {algorithm.keep_best:,} are imitated"
+    if algorithm.keep_above is not None:
+        told += f"; samples whose reward is {algorithm.keep_above:g} or less are left out"
+    if algorithm.reward_temperature is not None:
+        told += f"; a row weighs exp(reward / {algorithm.reward_temperature:g})"
+    return told
+
+
+def _pairs(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
+    """What is compared with what, and how much of it there is at most."""
+    which = {
+        "best_worst": "each prompt's best sample with its worst",
+        "all": "every two samples of a prompt whose rewards differ",
+    }[algorithm.pairs]
+    if algorithm.pair_margin:
+        which += f", by {algorithm.pair_margin:g} at least"
+    samples, prompts = algorithm.samples_per_prompt, stage.prompts_per_step
+    most = prompts * (1 if algorithm.pairs == "best_worst" else math.comb(samples, 2))
+    counts = {"pair": "every pair", "group": "every prompt"}.get(algorithm.unit, "every row")
+    # How many samples a written group has is not known here
+    bound = "" if stage.trajectories is not None else f", at most {_times(most, 'pair')} a step"
+    by_token = ", log-probs averaged over tokens" if algorithm.length_normalized else ""
+    beta = f"with beta {algorithm.beta:g}{by_token}"
+    loss = {
+        "dpo": f"DPO {beta} against",
+        "ipo": f"IPO {beta} against",
+        "simpo": f"SimPO {beta} and a target margin of {algorithm.target_margin:g}",
+        "bradley_terry": "Bradley-Terry on the scores of a reward model",
+    }[algorithm.loss]
+    if algorithm.needs_reference:
+        loss += f" {reference_told(run_file, stage)}"
+    return (
+        f"pairs: {which}{bound}; {counts} counts the same; prompts without one are filtered; the "
+        f"loss is {loss}"
+    )
