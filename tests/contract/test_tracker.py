@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import wandb
 
+from manta.actors.histogram import Histogram
 from manta.orchestrator.config import WandbConfig
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.summary import DriverFigures, Summary, summarise_run
@@ -41,7 +42,7 @@ def offline(directory: RunDirectory, reports: list[str]) -> WandbTracker:
 
 def drive(tracker: Tracker, directory: RunDirectory, metrics: Mapping[str, float]) -> None:
     """What the loop does to every tracker."""
-    tracker.log(1, metrics)
+    tracker.log(1, metrics, {"histogram/reward": Histogram((0.0, 0.5, 1.0), (3.0, 5.0))})
     tracker.log(2, {})
     tracker.alert("addition: slow step", "a step took long")
     tracker.finish(summary(directory))
@@ -59,7 +60,8 @@ def test_an_offline_run_is_written_silently(
     wandb.teardown()  # as at the end of the process: waits for the last bytes
     (data,) = offline_data(directory)
     content = data.read_bytes()
-    for expected in (b"reward/mean", b"eval/accuracy", b"addition", b"phase_seconds/learn"):
+    names = (b"reward/mean", b"eval/accuracy", b"addition", b"phase_seconds/learn")
+    for expected in (*names, b"histogram/reward", b'"histogram"'):
         assert expected in content
     assert capfd.readouterr() == ("", "")
     assert reports == []

@@ -32,6 +32,8 @@ def run(scale: float = 1.0) -> list[MetricsLine]:
             "reward/mean": scale * step / 60,
             "length/mean": 12.0,
             "learner/kl_reference": 0.01,
+            "learner/entropy": 0.5,
+            "groups/zero_variance_share": 0.2,
         }
         start.append(line("rl", step, **metrics))
     return [*start, line("rl", 59, **{"eval/accuracy": 0.9})]
@@ -58,8 +60,9 @@ def test_a_curve_has_a_piece_a_stage_and_leaves_gaps_out() -> None:
         [line("rl", 3, **{"reward/mean": 0.5})],
         [line("rl", 0, **{"eval/accuracy": 0.5})],
         [line("rl", 1, **{"reward/mean": 2.0, "learner/kl_reference": 0.1})],
+        [line("rl", 1, **{"reward/mean": 2.0, "groups/zero_variance_share": 0.1})],
     ],
-    ids=["two stages", "another scale", "one reward", "one accuracy", "no lengths"],
+    ids=["two stages", "another scale", "one reward", "one accuracy", "no lengths", "no entropy"],
 )
 def test_a_png_is_drawn(lines: list[MetricsLine], tmp_path: Path) -> None:
     assert has_curve(lines)

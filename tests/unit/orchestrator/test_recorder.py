@@ -1,0 +1,96 @@
+"""What a step leaves behind: figures, histograms for the tracker, and warnings told once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from manta.actors.histogram import Histogram
+from manta.actors.step_work import StepReport
+from manta.envs.records import GroupId, Update, WeightVersion
+from manta.envs.sources.order import EpochOrder
+from manta.orchestrator.feed import Feed
+from manta.orchestrator.metrics import read_metrics
+from manta.orchestrator.progress import Progress
+from manta.orchestrator.recorder import Recorder
+from manta.orchestrator.run_directory import RunDirectory
+from manta.orchestrator.step_groups import LeftOut
+from manta.orchestrator.summary import Summary
+from manta.orchestrator.supply import Finished
+from manta.orchestrator.wait import Waits
+from tests.unit.orchestrator.groups import summary
+from tests.unit.orchestrator.tiny_run import load
+
+ADVANTAGES = Histogram((-1.0, 1.0), (8.0,))
+GROUPS = [summary(GroupId(0, i, 0), (0.0, 1.0), {"correct": (0.0, 1.0)}) for i in range(2)]
+FLAT = LeftOut(summary(GroupId(0, 2, 0), (1.0, 1.0), {"correct": (1.0, 1.0)}), "zero_variance: x")
+
+
+class Notes:
+    """A tracker that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.histograms: list[Mapping[str, Histogram]] = []
+        self.alerts: list[str] = []
+
+    def log(
+        self, step: int, metrics: Mapping[str, float], histograms: Mapping[str, Histogram]
+    ) -> None:
+        self.histograms.append(histograms)
+
+    def alert(self, title: str, text: str) -> None:
+        self.alerts.append(title)
+
+    def finish(self, summary: Summary) -> None:
+        self.finished = summary
+
+
+def recorder_of(folder: Path, position: int = 0) -> Recorder:
+    run_file = load(folder, "stages.rl.algorithm.filters=[zero_variance]", f"run.dir={folder}")
+    directory = RunDirectory.of(run_file)
+    directory.root.mkdir(exist_ok=True)
+    return Recorder(run_file, {}, directory, Waits(), position)
+
+
+def make_steps(recorder: Recorder, progress: Progress, count: int) -> None:
+    feed: Feed[Finished] = Feed(EpochOrder(9, 0), 2, False)
+    recorder.enter_stage("rl", 5, feed, progress)
+    for _ in range(count):
+        progress.advance()
+        update = Update(WeightVersion(progress.step, 0), {"ess": 0.1, "loss": 0.0}, "")
+        report = StepReport(update, (), {}, histograms={"advantage": ADVANTAGES})
+        recorder.step(progress, GROUPS, report, None, [FLAT])
+
+
+def test_a_step_s_figures_and_histograms_and_a_warning_told_once(tmp_path: Path) -> None:
+    recorder, notes, progress = recorder_of(tmp_path), Notes(), Progress("rl", step=3)
+    recorder._tracker = notes
+    make_steps(recorder, progress, 7)
+    done = recorder.finish("finished", {}, None, {})
+    line = read_metrics(tmp_path / "tiny" / "metrics.jsonl")[0].values
+    assert line["learner/ess"] == 0.1
+    assert line["pass_at/1"] == (0.5 + 0.5 + 1) / 3
+    assert line["groups/filtered/zero_variance"] == 1
+    assert line["reward/mean"] == 0.5, "of what trains"
+    assert notes.histograms[0]["histogram/advantage"] == ADVANTAGES
+    assert sum(notes.histograms[0]["histogram/length"].counts) == 4
+    assert notes.alerts == ["tiny: ratio drift"]
+    assert [told.partition(": the")[0] for told in done.alarms] == ["rl step 8: ratio drift"]
+    assert done.figures()["alarms"] == 1
+
+
+def test_a_resumed_stage_goes_on_with_what_was_seen_and_told(tmp_path: Path) -> None:
+    first = recorder_of(tmp_path)
+    progress = Progress("rl")
+    make_steps(first, progress, 6)
+    position = first.metrics_position()
+    second, notes = recorder_of(tmp_path, position), Notes()
+    second._tracker = notes
+    make_steps(second, progress, 6)
+    assert notes.alerts == []
+    events = (tmp_path / "tiny" / "events.jsonl").read_text().splitlines()
+    told = [json.loads(line)["fields"] for line in events]
+    assert [(each["kind"], each["stage"], each["step"]) for each in told] == [
+        ("ratio drift", "rl", 5)
+    ]
