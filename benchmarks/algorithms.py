@@ -35,7 +35,7 @@ WARM = "warm-start"
 SAMPLES_PER_STEP = 1024
 SAMPLES_PER_PROMPT = 16
 LEARNING_RATE = 2e-4
-PASS_AT_8, ENTROPY = "pass@8", "learner/entropy"
+PASS_AT_8, ENTROPY = "pass_at/8", "learner/entropy"
 _ROOT = Path(__file__).parent.parent
 
 OWN: Mapping[str, Mapping[str, Json]] = {

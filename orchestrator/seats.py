@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ MAX_DEATHS = 5
 """Workers of a seat that die one after the other before any of them has served."""
 LEAVE_SECONDS = 60.0
 """What a worker that is not wanted any more has to finish what it has."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""What Ray marks up for a terminal."""
 _PAUSE_SECONDS = 1.0
 """Before a worker is replaced that has not served; twice as long each time."""
 
@@ -285,6 +288,9 @@ def _death(asked: asyncio.Future[None]) -> ray.exceptions.RayActorError | None:
 
 
 def _cause(error: ray.exceptions.RayActorError) -> str:
-    """The first lines of what Ray says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The first lines of what Ray says; of a constructor's failure what it raised, which comes
+    last."""
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    if error.actor_init_failed and lines:
+        return f"its constructor failed: {lines[-1][:400]}"
     return " ".join(lines[:6])[:400] or type(error).__name__

@@ -17,7 +17,7 @@ from tests.e2e.autoscaled import Autoscaled, autoscaled
 pytestmark = pytest.mark.e2e
 
 # An engine stands on nodes that offer `rollout_node`, and fills one. One engine makes 20 answers a
-# second, three 60; a worker of the environment 40, one of the rewards 50.
+# second, three 60; a worker of the environment 27, one of the rewards 25.
 RUN = """
 run: {name: elastic, seed: 0}
 model:
@@ -29,9 +29,9 @@ reward: {formula: short, components: {short: {reward: length, target: 3, limit: 
 stages:
   - {name: much, algorithm: {name: grpo, samples_per_prompt: 4, kl: {coef: 0}}, steps: 80,
      prompts_per_step: 8, learning_rate: 1e-4,
-     env: {name: "tests.e2e.slow_world:SlowSums", seconds: 0.1},
+     env: {name: "tests.e2e.slow_world:SlowSums", seconds: 0.15},
      reward: {formula: asks,
-              components: {asks: {reward: "tests.e2e.slow_world:Asks", seconds: 0.02}}}}
+              components: {asks: {reward: "tests.e2e.slow_world:Asks", seconds: 0.04}}}}
   - {name: little, algorithm: {name: grpo, samples_per_prompt: 4, kl: {coef: 0}}, steps: 1000,
      prompts_per_step: 1, learning_rate: 1e-4}
 rollout:

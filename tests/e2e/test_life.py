@@ -70,15 +70,18 @@ def test_evaluating_the_newest_checkpoint_gives_the_run_s_accuracy(finished: Pat
 
 
 def test_the_same_seed_gives_the_same_run_even_when_killed(finished: Path, tmp_path: Path) -> None:
-    """kill -9 in the middle, then resumed: same trajectories, losses and weights, to the bit, as
-    the run that was left alone."""
+    """kill -9 in the middle, then back to a checkpoint before the newest: same trajectories, losses
+    and weights, to the bit, as the run that was left alone."""
     run_dir = tmp_path / "tiny"
     process = runs.start(runs.TINY, tmp_path, "run.deterministic=true")
     runs.wait_for_step(run_dir, 7)
+    runs.wait_for_events(run_dir, "checkpoint", 3)
     process.kill()
     process.communicate()
-    result = runs.manta("train", runs.TINY, tmp_path, "run.deterministic=true")
+    result = runs.manta("train", runs.TINY, tmp_path, "run.deterministic=true", "--resume", "4")
     assert result.returncode == 0, result.stdout + result.stderr
+    [left] = runs.told(run_dir, "checkpoints left behind")
+    assert left["steps"][-1] == 6
     trained = runs.check_history(run_dir, STEPS)
     expected = runs.check_history(finished, STEPS)
     assert [e.content_hash for e in trained] == [e.content_hash for e in expected]

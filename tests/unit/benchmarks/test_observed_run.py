@@ -18,7 +18,7 @@ for step in range(1, 5):
     if step > 1:
         # A child in a session of its own, as Ray's are
         subprocess.run([sys.executable, "-S", "-c", burn.format(0.2)], start_new_session=True)
-    time.sleep(0.7)  # long enough to be seen on a busy machine
+    time.sleep(1.5)  # long enough to be seen on a busy machine
     lines.write(json.dumps({"step": step, "seconds": 10.0 * step * step}) + "\\n")
     lines.flush()
 time.sleep(0.3)

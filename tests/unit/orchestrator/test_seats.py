@@ -45,6 +45,10 @@ class Scripted:
         await worker.death.wait()
         error = ray.exceptions.ActorDiedError()
         error._actor_init_failed = worker.init_failed
+        if worker.init_failed:
+            error.error_msg = (
+                "It died,\n\x1b[36mray::Engine\x1b[39m\n\x1b[1mValueError: no model\x1b[0m"
+            )
         raise error
 
     async def join(self, name: str, worker: Worker) -> None:
@@ -168,7 +172,9 @@ def test_a_constructor_that_nobody_survives_is_not_tried_again() -> None:
     seats = Seats(role := Scripted(lambda: broken), [role.start(0)])
     with pytest.raises(ExceptionGroup) as raised:
         virtual_clock.run(seats.run(lambda name, fields: None))
-    assert isinstance(raised.value.exceptions[0], NoWorkerStarts)
+    [error] = raised.value.exceptions
+    assert isinstance(error, NoWorkerStarts)
+    assert "the last one, e0, of: its constructor failed: ValueError: no model." in str(error)
     assert role.started == 1
 
 
