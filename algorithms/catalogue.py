@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from manta.algorithms.settings import AlgorithmSettings
+
 _CLIP = ("clip_low", "clip_high")
 _PAIRS = ("pairs", "pair_margin")
 _LABELS = ("reference_point", "desirable_above", "desirable_weight", "undesirable_weight")
@@ -72,6 +74,14 @@ FILTER_READS: Mapping[str, tuple[str, ...]] = {
     "max_variance": ("keep",),
 }
 """What of `FilterSettings` a filter reads."""
+
+
+def compares_samples(settings: AlgorithmSettings) -> bool:
+    """Does what is learnt depend on how the samples of a prompt differ in reward?"""
+    return settings.is_paired or (
+        LOSS_KINDS[settings.loss].ratio is not None
+        and ADVANTAGE_KINDS[settings.advantage].needs_group
+    )
 
 
 def readers(setting: str) -> tuple[Literal["loss", "advantage"], list[str]]:

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, median, stdev
-from typing import Final
+from typing import Final, TypeAlias
 
 from manta.orchestrator.alarms import Alarm
 from manta.orchestrator.metrics import ACCURACY, ENTROPY, LENGTH, REWARD, ZERO_VARIANCE
@@ -210,7 +210,9 @@ def idle_groups(history: History) -> Alarm | None:
     )
 
 
-LEARNING_ALARMS: tuple[Callable[[History], Alarm | None], ...] = (
+_Function: TypeAlias = Callable[[History], Alarm | None]
+
+LEARNING_ALARMS: tuple[_Function, ...] = (
     entropy_collapse,
     length_blow_up,
     reward_without_accuracy,
@@ -229,14 +231,23 @@ class LearningAlarms:
 
     def __init__(self, trusts_logprobs: bool = True) -> None:
         """Not `trusts_logprobs`: the engine makes them up, and ratios mean nothing."""
-        self._functions = [
-            each for each in LEARNING_ALARMS if trusts_logprobs or each is not drifting_ratios
-        ]
+        self._trusts_logprobs = trusts_logprobs
         self.enter()
 
-    def enter(self, lines: Iterable[Mapping[str, float]] = (), told: Iterable[str] = ()) -> None:
-        """A stage begins, or goes on: `lines` and kinds `told` of it are from an earlier life."""
+    def enter(
+        self,
+        lines: Iterable[Mapping[str, float]] = (),
+        told: Iterable[str] = (),
+        compares: bool = True,
+    ) -> None:
+        """A stage begins, or goes on: `lines` and kinds `told` of it are from an earlier life.
+        Where it does not compare the samples of a prompt, equal rewards teach as others do."""
         self._history, self._told = History(lines), set(told)
+        needs: dict[_Function, bool] = {
+            drifting_ratios: self._trusts_logprobs,
+            idle_groups: compares,
+        }
+        self._functions = [each for each in LEARNING_ALARMS if needs.get(each, True)]
 
     def line(self, metrics: Mapping[str, float]) -> list[Alarm]:
         """What the stage's next line gives reason to tell, and was not told in it."""

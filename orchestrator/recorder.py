@@ -21,6 +21,7 @@ from manta.actors.device_turns import DeviceTurns
 from manta.actors.histogram import Histogram, histogram_of
 from manta.actors.router_figures import RouterFigures
 from manta.actors.step_work import StepReport
+from manta.algorithms.catalogue import compares_samples
 from manta.envs.records import GroupSummary, Json
 from manta.orchestrator import reward_gap
 from manta.orchestrator.alarms import Alarm, StepAlarms
@@ -133,7 +134,10 @@ class Recorder:
         say where the cap stands."""
         self._stage, self._feed, self._progress, self._cap = (name, steps), feed, progress, cap
         lines = [line.values for line in self._lines() if line.stage == name]
-        self._learning.enter(lines, told_in(self._directory, name) if lines else ())
+        algorithm = self._stages[name].algorithm
+        compares = algorithm is not None and compares_samples(algorithm)
+        told = told_in(self._directory, name) if lines else ()
+        self._learning.enter(lines, told, compares)
         self._step_started = time.perf_counter()
         self._step_cpu = self._clock.cpu_seconds()
 

@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 
+from manta.algorithms.catalogue import compares_samples
 from manta.algorithms.contradictions import check
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import (
@@ -130,3 +131,9 @@ def test_bounds_are_the_published_ones(name: str, bounds: tuple[float, float]) -
 def test_presets_cannot_be_changed_in_place() -> None:
     with pytest.raises(TypeError):
         PRESETS["grpo"] = PRESETS["sft"]
+
+
+def test_which_presets_compare_the_samples_of_a_prompt() -> None:
+    compare = {name for name, preset in PRESETS.items() if compares_samples(preset)}
+    assert {"grpo", "dapo", "rloo", "gspo", "dpo", "reward_model"} <= compare
+    assert not {"sft", "ppo", "reinforce", "reinforce_plus_plus"} & compare

@@ -165,6 +165,9 @@ def test_groups_that_teach_nothing(right: float, wrong: float, cause: str, advic
     assert alarm.kind == "idle groups"
     assert cause in alarm.cause and advice in alarm.advice
     assert idle_groups(History(lines[:15])) is None
+    distils = LearningAlarms()
+    distils.enter(compares=False)
+    assert [alarm for line in lines for alarm in distils.line(line)] == []
 
 
 def test_each_is_told_once_a_stage_also_over_a_resume() -> None:
