@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manta.orchestrator import status
 from manta.orchestrator.display import read_step_line
 from manta.orchestrator.job_address import add_argument, address_of, prepare_token
 from manta.orchestrator.metrics import ACCURACY, REWARD
@@ -141,10 +142,26 @@ def described(server: JobServer, job: Job) -> Iterator[str]:
     directory = _directory(job)
     readable = "" if directory.root.exists() else " (not readable from here)"
     yield f"run directory: {directory.root}{readable}"
+    if not job.has_ended:
+        yield from held_up(directory)
     yield from _figures(directory)
     if job.status == "FAILED" and job.message:
         yield "ended with:"
         yield from (f"  {line}" for line in job.message.strip().splitlines()[-5:])
+
+
+def held_up(directory: RunDirectory) -> Iterator[str]:
+    """What a living run lacks, where that can be read from here. `manta doctor` says more."""
+    try:
+        found = status.read(directory.status)
+    except ValueError:
+        return
+    unplaced = [worker.name for worker in found.workers if worker.state == "waiting"]
+    if unplaced:
+        yield f"waiting for a node: {', '.join(unplaced)}"
+    silent = [worker.name for worker in found.workers if worker.state in ("silent", "frozen")]
+    if silent:
+        yield f"without a sign of life: {', '.join(silent)}"
 
 
 def state(job: Job) -> str:

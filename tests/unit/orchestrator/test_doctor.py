@@ -24,6 +24,7 @@ from manta.orchestrator.doctor import Diagnosis, diagnose
 from manta.orchestrator.doctor_visit import visit
 from manta.orchestrator.health import WorkerReport
 from manta.orchestrator.run_directory import RunDirectory
+from manta.orchestrator.runs import held_up
 from manta.orchestrator.status import RayStatus, Status, WaitStatus
 
 ENGINE = Identity(Known("far", 7, 1.0), "node", "/log", 3)
@@ -116,6 +117,7 @@ def test_a_worker_without_a_node_holds_nobody_up(directory: RunDirectory) -> Non
     text = told(found)
     assert "It is well. Waiting for a node: policy-1." in text
     assert "What to do: policy-1 waits for a node (2 CPU) for 45.0 s: ray status" in text
+    assert list(held_up(directory)) == ["waiting for a node: policy-1"]
     stands = look(directory, living(time.time(), workers=(here, unplaced), seconds=200.0))
     assert not stands.is_well
     assert "No step ends" in told(stands) and stands.culprits == ()
