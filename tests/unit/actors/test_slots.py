@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 
 import pytest
 
@@ -26,48 +26,80 @@ def test_the_load_is_a_mean_over_time_since_it_was_asked_last() -> None:
     assert watch.load() == 0.0, "no time has passed"
 
 
-def measured(work: Callable[[], Awaitable[object]]) -> float:
-    """What a worker says of itself, from another thread, while its loop does `work` again and again
-    for half a second."""
-    load = 0.0
+class Worker:
+    """A loop in a thread of its own, and what is said of it from outside."""
 
-    async def run() -> None:
-        nonlocal load
-        measure = Work()
-        measure.runs_on(asyncio.get_running_loop())
-        measure.busy()
-        end = time.monotonic() + 0.5
-        while time.monotonic() < end:
-            await work()
-        asked: list[float] = []
-        asking = threading.Thread(target=lambda: asked.append(measure.busy()))
-        asking.start()
-        asking.join()
-        [load] = asked
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.measure = Work()
+        self.measure.runs_on(self.loop)
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
-    asyncio.run(run())
-    return load
+    @property
+    def load(self) -> float:
+        assert self.measure._slots is not None
+        return self.measure._slots._load_now()
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
 
 
-def test_a_call_that_blocks_takes_its_worker_and_one_that_awaits_does_not() -> None:
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    made = Worker()
+    yield made
+    made.close()
+
+
+def test_a_call_that_blocks_takes_its_worker_and_one_that_awaits_does_not(worker: Worker) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
     async def blocks() -> None:
-        time.sleep(0.05)
+        begun.set()
+        may_end.wait()
 
-    assert measured(blocks) > 0.8
-    assert measured(lambda: asyncio.sleep(0.05)) < 0.3
+    async def awaits() -> None:
+        worker.loop.call_later(0.01, begun.set)
+        await asyncio.sleep(1000)
+
+    blocking = asyncio.run_coroutine_threadsafe(blocks(), worker.loop)
+    assert begun.wait(60) and worker.load == 1.0
+    may_end.set()
+    blocking.result(60)
+    begun.clear()
+    awaiting = asyncio.run_coroutine_threadsafe(awaits(), worker.loop)
+    assert begun.wait(60) and worker.load == 0.0
+    awaiting.cancel()
 
 
-def test_threads_are_full_when_each_has_a_call() -> None:
-    ready = threading.Event()
+def test_threads_are_full_when_each_has_a_call(worker: Worker) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    async def in_threads(calls: int) -> None:
+        worker.loop.call_later(0.01, begun.set)
+        await asyncio.gather(*(asyncio.to_thread(may_end.wait) for _ in range(calls)))
+
     with CountedThreads() as threads:
         size = threads._max_workers
-        calls = [threads.submit(ready.wait) for _ in range(2 * size)]
-        assert threads.load == 2.0
-        ready.set()
-        assert all(call.result() for call in calls)
-        assert threads.load == 0.0
+    calling = asyncio.run_coroutine_threadsafe(in_threads(3 * size), worker.loop)
+    assert begun.wait(60) and worker.load == 3.0
+    may_end.set()
+    calling.result(60)
+    assert worker.load == 0.0
 
-    async def in_threads() -> None:
-        await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.05) for _ in range(2 * size)))
 
-    assert measured(in_threads) > 0.9
+def test_the_share_of_a_worker_s_time_is_told(worker: Worker) -> None:
+    """By the real thread that looks, and the real clock."""
+    may_end = threading.Event()
+
+    async def blocks() -> None:
+        may_end.wait()
+
+    worker.measure.busy()
+    blocking = asyncio.run_coroutine_threadsafe(blocks(), worker.loop)
+    time.sleep(0.3)
+    worker.measure.busy()
+    time.sleep(0.2)
+    assert worker.measure.busy() > 0.99
+    may_end.set()
+    blocking.result(60)
