@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from manta.envs.failures import WorldBroke
+from manta.envs.failures import WorkerLost
 
 T = TypeVar("T")
 Worker = TypeVar("Worker")
@@ -21,7 +21,7 @@ PATIENCE_SECONDS = 120.0
 """How long a call waits for a worker where all have died."""
 
 
-class ColleagueLost(WorldBroke):
+class ColleagueLost(WorkerLost):
     """The worker that a call was made to is gone."""
 
 

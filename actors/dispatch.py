@@ -25,7 +25,7 @@ from typing import Protocol
 from manta.actors.drafts import Drafts
 from manta.actors.leases import Ask, Lease, Ticket
 from manta.actors.router_figures import EngineLife
-from manta.envs.failures import WorldBroke
+from manta.envs.failures import WorkerLost
 from manta.envs.packing import PackedCompletions
 from manta.envs.records import Completion, GenerateRequest
 from manta.envs.side_by_side import ending, side_by_side
@@ -34,7 +34,7 @@ MAX_LOSSES = 3
 """Engines lost under one call: then it may be the call."""
 
 
-class EngineLost(WorldBroke):
+class EngineLost(WorkerLost):
     """The engine that a call was made to is gone, or cannot be reached."""
 
 

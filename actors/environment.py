@@ -25,7 +25,7 @@ from manta.actors.production import GoldRows, Production, build_production, unsc
 from manta.actors.router_client import RemoteRouter
 from manta.actors.router_figures import EngineLife
 from manta.actors.work import Work
-from manta.envs.failures import WorldBroke
+from manta.envs.failures import WorkerLost, WorldBroke
 from manta.envs.group import Scoring
 from manta.envs.packing import Block, pack
 from manta.envs.records import (
@@ -136,7 +136,11 @@ class EnvironmentWorker(Alive):
                 ray.exceptions.RayActorError,
                 ray.exceptions.TaskCancelledError,
             ) as error:
-                return Broken(admission.id, f"{type(error).__name__}: {error}")
+                return Broken(
+                    admission.id,
+                    f"{type(error).__name__}: {error}",
+                    is_lost=isinstance(error, WorkerLost) or not isinstance(error, WorldBroke),
+                )
 
         results = await asyncio.gather(*(run(admission) for admission in admissions))
         summaries: list[GroupSummary | Broken] = [

@@ -85,10 +85,12 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The world broke while this group was made: it may be tried again."""
+    """The world broke while this group was made: it may be tried again. `is_lost`: a worker was
+    gone, which the group itself is hardly to blame for."""
 
     id: GroupId
     reason: str
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

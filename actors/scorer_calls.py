@@ -14,12 +14,12 @@ from itertools import islice
 from typing import Protocol
 
 from manta.actors.coalesce import Coalescer
-from manta.envs.failures import WorldBroke
+from manta.envs.failures import WorkerLost, WorldBroke
 from manta.envs.packing import PackedShown, pack_shown
 from manta.envs.records import Score, Shown
 
 
-class ScorerLost(WorldBroke):
+class ScorerLost(WorkerLost):
     """The worker that a call was made to is gone."""
 
 

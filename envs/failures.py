@@ -10,6 +10,10 @@ class WorldBroke(RuntimeError):
     """An engine, sandbox, judge or node failed; the attempt can be retried."""
 
 
+class WorkerLost(WorldBroke):
+    """A worker that was asked is gone: what it was asked is hardly to blame."""
+
+
 class GroupBroken(WorldBroke):
     """Too few samples of a group are whole."""
 

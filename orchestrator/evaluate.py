@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import ray
 
-from manta.actors.lanes import Admission, BlockSummary, Broken, Lane
+from manta.actors.lanes import Admission, Broken, Lane
 from manta.envs.records import Float32, GroupId, GroupSummary
+from manta.orchestrator.attempts import Attempts
 from manta.orchestrator.config import EvaluateConfig
 from manta.orchestrator.environment_pool import EnvironmentPool
-from manta.orchestrator.seats import MAX_TRIES
-from manta.orchestrator.supply import MAX_ATTEMPTS
 
 _TASKS_PER_CALL = 64
 
@@ -57,7 +55,7 @@ async def evaluate(
         reasons = sorted({group.reason for group in groups if isinstance(group, Broken)})
         raise NothingEvaluated(
             f"none of the {count} groups of lane {lane.name} could be made, each was tried "
-            f"{MAX_ATTEMPTS} times: {'; '.join(reasons[:3])}"
+            f"again and again: {'; '.join(reasons[:3])}"
         )
     metric = _component(summaries, settings.metric)
     gold = None
@@ -85,22 +83,26 @@ async def _made(
     """What became of each group, in order. Those that broke are tried again, as often as in
     training."""
     found: dict[int, GroupSummary | Broken] = {}
+    attempts = Attempts()
     left = list(block)
-    for _ in range(MAX_ATTEMPTS):
-        summary = await _run(pool, lane, left)
-        found.update(zip((a.index for a in left), summary.groups, strict=True))
-        left = [a for a in left if isinstance(found[a.index], Broken)]
-        if not left:
-            break
+    while left:
+        again = []
+        for admission, outcome in zip(left, await _run(pool, lane, left), strict=True):
+            found[admission.index] = outcome
+            if isinstance(outcome, Broken) and attempts.may_retry(outcome):
+                again.append(admission)
+        left = again
     return [found[a.index] for a in block]
 
 
-async def _run(pool: EnvironmentPool, lane: Lane, block: Sequence[Admission]) -> BlockSummary:
-    """The block's summary, from another worker where one dies under it."""
-    for _ in range(MAX_TRIES - 1):
-        with suppress(ray.exceptions.RayActorError):
-            return (await pool.run_block(lane.name, block))[1]
-    return (await pool.run_block(lane.name, block))[1]
+async def _run(
+    pool: EnvironmentPool, lane: Lane, block: Sequence[Admission]
+) -> Sequence[GroupSummary | Broken]:
+    """One attempt at each."""
+    try:
+        return (await pool.run_block(lane.name, block))[1].groups
+    except ray.exceptions.RayActorError as error:
+        return [Broken(a.id, f"environment worker lost: {error}", is_lost=True) for a in block]
 
 
 def _moments(values: Float32) -> tuple[float, float]:

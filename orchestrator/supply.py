@@ -7,7 +7,6 @@ with a group is the loop's part.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
@@ -18,14 +17,13 @@ from manta.actors.lanes import Admission, BlockSummary, Broken
 from manta.envs.packing import Block
 from manta.envs.records import GroupId, GroupSummary
 from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy
+from manta.orchestrator.attempts import Attempts
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.length_cap import LengthCap
 
 BlockRef: TypeAlias = "ray.ObjectRef[Block]"
 
-MAX_ATTEMPTS = 3
-"""In one life of the driver: attempts that a stopped run cut short are no fault of the group."""
 MAX_DROPPED_IN_A_ROW = 32
 """Groups lost for good with none made in between: then it is not the groups."""
 
@@ -86,7 +84,7 @@ class Supply:
         """By place in the order: the call that makes the group there."""
         self._changed = asyncio.Condition()
         self._dropped: list[tuple[GroupId, str]] = []
-        self._failures: Counter[tuple[int, int]] = Counter()
+        self._attempts = Attempts()
         self._dropped_in_a_row = 0
 
     async def run(self) -> None:
@@ -161,7 +159,9 @@ class Supply:
             try:
                 block, summary = await self._pool.run_block(self._lane, self._capped(again))
             except ray.exceptions.RayActorError as error:
-                outcomes = [Broken(a.id, f"environment worker lost: {error}") for a in again]
+                outcomes = [
+                    Broken(a.id, f"environment worker lost: {error}", is_lost=True) for a in again
+                ]
                 again = self._retry(outcomes)
             else:
                 place = 0
@@ -204,27 +204,26 @@ class Supply:
             self._unaged.append(group)
         self._calls.pop(group[:2], None)
         self._dropped_in_a_row = 0
-        del self._failures[group[:2]]
+        self._attempts.forget(group[:2])
 
     def _retry(self, broken: Sequence[Broken]) -> list[Admission]:
-        """Re-admits each broken group, or drops it for good after `MAX_ATTEMPTS` attempts."""
+        """Re-admits each broken group, or drops it for good after so many attempts."""
         again = []
         for outcome in broken:
             place = outcome.id[:2]
             if not self.feed.has(outcome.id):
                 continue
             self._dropped.append((outcome.id, outcome.reason))
-            self._failures[place] += 1
-            if self._failures[place] < MAX_ATTEMPTS:
+            if self._attempts.may_retry(outcome):
                 again.append(self.feed.retry(outcome.id))
                 continue
             self.feed.drop(outcome.id)
             self._calls.pop(place, None)
-            del self._failures[place]
+            self._attempts.forget(place)
             self._dropped_in_a_row += 1
             if self._dropped_in_a_row == MAX_DROPPED_IN_A_ROW:
                 raise NothingIsMade(
-                    f"the last {MAX_DROPPED_IN_A_ROW} groups broke {MAX_ATTEMPTS} times each and "
+                    f"the last {MAX_DROPPED_IN_A_ROW} groups broke in every attempt and "
                     f"none was made in between; the last one, {outcome.id}: {outcome.reason}"
                 )
         return again

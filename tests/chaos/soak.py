@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from tests.chaos.faults import DRIVER, WORKERS, schedule
@@ -45,7 +46,7 @@ def main() -> int:
                 trial = run_trial(nodes, options.run_file, folder, faults, *overrides)
                 check(trial, nodes, undisturbed)
             except AssertionError as error:
-                problem = str(error)
+                problem = str(error) or traceback.format_exc(limit=-2)
                 failed += 1
             seconds = time.monotonic() - started
             line = {

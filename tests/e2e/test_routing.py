@@ -24,11 +24,11 @@ from manta.actors.transports.settings import TransportSettings
 from manta.actors.weights import Weights, content_hash
 from manta.envs.records import GroupId, VersionSpan, WeightVersion
 from manta.orchestrator import status
+from manta.orchestrator.attempts import MAX_LOSSES
 from manta.orchestrator.environment_pool import EnvironmentPool
 from manta.orchestrator.ledger import read_ledger
 from manta.orchestrator.pools import ModelSource, start
 from manta.orchestrator.rollout_pool import RolloutPool
-from manta.orchestrator.supply import MAX_ATTEMPTS
 from tests.e2e import runs
 
 pytestmark = pytest.mark.e2e
@@ -227,6 +227,6 @@ def test_workers_that_are_killed_during_a_run_are_replaced(
         for entry in read_ledger(run_dir / "ledger.jsonl")
         if entry.outcome == "dropped"
     )
-    assert max(dropped.values()) < MAX_ATTEMPTS, "a group was dropped for good"
+    assert max(dropped.values()) < MAX_LOSSES, "a group was dropped for good"
     made = {(entry.stage, *entry.group[:2]) for entry in entries}
     assert len(dropped.keys() - made) <= 2 * 8, "more than was under way at the end"

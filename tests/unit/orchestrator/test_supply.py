@@ -10,9 +10,9 @@ import ray
 from manta.actors.lanes import Admission, Broken
 from manta.envs.records import GroupId
 from manta.envs.sources.order import EpochOrder
+from manta.orchestrator.attempts import MAX_ATTEMPTS, MAX_LOSSES
 from manta.orchestrator.feed import Feed
 from manta.orchestrator.supply import (
-    MAX_ATTEMPTS,
     MAX_DROPPED_IN_A_ROW,
     Finished,
     NothingIsMade,
@@ -90,6 +90,34 @@ async def test_a_broken_group_is_dropped_for_good_in_the_end_and_replaced() -> N
     assert taken == [1, 2]
     assert [group.attempt for group, _ in supply.dropped()] == list(range(MAX_ATTEMPTS))
     assert sum(call == [GroupId(0, 0, 3)] for call in pool.calls) == 0
+
+
+async def test_lost_workers_count_less_against_a_group_than_what_breaks_by_itself() -> None:
+    left = [MAX_LOSSES - 1, MAX_ATTEMPTS - 1]
+
+    def script(admission: Admission) -> Outcome:
+        for is_lost in (True, False):
+            if left[not is_lost]:
+                left[not is_lost] -= 1
+                return Broken(admission.id, "gone", is_lost)
+        return made(admission)
+
+    supply = supply_of(ScriptedPool(script), slots=1)
+    async with running(supply):
+        group, _ = await supply.take(1)
+    assert group == GroupId(0, 0, MAX_LOSSES + MAX_ATTEMPTS - 2)
+
+
+async def test_a_group_that_takes_every_worker_along_is_dropped_in_the_end() -> None:
+    def script(admission: Admission) -> Outcome:
+        is_first = admission.id.position == 0
+        return Broken(admission.id, "gone", is_lost=True) if is_first else made(admission)
+
+    supply = supply_of(ScriptedPool(script), slots=1)
+    async with running(supply):
+        group, _ = await supply.take(1)
+    assert group.position == 1
+    assert len(supply.dropped()) == MAX_LOSSES
 
 
 async def test_attempts_of_an_earlier_life_are_no_fault_of_the_group() -> None:
