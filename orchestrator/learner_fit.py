@@ -26,6 +26,8 @@ from being taken back; the ranks fall with their node as they would without it."
 _START_FAILURES = 3
 """How often Ray Train may find no place for its ranks (it looks for a minute each time)."""
 
+THREAD = "learner-fit"
+
 
 class LearnerFit:
     """`ended` is None once the ranks have left their loop, or the fall that was the end."""
@@ -64,7 +66,7 @@ class LearnerFit:
         )
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[Fall | None] = self._loop.create_future()
-        threading.Thread(target=self._fit, name="learner-fit", daemon=True).start()
+        threading.Thread(target=self._fit, name=THREAD, daemon=True).start()
 
     def _fit(self) -> None:
         fall: Fall | None = None

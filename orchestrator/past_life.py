@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import ray
 
-from manta.orchestrator.job_actors import living
+from manta.orchestrator.job_actors import CONTROLLER, killed_there, living
+from manta.orchestrator.learner_fit import THREAD
 
 _SECONDS = 30.0
 _LOOK_SECONDS = 0.05
@@ -26,7 +28,19 @@ class PastLife:
         context = ray.get_runtime_context()
         self._job = ray.JobID.from_hex(context.get_job_id())
         here = context.get_node_id()
-        self._pids = [actor.pid for actor in living(self._job) if actor.node == here and actor.pid]
+        self._actors = [actor for actor in living(self._job) if actor.pid]
+        self._pids = [actor.pid for actor in self._actors if actor.node == here]
+
+    def end_learner(self, seconds: float = _SECONDS) -> None:
+        """Before the life leaves Ray: until no thread of it waits for Ray Train any more. One that
+        called a Ray that is shut down would end this process, at once and without a word."""
+        controllers = [each for each in self._actors if each.kind == CONTROLLER]
+        killing = [killed_there(each) for each in controllers]
+        if killing:
+            ray.wait(killing, num_returns=len(killing), timeout=seconds)
+        for thread in threading.enumerate():
+            if thread.name == THREAD:
+                thread.join(seconds)
 
     def await_end_of_processes(self, seconds: float = _SECONDS) -> None:
         """After the life left a Ray of its own: until its processes have ended; those that have not

@@ -112,9 +112,10 @@ class ReferencePool(ActorPool[ReferenceWorker]):
         async with self._changing:
             answers = await ask_each(self.living.workers, take)
             self._again = take if can_begin else None
+        if not answers and can_begin:
+            return [await self.living.ask_one(take)]
         if not answers:
-            name = await self.living.one()
-            answers = [await take(self.living.workers[name])] if can_begin else []
+            await self.living.one()
         return answers
 
     async def _bring_up(self, worker: ActorHandle[ReferenceWorker]) -> None:

@@ -83,6 +83,7 @@ def train(run_file: RunFile, lives: Lives, asked: Asked) -> int:
                 if code is not None:
                     return code
                 past = PastLife()
+                past.end_learner()
             finally:
                 ray.shutdown()
             if not cluster.address:
