@@ -37,6 +37,10 @@ class NothingEvaluated(RuntimeError):
     """No held-out group could be made."""
 
 
+class EvaluationLost(NothingEvaluated):
+    """Every one of them went with a worker that was lost: workers of another life may stay."""
+
+
 async def evaluate(
     pool: EnvironmentPool, lane: Lane, settings: EvaluateConfig, num_tasks: int
 ) -> Evaluation:
@@ -52,8 +56,10 @@ async def evaluate(
     groups = [group for block in results for group in block]
     summaries = [group for group in groups if not isinstance(group, Broken)]
     if not summaries:
-        reasons = sorted({group.reason for group in groups if isinstance(group, Broken)})
-        raise NothingEvaluated(
+        broken = [group for group in groups if isinstance(group, Broken)]
+        reasons = sorted({group.reason for group in broken})
+        kind = EvaluationLost if all(group.is_lost for group in broken) else NothingEvaluated
+        raise kind(
             f"none of the {count} groups of lane {lane.name} could be made, each was tried "
             f"again and again: {'; '.join(reasons[:3])}"
         )

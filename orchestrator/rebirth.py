@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import ray
 
+from manta.orchestrator.evaluate import EvaluationLost
 from manta.orchestrator.learner_group import LearnerLost
 from manta.orchestrator.publish import EnginesDied
 from manta.orchestrator.reference_pool import ReferenceLost
@@ -18,6 +19,7 @@ from manta.orchestrator.seats import NoWorkerLeft
 
 _HEALED = (
     LearnerLost,
+    EvaluationLost,
     EnginesDied,
     NoWorkerLeft,
     ReferenceLost,

@@ -6,7 +6,8 @@ import pytest
 
 from manta.actors.lanes import Admission, Broken
 from manta.orchestrator.config import EvaluateConfig
-from manta.orchestrator.evaluate import NothingEvaluated, evaluate
+from manta.orchestrator.evaluate import EvaluationLost, NothingEvaluated, evaluate
+from manta.orchestrator.rebirth import Rebirths
 from tests.unit.actors.lanes import lane
 from tests.unit.orchestrator.groups import Outcome, ScriptedPool, summary
 
@@ -44,6 +45,13 @@ async def test_there_may_be_fewer_tasks_than_asked_for() -> None:
     found = await evaluate(pool, lane(), settings, num_tasks=5)  # type: ignore[arg-type]
     assert (found.num_samples, found.accuracy) == (5, 1.0)
     assert found.gold_logprob == -2.0
+
+
+async def test_groups_that_all_went_with_workers_are_another_life_s_to_make() -> None:
+    pool = Pool(lambda a: Broken(a.id, "gone", is_lost=True))
+    with pytest.raises(EvaluationLost) as lost:
+        await evaluate(pool, lane(), EvaluateConfig(), num_tasks=2)  # type: ignore[arg-type]
+    assert Rebirths(1).follows(lost.value, 0)
 
 
 async def test_what_breaks_once_counts_as_made() -> None:
