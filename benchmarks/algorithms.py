@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,17 +99,7 @@ def learn(folder: Path, seed: int, steps: int, names: Sequence[str]) -> dict[str
     """By preset. Raises RuntimeError where the run fails."""
     path = folder / f"seed-{seed}.yaml"
     path.write_text(yaml.safe_dump(run_file(folder, seed, steps, names), sort_keys=False))
-    done = subprocess.run(
-        manta_side.command(path),
-        cwd=_ROOT,
-        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        told = done.stdout[-4000:] + done.stderr[-2000:]
-        raise RuntimeError(f"seed {seed} ended with code {done.returncode}:\n{told}")
+    manta_side.train(path)
     lines = read_metrics(folder / f"seed-{seed}" / "metrics.jsonl")
     stages = {name: name.replace("_", "-") for name in names}
     return {name: learnt([x for x in lines if x.stage == own]) for name, own in stages.items()}

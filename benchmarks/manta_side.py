@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -72,6 +74,22 @@ def command(run_file: Path) -> list[str]:
     """What `manta train` is, without asking for an installed script."""
     code = "import sys; from manta.orchestrator.cli import main; sys.exit(main(sys.argv[1:]))"
     return [sys.executable, "-c", code, "train", str(run_file)]
+
+
+def train(run_file: Path, *overrides: str) -> None:
+    """Trains it, on a Ray of its own. Raises RuntimeError with what it said where it fails."""
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [*command(run_file), *overrides],
+        cwd=root,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        told = done.stdout[-4000:] + done.stderr[-2000:]
+        raise RuntimeError(f"{run_file.stem} ended with code {done.returncode}:\n{told}")
 
 
 def metrics(run_file: Path) -> Path:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,18 +62,8 @@ def overrides(folder: Path, name: str, seed: int, steps: int, staleness: int) ->
 def learn(folder: Path, seed: int, steps: int, staleness: int) -> Learnt:
     """Raises RuntimeError where the run fails, or its history is not what was asked for."""
     name = f"seed-{seed}-staleness-{staleness}"
-    command = manta_side.command(_ROOT / "recipes" / "demo.yaml")
-    done = subprocess.run(
-        [*command, *overrides(folder, name, seed, steps, staleness)],
-        cwd=_ROOT,
-        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        told = done.stdout[-4000:] + done.stderr[-2000:]
-        raise RuntimeError(f"{name} ended with code {done.returncode}:\n{told}")
+    recipe = _ROOT / "recipes" / "demo.yaml"
+    manta_side.train(recipe, *overrides(folder, name, seed, steps, staleness))
     return _read(folder / name, steps, staleness)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from manta.actors.rank_range import RankRange
+from manta.actors.worker_range import RankRange
 from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
 from manta.orchestrator.compared_words import compared_told, imitated_told
 from manta.orchestrator.config import RunFile, StageConfig

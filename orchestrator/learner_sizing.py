@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from manta.actors.rank_range import RankRange
+from manta.actors.worker_range import RankRange
 from manta.orchestrator.learner_group import LearnerGroup
 from manta.orchestrator.pools import MailboxClient
 

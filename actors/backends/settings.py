@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from manta.actors.rank_range import RankRange, ranks_of
+from manta.actors.worker_range import RankRange, ranks_of
 from manta.envs.records import Json
 
 Precision: TypeAlias = Literal["auto", "fp32", "bf16"]

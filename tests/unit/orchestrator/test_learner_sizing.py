@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manta.actors.rank_range import RankRange
+from manta.actors.worker_range import RankRange
 from manta.orchestrator.learner_sizing import Places, wish
 
 SIZES = RankRange(2, 4, settle_seconds=10)
