@@ -1,5 +1,4 @@
-"""One Ray head for the tests that need not start a Ray of their own, as on a real cluster: it
-speaks TLS."""
+"""One Ray head for the tests that need not start a Ray of their own, as on a real cluster."""
 
 from __future__ import annotations
 
@@ -7,11 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from tests.e2e import runs
 from tests.e2e.heads import free_port, head
-from tests.tls import certificates
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +23,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runs.Environment]:
     """The environment in which commands reach a running head, on localhost."""
-    # Ray knows this machine by another address than localhost
-    here = ("127.0.0.1", ray.util.get_node_ip_address())
-    folder = tmp_path_factory.mktemp("head")
-    speaking = certificates(folder / "tls", here)
-    with head(folder / "head.log", free_port(), common=speaking) as environment:
+    with head(tmp_path_factory.mktemp("head") / "head.log", free_port()) as environment:
         yield environment

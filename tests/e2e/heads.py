@@ -35,18 +35,15 @@ def head(
     gcs: int,
     options: Sequence[str] = (),
     variables: Mapping[str, str] = MappingProxyType({}),
-    common: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[runs.Environment]:
     """A head of 4 CPUs whose control store has the port `gcs`; the environment in which commands
-    reach it. It is started with more `options`, and environment `variables`; `common` ones are for
-    commands, too."""
+    reach it. It is started with more `options`, and environment `variables`."""
     # Each port its own: another Ray on this machine may have taken the usual ones.
     jobs, agent = free_port(), free_port()
     # A short path: Ray's sockets lie below it.
     session = Path("/tmp") / f"manta-{os.getpid()}-{next(_NUMBERS)}"
     environment = {
         **runs.environment(),
-        **common,
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
