@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -134,22 +133,6 @@ def write_run_file(path: Path, stages: Sequence[Cell]) -> None:
     path.write_text(yaml.safe_dump(run_file, sort_keys=False), encoding="utf-8")
 
 
-def run(run_file: Path) -> None:
-    """Raises RuntimeError where the run fails."""
-    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run(
-        manta_side.command(run_file),
-        cwd=Path(__file__).parent.parent,
-        env=kept,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        told = done.stdout[-4000:] + done.stderr[-2000:]
-        raise RuntimeError(f"the run ended with code {done.returncode}:\n{told}")
-
-
 def measure(run_dir: Path, stages: Sequence[Cell]) -> dict[Cell, Measured]:
     lines = read_metrics(run_dir / "metrics.jsonl")
     outcomes = read_ledger(run_dir / "ledger.jsonl")
@@ -253,7 +236,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         run_file = folder / "run.yaml"
         write_run_file(run_file, stages)
-        run(run_file)
+        manta_side.train(run_file)
         found = measure(folder / NAME, stages)
     cores = len(os.sched_getaffinity(0))
     write("async_speedup", CLAIM, figures(found), ["ray", "torch", "numpy"], cores)

@@ -7,9 +7,10 @@ it was made is hardly to blame for that, unless it takes every worker along: it 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TypeAlias
 
-from manta.actors.lanes import Broken
+from manta.actors.lanes import Admission, Broken
 
 Place: TypeAlias = tuple[int, int]
 """Epoch and position of a group, whatever the attempt."""
@@ -18,6 +19,11 @@ MAX_ATTEMPTS = 3
 """In one life of the driver: attempts that a stopped run cut short are no fault of the group."""
 MAX_LOSSES = 8
 """Attempts that ended with a worker. A node that is lost takes two or three in a row."""
+
+
+def lost_with(admissions: Sequence[Admission], error: Exception) -> list[Broken]:
+    """What became of `admissions`, whose environment worker was lost."""
+    return [Broken(a.id, f"environment worker lost: {error}", is_lost=True) for a in admissions]
 
 
 class Attempts:

@@ -11,7 +11,7 @@ import ray
 
 from manta.actors.lanes import Admission, Broken, Lane
 from manta.envs.records import Float32, GroupId, GroupSummary
-from manta.orchestrator.attempts import Attempts
+from manta.orchestrator.attempts import Attempts, lost_with
 from manta.orchestrator.config import EvaluateConfig
 from manta.orchestrator.environment_pool import EnvironmentPool
 
@@ -108,7 +108,7 @@ async def _run(
     try:
         return (await pool.run_block(lane.name, block))[1].groups
     except ray.exceptions.RayActorError as error:
-        return [Broken(a.id, f"environment worker lost: {error}", is_lost=True) for a in block]
+        return lost_with(block, error)
 
 
 def _moments(values: Float32) -> tuple[float, float]:

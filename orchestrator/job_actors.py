@@ -22,6 +22,11 @@ class JobActor:
     node: str
 
 
+def this_job() -> ray.JobID:
+    """That of this driver."""
+    return ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+
+
 def living(job: ray.JobID) -> list[JobActor]:
     """The actors of `job` that are not dead. Detached ones of Ray Train look after themselves."""
     return [

@@ -32,8 +32,6 @@ from manta.orchestrator.unlisted_ranks import end_unlisted
 _PLACE_SECONDS = 3.0
 """How long a group waits for places of more than its fewest ranks before it starts without."""
 _LOOK_SECONDS = 0.25
-_OF_A_RANGE: Mapping[FallKind, FallKind] = {"unplaced": "died"}
-"""What a group of fewer ranks may get over, though one of as many would not."""
 
 
 class LearnerFailed(RuntimeError):
@@ -146,8 +144,9 @@ class LearnerGroup:
             # it has given up
             self._settle(_failure(fall.kind, "the learner group fell", fall.causes))
         else:
-            # Another number of ranks may find its place
-            await self._client.fell(replace(fall, kind=_OF_A_RANGE.get(fall.kind, fall.kind)))
+            # A group of fewer ranks may find its place, where one of as many would not
+            kind: FallKind = "died" if fall.kind == "unplaced" else fall.kind
+            await self._client.fell(replace(fall, kind=kind))
 
     async def _watch(self) -> None:
         """Starts the first group, and gives every other one an order to start from."""

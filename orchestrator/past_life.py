@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ray
 
-from manta.orchestrator.job_actors import CONTROLLER, killed_there, living
+from manta.orchestrator.job_actors import CONTROLLER, killed_there, living, this_job
 from manta.orchestrator.learner_fit import THREAD
 
 _SECONDS = 30.0
@@ -25,9 +25,8 @@ class PastLife:
     """Take it while the life is connected to Ray."""
 
     def __init__(self) -> None:
-        context = ray.get_runtime_context()
-        self._job = ray.JobID.from_hex(context.get_job_id())
-        here = context.get_node_id()
+        self._job = this_job()
+        here = ray.get_runtime_context().get_node_id()
         self._actors = [actor for actor in living(self._job) if actor.pid]
         self._pids = [actor.pid for actor in self._actors if actor.node == here]
 

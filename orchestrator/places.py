@@ -15,6 +15,7 @@ from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]
 from ray.experimental.internal_kv import internal_kv_get_gcs_client
 
+from manta.orchestrator.job_actors import this_job
 from manta.orchestrator.role_resources import SHARE
 
 Need: TypeAlias = frozenset[tuple[str, float]]
@@ -37,9 +38,8 @@ def waiting_for_nodes() -> dict[str, str]:
 
 def _without_process() -> dict[str, Need]:
     """Actors of this driver that are to be created, and have no worker process."""
-    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
     # Ray's public way asks the dashboard, which a cluster need not have
-    rows = state._connect_and_get_accessor().get_actor_table(job, "PENDING_CREATION")
+    rows = state._connect_and_get_accessor().get_actor_table(this_job(), "PENDING_CREATION")
     actors = [ActorTableData.FromString(row) for row in rows]
     return {
         actor.actor_id.hex(): _need(actor.required_resources)

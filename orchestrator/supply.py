@@ -17,7 +17,7 @@ from manta.actors.lanes import Admission, BlockSummary, Broken
 from manta.envs.packing import Block
 from manta.envs.records import GroupId, GroupSummary
 from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy
-from manta.orchestrator.attempts import Attempts
+from manta.orchestrator.attempts import Attempts, lost_with
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.length_cap import LengthCap
@@ -159,10 +159,7 @@ class Supply:
             try:
                 block, summary = await self._pool.run_block(self._lane, self._capped(again))
             except ray.exceptions.RayActorError as error:
-                outcomes = [
-                    Broken(a.id, f"environment worker lost: {error}", is_lost=True) for a in again
-                ]
-                again = self._retry(outcomes)
+                again = self._retry(lost_with(again, error))
             else:
                 place = 0
                 broken = []

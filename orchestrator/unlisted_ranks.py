@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import ray
 
-from manta.orchestrator.job_actors import RANK, killed_there, living
+from manta.orchestrator.job_actors import RANK, killed_there, living, this_job
 
 _SECONDS = 30.0
 
@@ -20,8 +20,7 @@ _SECONDS = 30.0
 async def end_unlisted(enlisted: Collection[int]) -> list[int]:
     """Kills the processes of this run's ranks, but for those of `enlisted`; who they were. One that
     cannot be reached is left for the next time."""
-    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-    actors = await asyncio.to_thread(living, job)
+    actors = await asyncio.to_thread(living, this_job())
     found = [a for a in actors if a.kind == RANK and a.pid and a.pid not in enlisted]
     killed = []
     for actor in found:
