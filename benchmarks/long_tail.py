@@ -27,8 +27,8 @@ from statistics import median
 
 import yaml
 
+from benchmarks import manta_side
 from benchmarks import simulated_cluster as cluster
-from benchmarks.async_speedup import run
 from benchmarks.report import Figure, write
 from manta.envs.records import Json
 from manta.orchestrator.ledger import Entry, read_ledger
@@ -198,7 +198,7 @@ def measure(folder: Path, name: str, number: int) -> Measured:
         path = folder / f"{title}.yaml"
         content = run_file(title, folder, SETTINGS[name])
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-        run(path)
+        manta_side.train(path)
     entries = read_ledger(directory / "ledger.jsonl")
     return measured(read_metrics(directory / "metrics.jsonl"), entries)
 
