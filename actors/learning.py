@@ -219,15 +219,18 @@ class Learner:
         update = _denominators(plan, whole)
         coupled = CoupledUpdate(self._algorithm, plan, whole, rows, self._tokens_per_micro_batch)
         wants = (coupled.scalar,)
+        recompute = self._algorithm.proximal == "learner"
         if coupled.is_split(self._all_reduce):
-            found = self._backend.evaluate(rows, wants, self._temperature)
-            coupled.exchange(tokens.batch(rows, update), found[coupled.scalar], self._all_reduce)
+            found_T = self._backend.evaluate(rows, wants, self._temperature)[coupled.scalar].cpu()
+            batch = tokens.batch(rows, update, found_T if recompute else None)
+            coupled.exchange(batch, found_T, self._all_reduce)
 
         def loss(batch: Sequence[Row], stats: Mapping[str, Tensor]) -> LossTerms:
             on_cpu = {name: values.cpu() for name, values in stats.items()}
-            of_tokens = tokens.batch(batch, update)
+            current_T = on_cpu[coupled.scalar].detach()
+            of_tokens = tokens.batch(batch, update, current_T if recompute else None)
             if tally is not None and "logprob" in on_cpu:
-                tally.add(of_tokens, on_cpu["logprob"].detach())
+                tally.add(of_tokens, current_T)
             return coupled.loss(batch, of_tokens, on_cpu)
 
         return self._apply(coupled.micro_batches, wants, loss, rates)

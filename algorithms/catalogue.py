@@ -41,6 +41,7 @@ LOSS_KINDS: Mapping[str, LossKind] = {
     "ipo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
     "simpo": LossKind(None, (*_PAIRS, "beta", "target_margin")),
     "kto": LossKind(None, ("beta", *_LABELS)),
+    "pacs": LossKind(None, ("beta", "desirable_above", "balance_classes")),
     "bradley_terry": LossKind(None, _PAIRS),
 }
 
@@ -78,7 +79,7 @@ FILTER_READS: Mapping[str, tuple[str, ...]] = {
 
 def compares_samples(settings: AlgorithmSettings) -> bool:
     """Does what is learnt depend on how the samples of a prompt differ in reward?"""
-    return settings.is_paired or (
+    return settings.unit != "row" or (
         LOSS_KINDS[settings.loss].ratio is not None
         and ADVANTAGE_KINDS[settings.advantage].needs_group
     )

@@ -36,6 +36,7 @@ LossName: TypeAlias = Literal[
     "ipo",
     "simpo",
     "kto",
+    "pacs",
     "bradley_terry",
 ]
 """What they are: `manta.algorithms.losses` and `manta.algorithms.coupled_losses`."""
@@ -52,7 +53,10 @@ PairsName: TypeAlias = Literal["best_worst", "all"]
 PAIR_LOSSES = ("dpo", "ipo", "simpo", "bradley_terry")
 """Those that compare samples of a prompt."""
 
-COUPLED_LOSSES = (*PAIR_LOSSES, "kto")
+LABEL_LOSSES = ("kto", "pacs")
+"""Those that couple rows, and tell good ones from others by a label."""
+
+COUPLED_LOSSES = (*PAIR_LOSSES, *LABEL_LOSSES)
 """Those of `manta.algorithms.coupled_losses`."""
 
 REFERENCE_LOSSES = ("dpo", "ipo", "kto")
@@ -162,10 +166,11 @@ class AlgorithmSettings:
     prompt does, whatever its number of pairs. `pairs` says which a group has
     (`manta.algorithms.pairs`), of those whose rewards differ by `pair_margin` at least. `beta` is
     how much the log-ratio to the reference counts; with `length_normalized` that is the mean over
-    a row's tokens, not the sum. `target_margin` is SimPO's. In KTO a row is desirable whose reward
-    is above `desirable_above`, `reference_point` is what log-ratios are compared with, and the
-    weights are of rows that are desirable and that are not. `reward_model` is what `bradley_terry`
-    trains, in the place of the policy.
+    a row's tokens, not the sum. `target_margin` is SimPO's. In KTO and PACS a row is desirable
+    whose reward is above `desirable_above`. In KTO `reference_point` is what log-ratios are
+    compared with, and the weights are of rows that are desirable and that are not. PACS couples a
+    prompt's samples (`group`); with `balance_classes` desirable ones and others weigh the same in
+    it. `reward_model` is what `bradley_terry` trains, in the place of the policy.
 
     `cross_entropy` imitates rows: of each group the `keep_best` of the highest rewards (0: all),
     of these the ones whose reward is above `keep_above`, each with the weight
@@ -194,6 +199,7 @@ class AlgorithmSettings:
     desirable_above: float = 0.5
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
+    balance_classes: bool = False
     keep_best: int = 0
     keep_above: float | None = None
     reward_temperature: float | None = None
