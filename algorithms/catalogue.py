@@ -22,11 +22,13 @@ _LABELS = ("reference_point", "desirable_above", "desirable_weight", "undesirabl
 class LossKind:
     """`ratio`: whose importance ratio a loss bounds, a token's or a whole row's (None: it has
     none). `reads`: settings that other losses may have no use for. `needs_row_advantage`: it is
-    defined only where all tokens of a row have one advantage."""
+    defined only where all tokens of a row have one advantage. `needs_vocabulary`: it reads the mean
+    over the vocabulary of the policy's log-probs, now and at the start of the step."""
 
     ratio: Literal["token", "sequence"] | None
     reads: tuple[str, ...] = ()
     needs_row_advantage: bool = False
+    needs_vocabulary: bool = False
 
 
 LOSS_KINDS: Mapping[str, LossKind] = {
@@ -36,6 +38,7 @@ LOSS_KINDS: Mapping[str, LossKind] = {
     "cispo": LossKind("token", _CLIP),
     "gmpo": LossKind("sequence", _CLIP, needs_row_advantage=True),
     "sapo": LossKind("token", ("tau_positive", "tau_negative")),
+    "rover": LossKind("token", ("rho", "successor_weight"), needs_vocabulary=True),
     "cross_entropy": LossKind(None, ("keep_best", "keep_above", "reward_temperature")),
     "dpo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
     "ipo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),

@@ -250,6 +250,20 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             tau_negative=1.05,
             aggregation="sequence_mean",
         ),
+        # ROVER, He et al., arXiv 2509.24981, algorithm 1 and table 4: 8 samples, rewards less their
+        # mean, rho 1, the value of what follows counts fully, no KL (128 prompts in four updates a
+        # step, temperature 0.6, learning rate 1e-6: set them in the run). The authors' script
+        # divides by the deviation too, the paper does not.
+        "rover": AlgorithmSettings(
+            name="rover",
+            samples_per_prompt=8,
+            divide_by_std=False,
+            loss="rover",
+            rho=1.0,
+            successor_weight=1.0,
+            aggregation="sequence_mean",
+            proximal="learner",
+        ),
         # Truncated importance sampling, Yao et al. 2025, "Your Efficient RL Framework Secretly
         # Brings You Off-Policy RL Training": bound 2, laid over DAPO.
         "tis": AlgorithmSettings(

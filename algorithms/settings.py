@@ -31,6 +31,7 @@ LossName: TypeAlias = Literal[
     "cispo",
     "gmpo",
     "sapo",
+    "rover",
     "cross_entropy",
     "dpo",
     "ipo",
@@ -157,7 +158,8 @@ class AlgorithmSettings:
     `gae_lambda` are its own, as `pass_k` is of `pass_at_k`, and `component_weights` of `decoupled`
     (the reward's components by name; none: all with weight 1). `clip_low` and `clip_high` are read
     by the losses that bound the ratio, each in its own way; `dual_clip` by `clipped_surrogate`,
-    `tau_positive` and `tau_negative` by `sapo`. `constant_length` is the divisor of the
+    `tau_positive` and `tau_negative` by `sapo`, `rho` and `successor_weight` (of a token's value,
+    and of what follows it) by `rover`. `constant_length` is the divisor of the
     `sequence_sum_constant` aggregation. `advantage: none` is 0 everywhere: what there is to learn
     from is the KL alone. `filters` are applied in their order, to what the ones before have left.
 
@@ -209,6 +211,8 @@ class AlgorithmSettings:
     dual_clip: float | None = None
     tau_positive: float = 1.0
     tau_negative: float = 1.05
+    rho: float = 1.0
+    successor_weight: float = 1.0
     aggregation: Literal["token_mean", "sequence_mean", "sequence_sum_constant"] = "token_mean"
     constant_length: int = 0
     kl: KlSettings = field(default_factory=KlSettings)

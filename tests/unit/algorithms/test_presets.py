@@ -79,6 +79,7 @@ def test_reward_model_is_the_published_setting() -> None:
         ("raft", {"loss": "cross_entropy", "keep_best": 1, "keep_above": None}),
         ("rejection_sampling", {"keep_best": 0, "keep_above": 0.5}),
         ("weighted_sft", {"reward_temperature": 1.0, "samples_from": "given"}),
+        ("rover", {"divide_by_std": False, "rho": 1.0, "successor_weight": 1.0}),
         ("spo", {"advantage": "win_rate", "divide_by_std": False}),
         ("distillation", {"advantage": "none", "kl": KlSettings(1.0, "k1", "reward", 0.0)}),
     ],
