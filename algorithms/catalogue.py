@@ -68,6 +68,8 @@ ADVANTAGE_KINDS: Mapping[str, AdvantageKind] = {
     "pass_at_k": AdvantageKind(True, ("pass_k", "std_epsilon")),
     "max_likelihood": AdvantageKind(True),
     "win_rate": AdvantageKind(True, ("divide_by_std", "std_epsilon")),
+    "length_penalized": AdvantageKind(True, ("penalized_share", "length_penalty", "std_epsilon")),
+    "difficulty_weighted": AdvantageKind(True, ("difficulty", "std_epsilon")),
     "none": AdvantageKind(False),
 }
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 
 from manta.algorithms.catalogue import ADVANTAGE_KINDS, LOSS_KINDS, OPTIONAL, readers
+from manta.algorithms.difficulty_contradictions import difficulty_problems
 from manta.algorithms.filter_contradictions import filter_problems
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import AlgorithmSettings, CriticSettings, RewardModelSettings
@@ -32,6 +33,7 @@ def check(settings: AlgorithmSettings) -> None:
         *_vocabulary(settings),
         *_values(settings),
         *_no_advantage(settings),
+        *difficulty_problems(settings),
         *imitation_problems(settings),
         *unit_problems(settings),
         *_reward_model(settings),

@@ -1,9 +1,9 @@
 """The group stage: from the rewards of a step's rows to the coefficients of its plan.
 
 Runs on the driver, over scalars, in float64. Rows are flat with a group index; groups are
-independent of each other, so a step may be given whole or group by group (but for the advantage
-`decoupled`, which is normalised over the step). What needs token tensors (KL in the reward,
-whitening) is the token stage's.
+independent of each other, so a step may be given whole or group by group (but for the advantages
+`decoupled`, which is normalised over the step, and `length_penalized`, which compares its groups).
+What needs token tensors (KL in the reward, whitening) is the token stage's.
 """
 
 from __future__ import annotations

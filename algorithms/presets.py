@@ -16,6 +16,7 @@ from manta.algorithms.preference_presets import PREFERENCE_PRESETS
 from manta.algorithms.settings import (
     AlgorithmSettings,
     CriticSettings,
+    DifficultySettings,
     FilterSettings,
     KlSettings,
     OffPolicySettings,
@@ -186,6 +187,28 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             samples_per_prompt=8,
             advantage="win_rate",
             divide_by_std=False,
+            aggregation="token_mean",
+        ),
+        # GRPO-lambda, Dai et al., arXiv 2505.18086: the fifth of the step's prompts that is right
+        # most often pays for length; rewards are 0 or 1. The penalty's coefficient, the clip and a
+        # KL could not be checked: 0.2, PPO's clip and no KL are ours.
+        "grpo_lambda": AlgorithmSettings(
+            name="grpo_lambda",
+            samples_per_prompt=8,
+            advantage="length_penalized",
+            penalized_share=0.2,
+            length_penalty=0.2,
+            aggregation="sequence_mean",
+        ),
+        # GRPO-LEAD's weights by difficulty, Zhang and Zuo, arXiv 2504.09696: 0.4 to 1.5, half-way
+        # where 75% are right, steepness 10, 8 samples, mean over tokens, no KL, the settings of the
+        # authors' code. Its rewards (-1 for a wrong sample, less than 1 for a long right one) are
+        # the run file's.
+        "grpo_lead": AlgorithmSettings(
+            name="grpo_lead",
+            samples_per_prompt=8,
+            advantage="difficulty_weighted",
+            difficulty=DifficultySettings(low=0.4, high=1.5, midpoint=0.75, steepness=10.0),
             aggregation="token_mean",
         ),
         # On-policy distillation, Lu et al. 2025 (thinkingmachines.ai/blog/on-policy-distillation):

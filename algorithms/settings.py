@@ -20,6 +20,8 @@ Advantage: TypeAlias = Literal[
     "pass_at_k",
     "max_likelihood",
     "win_rate",
+    "length_penalized",
+    "difficulty_weighted",
     "none",
 ]
 """What they are: `manta.algorithms.advantages`. What they read: `manta.algorithms.catalogue`."""
@@ -94,6 +96,17 @@ class OffPolicySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DifficultySettings:
+    """Weights of advantages by a group's share of right samples, a logistic curve that falls from
+    `high` to `low`, and is half-way at `midpoint`. A sample is right whose reward is above 0.5."""
+
+    low: float = 0.4
+    high: float = 1.5
+    midpoint: float = 0.75
+    steepness: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
 class CriticSettings:
     """The critic of a stage: what estimates values, and how it learns.
 
@@ -155,8 +168,10 @@ class AlgorithmSettings:
     `proximal`: the log-probs in the ratio's denominator are the engine's (`behaviour`), or the
     learner's own at the start of the step (`learner`); `off_policy` corrects for how the two
     differ, and needs the latter. `advantage: gae` is made from the values of `critic`; `gamma` and
-    `gae_lambda` are its own, as `pass_k` is of `pass_at_k`, and `component_weights` of `decoupled`
-    (the reward's components by name; none: all with weight 1). `clip_low` and `clip_high` are read
+    `gae_lambda` are its own, as `pass_k` is of `pass_at_k`, `difficulty` of `difficulty_weighted`,
+    and `component_weights` of `decoupled` (the reward's components by name; none: all with weight
+    1). In `length_penalized` the `penalized_share` of a step's groups that is right most often pays
+    for length, up to `length_penalty`. `clip_low` and `clip_high` are read
     by the losses that bound the ratio, each in its own way; `dual_clip` by `clipped_surrogate`,
     `tau_positive` and `tau_negative` by `sapo`, `rho` and `successor_weight` (of a token's value,
     and of what follows it) by `rover`. `constant_length` is the divisor of the
@@ -188,6 +203,9 @@ class AlgorithmSettings:
     gamma: float = 1.0
     gae_lambda: float = 1.0
     pass_k: int = 1
+    penalized_share: float = 0.2
+    length_penalty: float = 0.2
+    difficulty: DifficultySettings = field(default_factory=DifficultySettings)
     component_weights: Mapping[str, float] = field(default_factory=dict)
     critic: CriticSettings | None = None
     loss: LossName = "clipped_surrogate"

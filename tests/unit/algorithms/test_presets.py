@@ -10,6 +10,7 @@ from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import (
     Advantage,
     CriticSettings,
+    DifficultySettings,
     KlSettings,
     LossName,
     OffPolicySettings,
@@ -80,6 +81,8 @@ def test_reward_model_is_the_published_setting() -> None:
         ("rejection_sampling", {"keep_best": 0, "keep_above": 0.5}),
         ("weighted_sft", {"reward_temperature": 1.0, "samples_from": "given"}),
         ("rover", {"divide_by_std": False, "rho": 1.0, "successor_weight": 1.0}),
+        ("grpo_lambda", {"advantage": "length_penalized", "penalized_share": 0.2}),
+        ("grpo_lead", {"difficulty": DifficultySettings(0.4, 1.5, 0.75, 10.0)}),
         ("spo", {"advantage": "win_rate", "divide_by_std": False}),
         ("distillation", {"advantage": "none", "kl": KlSettings(1.0, "k1", "reward", 0.0)}),
     ],
