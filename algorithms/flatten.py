@@ -28,6 +28,7 @@ def flatten(
     same_version_T: Tensor | None = None,
     value_T: Tensor | None = None,
     return_T: Tensor | None = None,
+    vocabulary_T: Tensor | None = None,
 ) -> TokenBatch:
     """The batch of R rows with `num_tokens_R` int64[R] trained tokens each, T in all.
 
@@ -49,6 +50,7 @@ def flatten(
         "same_version_T": same_version_T,
         "value_T": value_T,
         "return_T": return_T,
+        "vocabulary_T": vocabulary_T,
     }
     _check_lengths(flat, row_T, num_rows)
     weight_R, constant = row_weight(coefficients_R), settings.constant_length
@@ -70,6 +72,7 @@ def flatten(
         same_version_T=same_version_T,
         value_T=value_T,
         return_T=return_T,
+        vocabulary_T=vocabulary_T,
     )
 
 
