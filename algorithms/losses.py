@@ -155,11 +155,14 @@ def clip_cov(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
 
 def kl_cov(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
     """`-ratio * A`, plus `covariance.coef` times an estimate of KL(proximal || policy) at the
-    chosen tokens: KL-Cov, arXiv 2505.22617, section 4.2. The ratio is not bounded. As its estimate
-    the paper's listing takes `|log ratio|` (`covariance.estimator: absolute`), which pulls a token
-    back by the same force however far it has gone; the gradient of k2 and k3 grows from 0. At ratio
-    1 none has any: what holds tokens back is felt from a step's second update on.
-    `covariance_fraction` is the share of chosen ones."""
+    chosen tokens: KL-Cov, arXiv 2505.22617, section 4.2. The ratio is not bounded. At ratio
+    1 no estimate has a gradient: what holds tokens back is felt from a step's second update on.
+    `covariance_fraction` is the share of chosen ones.
+
+    The paper writes a KL, and its listing computes `|log ratio|` (`covariance.estimator:
+    absolute`), which pulls a token back with one force however far it has gone. In a step's first
+    update, where ratios differ from 1 by rounding alone, that force has the sign of the rounding
+    error, so that what is learnt depends on micro-batches and ranks; k2 and k3 begin at 0."""
     log_ratio_T = tokens.logprob_T - tokens.proximal_T
     ratio_T = torch.exp(log_ratio_T)
     selected_T = _chosen(tokens)

@@ -265,7 +265,8 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             filters=(FilterSettings("zero_variance"),),
         ),
         # KL-Cov, the same: 2e-3 of the tokens of a 7B model (2e-4 of 32B), coefficient 1. With one
-        # update a step it holds nothing back.
+        # update a step it holds nothing back. The KL as the paper writes it: its listing takes
+        # |log ratio| (`estimator: absolute`), the sign of which is rounding's in the first update.
         "kl_cov": AlgorithmSettings(
             name="kl_cov",
             samples_per_prompt=8,

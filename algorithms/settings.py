@@ -89,15 +89,15 @@ class CovarianceSettings:
     advantage (`manta.algorithms.token_choice`), and how.
 
     `clip_cov` leaves out the `share` of all tokens, drawn from those between `low` and `high`.
-    `kl_cov` charges `coef` times a KL to the `share` with the largest, `estimator` saying how a
-    token's is estimated: `absolute` is |log ratio|, the others as for the reference.
+    `kl_cov` charges `coef` times a KL to the `share` with the largest; `estimator` is that of a
+    token's KL, as for the reference, or `absolute`: |log ratio|.
     """
 
     share: float = 2e-4
     low: float = 1.0
     high: float = 5.0
     coef: float = 1.0
-    estimator: Literal["absolute", "k2", "k3"] = "absolute"
+    estimator: Literal["absolute", "k2", "k3"] = "k3"
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ def kl(name: str, **told: object) -> AlgorithmSettings:
         (changed("ppo", loss="gmpo"), "advantage gae gives every token"),
         (covariance("kl_cov", low=2.0), "covariance.low is 2.0 but loss is kl_cov, .* to clip_cov"),
         (covariance("clip_cov", coef=2.0), "covariance.coef is 2.0 but loss is clip_cov"),
-        (covariance("clip_cov", estimator="k3"), "covariance.estimator is k3 but .* to kl_cov"),
+        (covariance("clip_cov", estimator="k2"), "covariance.estimator is k2 but .* to kl_cov"),
         (covariance("grpo", share=0.1), "set loss to clip_cov or kl_cov"),
         (covariance("kl_cov", share=0.0), "covariance.share is 0, it must be above 0"),
         (covariance("clip_cov", share=1.5), "covariance.share is 1.5, .* at most 1"),

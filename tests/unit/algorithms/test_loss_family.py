@@ -130,7 +130,7 @@ CASES: dict[str, tuple[AlgorithmSettings, RowTerms]] = {
             variant("kl_cov", covariance=CovarianceSettings(coef=0.7, estimator=name)),
             kl_cov_row,
         )
-        for name in ("k2", "k3")
+        for name in ("absolute", "k2")
     },
 }
 AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum_constant")

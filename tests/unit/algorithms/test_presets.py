@@ -55,7 +55,7 @@ def test_ppo_is_the_published_setting() -> None:
 def test_clip_cov_and_kl_cov_are_the_published_settings() -> None:
     clip_cov, kl_cov = PRESETS["clip_cov"], PRESETS["kl_cov"]
     assert clip_cov.covariance == CovarianceSettings(share=2e-4, low=1.0, high=5.0)
-    assert kl_cov.covariance == CovarianceSettings(share=2e-3, coef=1.0, estimator="absolute")
+    assert kl_cov.covariance == CovarianceSettings(share=2e-3, coef=1.0, estimator="k3")
     assert {n for n, each in PRESETS.items() if each.chooses_tokens} == {"clip_cov", "kl_cov"}
     assert all(each.samples_per_prompt == 8 and each.filters_groups for each in (clip_cov, kl_cov))
 
