@@ -190,8 +190,8 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             aggregation="token_mean",
         ),
         # GRPO-lambda, Dai et al., arXiv 2505.18086: the fifth of the step's prompts that is right
-        # most often pays for length; rewards are 0 or 1. The penalty's coefficient, the clip and a
-        # KL could not be checked: 0.2, PPO's clip and no KL are ours.
+        # most often pays for length; rewards are 0 or 1 there. The penalty's coefficient, the
+        # clip and a KL could not be checked: 0.2, PPO's clip and no KL are ours.
         "grpo_lambda": AlgorithmSettings(
             name="grpo_lambda",
             samples_per_prompt=8,
