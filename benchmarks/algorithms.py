@@ -39,6 +39,7 @@ _ROOT = Path(__file__).parent.parent
 
 OWN: Mapping[str, Mapping[str, Json]] = {
     "gdpo": {"component_weights": {"correct": 1.0, "number": 0.1}},
+    "prof": {"filters": [{"name": "process_consistency", "process": "short", "keep": 8}]},
 }
 """What a preset cannot do without."""
 
