@@ -21,8 +21,8 @@ from manta.actors.rows import Row
 from manta.actors.sharding import IntArray
 from manta.algorithms.coupled import Coupling, Scalars, Units, couple, row_scalars
 from manta.algorithms.coupled_losses import LOSSES
+from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import LABEL_LOSSES, AlgorithmSettings
-from manta.algorithms.token_stage import AllReduce
 from manta.algorithms.tokens import LossTerms, TokenBatch
 from manta.envs.records import StepPlan
 

@@ -14,10 +14,13 @@ from torch import Tensor
 from manta.actors.rows import Row
 from manta.algorithms.aggregate import Denominators
 from manta.algorithms.flatten import flatten
+from manta.algorithms.kl_control import KlControl
 from manta.algorithms.mismatch import MismatchTally
+from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.step_tally import StepTally
-from manta.algorithms.token_stage import AllReduce, token_stage
+from manta.algorithms.token_choice import tickets
+from manta.algorithms.token_stage import token_stage
 from manta.algorithms.tokens import TokenBatch
 from manta.algorithms.values import value_figures
 from manta.envs.records import Bool, Float32
@@ -29,7 +32,8 @@ class StepTokens:
     `proximal_T`, `value_T` and `vocabulary_T` float32[T] are over the rows' trained tokens in row
     order, of the policy and the critic before the step's first update, or None. Construction
     takes part in the token stage's sums over ranks, so every rank constructs one, with or without
-    rows; `names` are the plan's coefficient columns.
+    rows; `names` are the plan's coefficient columns. What is drawn at random follows from `seed`,
+    `step` and the rows' places in the plan.
     """
 
     def __init__(
@@ -41,6 +45,8 @@ class StepTokens:
         all_reduce: AllReduce,
         value_T: Tensor | None = None,
         vocabulary_T: Tensor | None = None,
+        seed: int = 0,
+        step: int = 0,
     ) -> None:
         self._settings = settings
         self._names = tuple(names)
@@ -66,8 +72,11 @@ class StepTokens:
             self._reference_T,
             value_T=self._value_T,
         )
-        staged = token_stage(settings, batch, all_reduce)
+        row_R = torch.tensor([row.index for row in rows], dtype=torch.int64)
+        drawn_T = tickets(seed, step, row_R, self._num_tokens(rows))
+        staged = token_stage(settings, batch, all_reduce, drawn_T)
         self._advantage_T, self._return_T = staged.advantage_T, staged.return_T
+        self._selected_T = staged.selected_T
         self._counts_T = staged.mean_T != 0
 
     def batch(
@@ -96,6 +105,7 @@ class StepTokens:
             self._cut(self._value_T, rows),
             self._cut(self._return_T, rows),
             vocabulary_T,
+            self._cut(self._selected_T, rows),
         )
 
     def tally(self, tally: MismatchTally) -> bool:
@@ -104,6 +114,13 @@ class StepTokens:
             return False
         tally.add(self.batch(self._rows, Denominators(1.0, 1.0)), self._proximal_T)
         return True
+
+    def follow_kl(
+        self, control: KlControl, all_reduce: AllReduce, is_policy_frozen: bool
+    ) -> dict[str, float]:
+        """Moves the KL coefficient by all rows' tokens, where it follows a target."""
+        batch = self.batch(self._rows, Denominators(1.0, 1.0))
+        return control.follow(batch, all_reduce, is_policy_frozen)
 
     def tally_advantages(self, tally: StepTally) -> None:
         """Counts the advantages of all rows' tokens in `tally`."""

@@ -39,6 +39,8 @@ LOSS_KINDS: Mapping[str, LossKind] = {
     "gmpo": LossKind("sequence", _CLIP, needs_row_advantage=True),
     "sapo": LossKind("token", ("tau_positive", "tau_negative")),
     "rover": LossKind("token", ("rho", "successor_weight"), needs_vocabulary=True),
+    "clip_cov": LossKind("token", _CLIP),
+    "kl_cov": LossKind("token"),
     "cross_entropy": LossKind(None, ("keep_best", "keep_above", "reward_temperature")),
     "dpo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
     "ipo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 
 from manta.algorithms.catalogue import ADVANTAGE_KINDS, LOSS_KINDS, OPTIONAL, readers
+from manta.algorithms.choice_contradictions import choice_problems, target_problems
 from manta.algorithms.difficulty_contradictions import difficulty_problems
 from manta.algorithms.filter_contradictions import filter_problems
 from manta.algorithms.presets import PRESETS
@@ -38,6 +39,8 @@ def check(settings: AlgorithmSettings) -> None:
         *unit_problems(settings),
         *_reward_model(settings),
         *filter_problems(settings),
+        *choice_problems(settings, PRESETS.get(settings.name, _DEFAULTS)),
+        *target_problems(settings),
     ]
     if problems:
         raise ValueError(f"algorithm {settings.name!r}: " + "; ".join(problems))

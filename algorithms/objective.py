@@ -164,7 +164,9 @@ class Objective:
         # Multiplying by a weight of 0 would keep the NaN of an infinite ratio.
         logprob_T = torch.where(weight_T != 0, logprob_T, proximal_T)
         advantage_T = _only(active_T, batch.advantage_T)
-        tokens = RatioTokens(logprob_T, proximal_T, advantage_T, batch.row_T, vocabulary_T)
+        tokens = RatioTokens(
+            logprob_T, proximal_T, advantage_T, batch.row_T, vocabulary_T, batch.selected_T
+        )
         surrogate = LOSSES[self.settings.loss](self.settings, tokens)
         ratio_T = surrogate.ratio_T.detach()
         figures = {name: figure.to(ratio_T.dtype) for name, figure in surrogate.figures.items()}

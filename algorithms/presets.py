@@ -15,6 +15,7 @@ from types import MappingProxyType
 from manta.algorithms.preference_presets import PREFERENCE_PRESETS
 from manta.algorithms.settings import (
     AlgorithmSettings,
+    CovarianceSettings,
     CriticSettings,
     DifficultySettings,
     FilterSettings,
@@ -298,6 +299,30 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             successor_weight=1.0,
             aggregation="sequence_mean",
             proximal="learner",
+        ),
+        # Clip-Cov, arXiv 2505.22617, section 4: 2e-4 of the tokens, drawn from those of covariance
+        # 1 to 5; 8 samples, groups without variance dropped (and eight updates a step: set
+        # `updates_per_step`). Bounds of 0 and 2 on the ratio are those of the authors' script.
+        "clip_cov": AlgorithmSettings(
+            name="clip_cov",
+            samples_per_prompt=8,
+            loss="clip_cov",
+            clip_low=1.0,
+            clip_high=1.0,
+            covariance=CovarianceSettings(share=2e-4, low=1.0, high=5.0),
+            aggregation="token_mean",
+            filters=(FilterSettings("zero_variance"),),
+        ),
+        # KL-Cov, the same: 2e-3 of the tokens of a 7B model (2e-4 of 32B), coefficient 1. With one
+        # update a step it holds nothing back. The KL as the paper writes it: its listing takes
+        # |log ratio| (`estimator: absolute`), the sign of which is rounding's in the first update.
+        "kl_cov": AlgorithmSettings(
+            name="kl_cov",
+            samples_per_prompt=8,
+            loss="kl_cov",
+            covariance=CovarianceSettings(share=2e-3, coef=1.0),
+            aggregation="token_mean",
+            filters=(FilterSettings("zero_variance"),),
         ),
         # Truncated importance sampling, Yao et al. 2025, "Your Efficient RL Framework Secretly
         # Brings You Off-Policy RL Training": bound 2, laid over DAPO.

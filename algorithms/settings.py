@@ -34,6 +34,8 @@ LossName: TypeAlias = Literal[
     "gmpo",
     "sapo",
     "rover",
+    "clip_cov",
+    "kl_cov",
     "cross_entropy",
     "dpo",
     "ipo",
@@ -64,6 +66,9 @@ LABEL_LOSSES = ("kto", "pacs")
 COUPLED_LOSSES = (*PAIR_LOSSES, *LABEL_LOSSES)
 """Those of `manta.algorithms.coupled_losses`."""
 
+CHOOSING_LOSSES = ("clip_cov", "kl_cov")
+"""Those that treat some tokens of a step apart."""
+
 REFERENCE_LOSSES = ("dpo", "ipo", "kto")
 """Those that compare the policy with a reference, whatever the KL penalty is."""
 
@@ -74,12 +79,34 @@ class KlSettings:
 
     In the reward a token is charged its own KL and that of the tokens after it, each `discount`
     times what the one before it counts: with 1 all of the rest of the row, with 0 its own alone.
+
+    With a `target`, in nats a sample, `coef` is where the coefficient begins: from step to step it
+    follows what the KL is by `gain` (`manta.algorithms.kl_control`).
     """
 
     coef: float = 0.0
     estimator: Literal["k1", "k2", "k3"] = "k3"
     placement: Literal["loss", "reward"] = "loss"
     discount: float = 1.0
+    target: float | None = None
+    gain: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class CovarianceSettings:
+    """Which tokens of a step `clip_cov` and `kl_cov` treat apart, by the covariance of log-prob and
+    advantage (`manta.algorithms.token_choice`), and how.
+
+    `clip_cov` leaves out the `share` of all tokens, drawn from those between `low` and `high`.
+    `kl_cov` charges `coef` times a KL to the `share` with the largest; `estimator` is that of a
+    token's KL, as for the reference, or `absolute`: |log ratio|.
+    """
+
+    share: float = 2e-4
+    low: float = 1.0
+    high: float = 5.0
+    coef: float = 1.0
+    estimator: Literal["absolute", "k2", "k3"] = "k3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +205,10 @@ class AlgorithmSettings:
     for length, up to `length_penalty`. `clip_low` and `clip_high` are read
     by the losses that bound the ratio, each in its own way; `dual_clip` by `clipped_surrogate`,
     `tau_positive` and `tau_negative` by `sapo`, `rho` and `successor_weight` (of a token's value,
-    and of what follows it) by `rover`. `constant_length` is the divisor of the
-    `sequence_sum_constant` aggregation. `advantage: none` is 0 everywhere: what there is to learn
-    from is the KL alone. `filters` are applied in their order, to what the ones before have left.
+    and of what follows it) by `rover`, `covariance` by `CHOOSING_LOSSES`. `constant_length` is the
+    divisor of the `sequence_sum_constant` aggregation. `advantage: none` is 0 everywhere: what
+    there is to learn from is the KL alone. `filters` are applied in their order, to what the ones
+    before have left.
 
     `unit` is what a loss is computed over: rows, or (`PAIR_LOSSES`) pairs of samples of a prompt,
     of which one has the higher reward. With `pair` every pair counts the same, with `group` every
@@ -235,6 +263,7 @@ class AlgorithmSettings:
     tau_negative: float = 1.05
     rho: float = 1.0
     successor_weight: float = 1.0
+    covariance: CovarianceSettings = field(default_factory=CovarianceSettings)
     aggregation: Literal["token_mean", "sequence_mean", "sequence_sum_constant"] = "token_mean"
     constant_length: int = 0
     kl: KlSettings = field(default_factory=KlSettings)
@@ -243,6 +272,11 @@ class AlgorithmSettings:
     off_policy: OffPolicySettings = field(default_factory=OffPolicySettings)
     whiten_advantages: bool = False
     filters: tuple[FilterSettings, ...] = ()
+
+    @property
+    def chooses_tokens(self) -> bool:
+        """Does the loss treat some tokens of a step apart?"""
+        return self.loss in CHOOSING_LOSSES
 
     @property
     def is_coupled(self) -> bool:

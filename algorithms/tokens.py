@@ -26,6 +26,7 @@ class TokenBatch:
     coefficients_R: named float32[R] columns of the plan.
     same_version_T: bool[T], True where the token was sampled under the very weights that the
         learner holds at the start of the step (None: nothing is known of that).
+    selected_T: bool[T], the tokens that the loss treats apart (None: none are chosen).
     value_T: float32[T], the critic's value before each token at the start of the step; return_T:
         float32[T], what the critic learns to say there (both None without a critic).
     vocabulary_T: float32[T], `vocabulary_mean` under the learner's policy at the start of the step
@@ -44,6 +45,7 @@ class TokenBatch:
     value_T: Tensor | None = None
     return_T: Tensor | None = None
     vocabulary_T: Tensor | None = None
+    selected_T: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,8 @@ from manta.actors.sharding import kept_rows
 from manta.actors.step_tokens import StepTokens
 from manta.algorithms.aggregate import Denominators
 from manta.algorithms.presets import PRESETS
+from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings
-from manta.algorithms.token_stage import AllReduce
 from manta.envs.records import StepPlan, WeightVersion
 from pair_plans import pair_plan
 from tiny import VOCABULARY, groups_of, join_group, rows_by_index, run_ranks, tiny_model, tiny_spec

@@ -22,7 +22,12 @@ from manta.actors.rows import rows_of
 from manta.actors.weight_tensors import unpack
 from manta.algorithms.group_stage import group_stage
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, KlSettings, OffPolicySettings
+from manta.algorithms.settings import (
+    AlgorithmSettings,
+    CovarianceSettings,
+    KlSettings,
+    OffPolicySettings,
+)
 from manta.envs.records import WeightVersion
 from tiny import HELD, groups_of, join_group, plan_of, rows_by_index, run_ranks, tiny_model
 
@@ -48,6 +53,14 @@ ALGORITHMS = {
     ),
     "random policy's values": replace(
         GRPO, loss="rover", proximal="learner", aggregation="sequence_mean", kl=KlSettings()
+    ),
+    "dropped tokens": replace(GRPO, loss="clip_cov", covariance=CovarianceSettings(0.1, 0.01, 9.0)),
+    "held tokens": replace(
+        GRPO,
+        loss="kl_cov",
+        proximal="learner",
+        covariance=CovarianceSettings(0.2),
+        kl=KlSettings(0.1, target=0.5, gain=1.0),
     ),
     "sft": AlgorithmSettings("sft", samples_from="given", loss="cross_entropy"),
 }

@@ -44,6 +44,15 @@ def off_policy(correction: str, **told: object) -> AlgorithmSettings:
     return changed("grpo", proximal="learner", off_policy=settings)
 
 
+def covariance(name: str, **told: object) -> AlgorithmSettings:
+    settings = dataclasses.replace(PRESETS[name].covariance, **told)  # type: ignore[arg-type]
+    return changed(name, covariance=settings)
+
+
+def kl(name: str, **told: object) -> AlgorithmSettings:
+    return changed(name, kl=dataclasses.replace(PRESETS[name].kl, **told))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -106,6 +115,21 @@ def off_policy(correction: str, **told: object) -> AlgorithmSettings:
             "KL in the reward gives every token .* set loss to gspo_token",
         ),
         (changed("ppo", loss="gmpo"), "advantage gae gives every token"),
+        (covariance("kl_cov", low=2.0), "covariance.low is 2.0 but loss is kl_cov, .* to clip_cov"),
+        (covariance("clip_cov", coef=2.0), "covariance.coef is 2.0 but loss is clip_cov"),
+        (covariance("clip_cov", estimator="k2"), "covariance.estimator is k2 but .* to kl_cov"),
+        (covariance("grpo", share=0.1), "set loss to clip_cov or kl_cov"),
+        (covariance("kl_cov", share=0.0), "covariance.share is 0, it must be above 0"),
+        (covariance("clip_cov", share=1.5), "covariance.share is 1.5, .* at most 1"),
+        (covariance("clip_cov", low=5.0), "covariance.low is 5 and covariance.high 5, between"),
+        (covariance("clip_cov", high=float("nan")), "between which no covariance lies"),
+        (covariance("kl_cov", coef=0.0), "covariance.coef is 0, it must be above 0"),
+        (kl("grpo", gain=0.2), "kl.gain is 0.2 but there is no kl.target"),
+        (kl("grpo", target=0.0), "kl.target is 0, it must be above 0"),
+        (kl("grpo", target=6.0, gain=5.0), "kl.gain is 5, it must be above 0 and below 5"),
+        (kl("grpo", target=6.0, coef=0.0), "kl.coef, from which the coefficient begins, is 0"),
+        (kl("sft", target=6.0), "it samples nothing here"),
+        (kl("distillation", target=6.0), "no meaning where the KL alone trains"),
         (changed("sft", whiten_advantages=True), "`whiten_advantages` has no effect"),
         (off_policy("truncate"), "set off_policy.high"),
         (off_policy("mask"), "set off_policy.low, off_policy.high or both"),

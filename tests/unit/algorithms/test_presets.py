@@ -9,6 +9,7 @@ from manta.algorithms.contradictions import check
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import (
     Advantage,
+    CovarianceSettings,
     CriticSettings,
     DifficultySettings,
     FilterSettings,
@@ -51,6 +52,14 @@ def test_ppo_is_the_published_setting() -> None:
     assert ppo.kl == KlSettings(coef=0.02, estimator="k1", placement="reward")
     assert ppo.needs_reference and ppo.proximal == "learner"
     assert {name for name, each in PRESETS.items() if each.critic} == {"ppo"}
+
+
+def test_clip_cov_and_kl_cov_are_the_published_settings() -> None:
+    clip_cov, kl_cov = PRESETS["clip_cov"], PRESETS["kl_cov"]
+    assert clip_cov.covariance == CovarianceSettings(share=2e-4, low=1.0, high=5.0)
+    assert kl_cov.covariance == CovarianceSettings(share=2e-3, coef=1.0, estimator="k3")
+    assert {n for n, each in PRESETS.items() if each.chooses_tokens} == {"clip_cov", "kl_cov"}
+    assert all(each.samples_per_prompt == 8 and each.filters_groups for each in (clip_cov, kl_cov))
 
 
 def test_dpo_is_the_published_setting() -> None:
@@ -128,6 +137,7 @@ def test_every_loss_and_advantage_has_a_preset() -> None:
         ("gspo", (3e-4, 4e-4)),
         ("cispo", (1.0, 4.0)),
         ("gmpo", (0.4, 0.4)),
+        ("clip_cov", (1.0, 1.0)),
         ("tis", (0.2, 0.28)),
     ],
 )
