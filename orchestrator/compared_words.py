@@ -75,6 +75,9 @@ def _pairs(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
         "simpo": f"SimPO {beta} and a target margin of {algorithm.target_margin:g}",
         "bradley_terry": "Bradley-Terry on the scores of a reward model",
     }[algorithm.loss]
+    weighed = algorithm.margin_weight
+    if weighed is not None:
+        which += f", each weighed by its margin (1 at {weighed.threshold:.3g})"
     if algorithm.needs_reference:
         loss += f" {reference_told(run_file, stage)}"
     return (
