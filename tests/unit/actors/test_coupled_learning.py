@@ -162,8 +162,7 @@ def question_losses(coupled: Coupled, value_N: Tensor) -> Tensor:
     rows, algorithm = coupled.rows(1), coupled.algorithm
     start_N = value_N.detach()
     if algorithm.proximal == "behaviour":
-        sums = [float(rows[i].behaviour_logprobs[rows[i].loss_mask].sum()) for i in sorted(rows)]  # type: ignore[index]
-        start_N = torch.tensor(sums, dtype=torch.float64)
+        start_N = torch.tensor([sampled_sum(rows[i]) for i in sorted(rows)], dtype=torch.float64)
     proxy_N, group_N = algorithm.beta * (value_N - start_N), torch.from_numpy(coupled.plan.group_N)
     label_N = torch.from_numpy(coupled.plan.coefficients["label"]).double()
     losses = []
@@ -190,6 +189,11 @@ def kto_losses(algorithm: AlgorithmSettings, ratio_N: Tensor, is_good_N: Tensor)
     value_N = torch.where(is_good_N, ratio_N - good, other - ratio_N)
     weight_N = torch.where(is_good_N, algorithm.desirable_weight, algorithm.undesirable_weight)
     return weight_N * (1 - torch.sigmoid(algorithm.beta * value_N))
+
+
+def sampled_sum(row: Row) -> float:
+    assert row.behaviour_logprobs is not None
+    return float(row.behaviour_logprobs[row.loss_mask].astype(np.float64).sum())
 
 
 def row_sum(row: Row) -> float:
