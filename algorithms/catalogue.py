@@ -42,7 +42,7 @@ LOSS_KINDS: Mapping[str, LossKind] = {
     "clip_cov": LossKind("token", _CLIP),
     "kl_cov": LossKind("token"),
     "cross_entropy": LossKind(None, ("keep_best", "keep_above", "reward_temperature")),
-    "dpo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
+    "dpo": LossKind(None, (*_PAIRS, "beta", "length_normalized", "margin_weight")),
     "ipo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
     "simpo": LossKind(None, (*_PAIRS, "beta", "target_margin")),
     "kto": LossKind(None, ("beta", *_LABELS)),

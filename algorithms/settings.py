@@ -136,6 +136,17 @@ class DifficultySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MarginWeightSettings:
+    """Weights of pairs by how far apart their rewards are: a factor of the margin falls from about
+    `high`, where it is small, to `low`, and is 1 at `threshold`; `steepness` is how fast."""
+
+    low: float = 0.5
+    high: float = 2.0
+    threshold: float = 6.906754778648554
+    steepness: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class CriticSettings:
     """The critic of a stage: what estimates values, and how it learns.
 
@@ -215,11 +226,12 @@ class AlgorithmSettings:
     prompt does, whatever its number of pairs. `pairs` says which a group has
     (`manta.algorithms.pairs`), of those whose rewards differ by `pair_margin` at least. `beta` is
     how much the log-ratio to the reference counts; with `length_normalized` that is the mean over
-    a row's tokens, not the sum. `target_margin` is SimPO's. In KTO and PACS a row is desirable
-    whose reward is above `desirable_above`. In KTO `reference_point` is what log-ratios are
-    compared with, and the weights are of rows that are desirable and that are not. PACS couples a
-    prompt's samples (`group`); with `balance_classes` desirable ones and others weigh the same in
-    it. `reward_model` is what `bradley_terry` trains, in the place of the policy.
+    a row's tokens, not the sum. `target_margin` is SimPO's; with `margin_weight` a pair of `dpo`
+    counts by how far apart its rewards are. In KTO and PACS a row is desirable whose reward is
+    above `desirable_above`. In KTO `reference_point` is what log-ratios are compared with, and the
+    weights are of rows that are desirable and that are not. PACS couples a prompt's samples
+    (`group`); with `balance_classes` desirable ones and others weigh the same in it. `reward_model`
+    is what `bradley_terry` trains, in the place of the policy.
 
     `cross_entropy` imitates rows: of each group the `keep_best` of the highest rewards (0: all),
     of these the ones whose reward is above `keep_above`, each with the weight
@@ -247,6 +259,7 @@ class AlgorithmSettings:
     beta: float = 0.1
     length_normalized: bool = False
     target_margin: float = 0.5
+    margin_weight: MarginWeightSettings | None = None
     reference_point: Literal["samples", "other_class", "zero"] = "samples"
     desirable_above: float = 0.5
     desirable_weight: float = 1.0

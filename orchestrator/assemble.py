@@ -68,7 +68,8 @@ def assemble(
     `oldest_version` are not counted in them, and do not train. With `masks_truncated` samples that
     a bound ended count in their group's baseline and carry no loss (overlong filtering of DAPO,
     arXiv 2503.14476), nor are they compared with others. Where a loss couples rows, those of a
-    group are one unit."""
+    group are one unit. A pair's margin is the one that its data give; for weights by margin, where
+    they give none, by how much its rewards differ."""
     sizes = [len(summary.rewards) for summary in summaries]
     group_N = np.repeat(np.arange(len(summaries), dtype=np.int32), sizes)
     rewards_N = np.concatenate([summary.rewards for summary in summaries])
@@ -103,10 +104,15 @@ def assemble(
     if stage.pairs is None:
         return plan
     margins = np.array([summary.margin for summary in summaries], np.float32)
+    margin_P = margins[group_N[stage.pairs.chosen_P.numpy()]]
+    if settings.margin_weight is not None:
+        chosen_P, rejected_P = (side.numpy() for side in stage.pairs)
+        apart_P = rewards_N[chosen_P] - rewards_N[rejected_P]
+        margin_P = np.where(margin_P != 0, margin_P, apart_P).astype(np.float32)
     return replace(
         plan,
         pair_P2=torch.stack(stage.pairs, dim=1).numpy().astype(np.int32),
-        margin_P=margins[group_N[stage.pairs.chosen_P.numpy()]],
+        margin_P=margin_P,
     )
 
 

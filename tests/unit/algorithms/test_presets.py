@@ -15,6 +15,7 @@ from manta.algorithms.settings import (
     FilterSettings,
     KlSettings,
     LossName,
+    MarginWeightSettings,
     OffPolicySettings,
     RewardModelSettings,
 )
@@ -76,13 +77,14 @@ def test_reward_model_is_the_published_setting() -> None:
     assert found.reward_model == RewardModelSettings()
     assert found.is_coupled and not found.needs_reference
     coupled = {name for name, each in PRESETS.items() if each.is_coupled}
-    assert coupled == {"dpo", "online_dpo", "ipo", "simpo", "kto", "pacs", "reward_model"}
+    assert coupled == {"dpo", "madpo", "online_dpo", "ipo", "simpo", "kto", "pacs", "reward_model"}
 
 
 @pytest.mark.parametrize(
     ("name", "told"),
     [
         ("online_dpo", {"loss": "dpo", "beta": 0.1, "samples_per_prompt": 2}),
+        ("madpo", {"loss": "dpo", "beta": 0.1, "margin_weight": MarginWeightSettings(0.5, 2.0)}),
         ("ipo", {"loss": "ipo", "beta": 0.1, "length_normalized": True}),
         ("simpo", {"loss": "simpo", "beta": 2.0, "target_margin": 0.5}),
         ("kto", {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "unit": "row"}),
@@ -108,7 +110,7 @@ def test_who_samples_who_compares_and_who_reads_rewards() -> None:
     online = {n for n, p in PRESETS.items() if p.is_paired and p.samples_from == "policy"}
     assert online == {"online_dpo"}
     assert {n for n, p in PRESETS.items() if p.compares_given} == {
-        *("dpo", "ipo", "simpo", "kto", "reward_model", "weighted_sft")
+        *("dpo", "madpo", "ipo", "simpo", "kto", "reward_model", "weighted_sft")
     }
     assert {n for n, p in PRESETS.items() if not p.reads_rewards} == {"sft", "distillation"}
     assert {n for n, p in PRESETS.items() if p.selects_rows} == {

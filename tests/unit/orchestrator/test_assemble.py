@@ -132,6 +132,13 @@ def test_labels_of_rows_that_can_train_each_a_unit_of_its_own() -> None:
     assert filter_reason(kto, groups[1]) is None
 
 
+def test_margins_of_weights_are_those_of_the_data_or_of_the_rewards() -> None:
+    groups = [summary(GroupId(0, 0, 0), (0.5, 2.0)), summary(GroupId(0, 1, 0), (1.0, 0.25))]
+    groups[0] = replace(groups[0], margin=-0.75)
+    assert assemble(1, groups, PRESETS["madpo"]).margin_P.tolist() == [-0.75, 0.75]
+    assert assemble(1, groups, PRESETS["dpo"]).margin_P.tolist() == [-0.75, 0.0]
+
+
 def test_labels_of_a_prompt_are_one_unit_where_the_loss_couples_them() -> None:
     groups = [summary(GroupId(0, 0, 0), (0.0, 2.0, 0.5)), summary(GroupId(0, 1, 0), (1.0, 1.0))]
     plan = assemble(1, groups, PRESETS["pacs"])
