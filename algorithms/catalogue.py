@@ -22,11 +22,17 @@ _LABELS = ("reference_point", "desirable_above", "desirable_weight", "undesirabl
 class LossKind:
     """`ratio`: whose importance ratio a loss bounds, a token's or a whole row's (None: it has
     none). `reads`: settings that other losses may have no use for. `needs_row_advantage`: it is
-    defined only where all tokens of a row have one advantage."""
+    defined only where all tokens of a row have one advantage. `is_plain`: it weighs log-probs by
+    advantages, without a ratio."""
 
     ratio: Literal["token", "sequence"] | None
     reads: tuple[str, ...] = ()
     needs_row_advantage: bool = False
+    is_plain: bool = False
+
+    @property
+    def uses_advantages(self) -> bool:
+        return self.ratio is not None or self.is_plain
 
 
 LOSS_KINDS: Mapping[str, LossKind] = {
@@ -36,6 +42,7 @@ LOSS_KINDS: Mapping[str, LossKind] = {
     "cispo": LossKind("token", _CLIP),
     "gmpo": LossKind("sequence", _CLIP, needs_row_advantage=True),
     "sapo": LossKind("token", ("tau_positive", "tau_negative")),
+    "policy_gradient": LossKind(None, is_plain=True),
     "cross_entropy": LossKind(None, ("keep_best", "keep_above", "reward_temperature")),
     "dpo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
     "ipo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
@@ -48,14 +55,16 @@ LOSS_KINDS: Mapping[str, LossKind] = {
 @dataclass(frozen=True, slots=True)
 class AdvantageKind:
     """`needs_group`: a prompt's samples are compared with each other, so that a sample alone has
-    none. `reads`: as of `LossKind`."""
+    none. `reads`: as of `LossKind`. `companions`: what it can take beside the samples; where that
+    lacks `none`, it needs one."""
 
     needs_group: bool
     reads: tuple[str, ...] = ()
+    companions: tuple[str, ...] = ("none",)
 
 
 ADVANTAGE_KINDS: Mapping[str, AdvantageKind] = {
-    "group_relative": AdvantageKind(True, ("divide_by_std", "std_epsilon")),
+    "group_relative": AdvantageKind(True, ("divide_by_std", "std_epsilon"), ("none", "given")),
     "reward": AdvantageKind(False),
     "gae": AdvantageKind(False, ("gamma", "gae_lambda")),
     "leave_one_out": AdvantageKind(True),
@@ -64,6 +73,10 @@ ADVANTAGE_KINDS: Mapping[str, AdvantageKind] = {
     "pass_at_k": AdvantageKind(True, ("pass_k", "std_epsilon")),
     "max_likelihood": AdvantageKind(True),
     "win_rate": AdvantageKind(True, ("divide_by_std", "std_epsilon")),
+    "greedy_baseline": AdvantageKind(False, companions=("greedy",)),
+    "alignment": AdvantageKind(
+        True, ("divide_by_std", "std_epsilon", "imitation_coef", "alignment_coef"), ("given",)
+    ),
     "none": AdvantageKind(False),
 }
 
@@ -79,7 +92,7 @@ FILTER_READS: Mapping[str, tuple[str, ...]] = {
 def compares_samples(settings: AlgorithmSettings) -> bool:
     """Does what is learnt depend on how the samples of a prompt differ in reward?"""
     return settings.is_paired or (
-        LOSS_KINDS[settings.loss].ratio is not None
+        LOSS_KINDS[settings.loss].uses_advantages
         and ADVANTAGE_KINDS[settings.advantage].needs_group
     )
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 
 from manta.algorithms.catalogue import ADVANTAGE_KINDS, LOSS_KINDS, OPTIONAL, readers
+from manta.algorithms.companion_contradictions import companion_problems
 from manta.algorithms.filter_contradictions import filter_problems
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import AlgorithmSettings, CriticSettings, RewardModelSettings
@@ -35,6 +36,7 @@ def check(settings: AlgorithmSettings) -> None:
         *unit_problems(settings),
         *_reward_model(settings),
         *filter_problems(settings),
+        *companion_problems(settings),
     ]
     if problems:
         raise ValueError(f"algorithm {settings.name!r}: " + "; ".join(problems))
@@ -98,6 +100,10 @@ def _numbers(settings: AlgorithmSettings) -> list[str]:
         problems.append(
             f"dual_clip is {settings.dual_clip:g}, it must be above 1 (3 is usual; null: no bound)"
         )
+    for name in ("imitation_coef", "alignment_coef"):
+        value = getattr(settings, name)
+        if not 0 <= value < math.inf:
+            problems.append(f"{name} is {value}, it must be 0 or more")
     for name, weight in settings.component_weights.items():
         if not math.isfinite(weight):
             problems.append(f"component_weights.{name} is {weight}, it must be a finite number")
@@ -210,7 +216,7 @@ def _values(settings: AlgorithmSettings) -> list[str]:
 
 def _no_advantage(settings: AlgorithmSettings) -> list[str]:
     """Without an advantage the KL is all there is."""
-    if settings.advantage != "none" or not LOSS_KINDS[settings.loss].ratio:
+    if settings.advantage != "none" or not LOSS_KINDS[settings.loss].uses_advantages:
         return []
     problems = []
     if settings.kl.coef == 0:

@@ -7,6 +7,7 @@ from, nor how they are packed for the model.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -41,24 +42,15 @@ def flatten(
     num_rows = len(num_tokens_R)
     rows = torch.arange(num_rows, device=num_tokens_R.device)
     row_T = torch.repeat_interleave(rows, num_tokens_R)
-    flat = {
-        "behaviour_T": behaviour_T,
-        "proximal_T": proximal_T,
-        "reference_T": reference_T,
-        "advantage_T": advantage_T,
-        "same_version_T": same_version_T,
-        "value_T": value_T,
-        "return_T": return_T,
-    }
-    _check_lengths(flat, row_T, num_rows)
     weight_R, constant = row_weight(coefficients_R), settings.constant_length
+    totals = (update.total_tokens, update.total_rows)
     weight_T, mean_T = (
-        token_weights(mode, row_T, num_tokens_R, weight_R, *update, constant)
+        token_weights(mode, row_T, num_tokens_R, weight_R, *totals, constant)
         for mode in (settings.aggregation, "token_mean")
     )
     if advantage_T is None:
         advantage_T = coefficients_R["advantage"][row_T]
-    return TokenBatch(
+    batch = TokenBatch(
         row_T=row_T,
         weight_T=weight_T,
         mean_T=mean_T,
@@ -71,12 +63,23 @@ def flatten(
         value_T=value_T,
         return_T=return_T,
     )
+    _check_lengths(batch, num_rows)
+    return replace(batch, sampled_T=_of_sampled(batch, update))
 
 
-def _check_lengths(flat: Mapping[str, Tensor | None], row_T: Tensor, num_rows: int) -> None:
-    for name, tensor in flat.items():
-        if tensor is not None and tensor.shape != row_T.shape:
+def _of_sampled(batch: TokenBatch, update: Denominators) -> Tensor | None:
+    """`TokenBatch.sampled_T`."""
+    if update.sampled_tokens is None or batch.behaviour_T is None:
+        return None
+    share = update.total_tokens / update.sampled_tokens if update.sampled_tokens else 0.0
+    return torch.where(batch.behaviour_T.isnan(), 0.0, batch.mean_T * share)
+
+
+def _check_lengths(batch: TokenBatch, num_rows: int) -> None:
+    for name in (each.name for each in fields(batch) if each.name.endswith("_T")):
+        tensor = getattr(batch, name)
+        if tensor is not None and tensor.shape != batch.row_T.shape:
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}, the {num_rows} rows have {len(row_T)} "
-                "trained tokens: give one value per trained token"
+                f"{name} has shape {tuple(tensor.shape)}, the {num_rows} rows have "
+                f"{len(batch.row_T)} trained tokens: give one value per trained token"
             )
