@@ -54,7 +54,10 @@ class StepTokens:
         if LOSS_KINDS[settings.loss].ratio is None:
             behaviour = _among_sampled(behaviour, rows)
         self._behaviour_T = _flat(behaviour, rows)
-        self._reference_T = _flat([row.reference_logprobs for row in rows], rows)
+        # The reference does not look at companions, and every rank is to know of it as much
+        has_reference = settings.companion != "given"
+        reference = [row.reference_logprobs if has_reference else None for row in rows]
+        self._reference_T = _flat(reference, rows)
         self._same_version_T = _flat([row.same_version for row in rows], rows, np.bool_)
         self._proximal_T = None if proximal_T is None else proximal_T.detach().cpu()
         self._value_T = None if value_T is None else value_T.detach().cpu()
