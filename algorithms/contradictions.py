@@ -134,7 +134,10 @@ def _kl(settings: AlgorithmSettings) -> list[str]:
         return [f"kl.coef is {penalty.coef}, it must be 0 or more"]
     if not 0 <= penalty.discount <= 1:
         return [f"kl.discount is {penalty.discount:g}, it must be at least 0 and at most 1"]
-    if penalty.discount != 1 and (penalty.coef == 0 or penalty.placement != "reward"):
+    is_charged = penalty.coef != 0 and penalty.placement == "reward"
+    # What a preset brought along is let pass, so that its KL can be switched off by one key
+    brought = PRESETS.get(settings.name, _DEFAULTS).kl.discount
+    if not is_charged and penalty.discount not in (1, brought):
         return [
             f"kl.discount is {penalty.discount:g}, and no KL is charged to the reward: remove it, "
             "or set kl.placement to reward and kl.coef above 0"
