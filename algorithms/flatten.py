@@ -69,8 +69,10 @@ def flatten(
 
 def _of_sampled(batch: TokenBatch, update: Denominators) -> Tensor | None:
     """`TokenBatch.sampled_T`."""
-    if update.sampled_tokens is None or batch.behaviour_T is None:
+    if update.sampled_tokens is None:
         return None
+    if batch.behaviour_T is None:
+        return torch.zeros_like(batch.mean_T)
     share = update.total_tokens / update.sampled_tokens if update.sampled_tokens else 0.0
     return torch.where(batch.behaviour_T.isnan(), 0.0, batch.mean_T * share)
 

@@ -210,6 +210,17 @@ def test_what_is_measured_of_sampled_tokens_leaves_given_ones_out() -> None:
     assert tally.distributions(alone).figures == {"ess": pytest.approx(ess)}
 
 
+def test_a_part_of_given_rows_alone_adds_nothing_to_what_is_measured_of_samples() -> None:
+    """As on a rank whose rows nobody sampled: it knows no log-prob of a behaviour policy."""
+    columns = {"advantage": torch.ones(1), "keep": torch.ones(1)}
+    update = Denominators(6.0, 2.0, sampled_tokens=4.0)
+    batch = flatten(GRAO, torch.tensor([2]), columns, update)
+    stats = {"logprob": torch.full((2,), -1.0), "entropy": torch.full((2,), 3.0)}
+    terms = Objective(GRAO, report_entropy=True).loss(batch, stats)
+    assert float(terms.sums["entropy"]) == 0.0
+    assert terms.loss.item() == pytest.approx(0.5)
+
+
 def test_the_mismatch_of_engine_and_learner_is_that_of_sampled_tokens() -> None:
     step = Step(6)
     tally = MismatchTally(OffPolicySettings())
