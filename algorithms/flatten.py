@@ -7,7 +7,6 @@ from, nor how they are packed for the model.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -29,19 +28,32 @@ def flatten(
     same_version_T: Tensor | None = None,
     value_T: Tensor | None = None,
     return_T: Tensor | None = None,
+    vocabulary_T: Tensor | None = None,
+    selected_T: Tensor | None = None,
 ) -> TokenBatch:
     """The batch of R rows with `num_tokens_R` int64[R] trained tokens each, T in all.
 
     `coefficients_R` are the plan's columns for these rows (`advantage`, and `weight` or `keep`);
     `update` holds the denominators of the whole update that the rows belong to. The flat log-probs
-    and values [T] are in row order. `advantage_T` and `return_T` are the token stage's results for
-    these rows; without the former each token gets its row's advantage.
+    and values [T] are in row order. `advantage_T`, `return_T` and `selected_T` are the token
+    stage's results for these rows; without the first each token gets its row's advantage.
 
     Raises ValueError where a flat tensor is not of T tokens.
     """
     num_rows = len(num_tokens_R)
     rows = torch.arange(num_rows, device=num_tokens_R.device)
     row_T = torch.repeat_interleave(rows, num_tokens_R)
+    columns = {
+        "behaviour_T": behaviour_T,
+        "proximal_T": proximal_T,
+        "reference_T": reference_T,
+        "same_version_T": same_version_T,
+        "value_T": value_T,
+        "return_T": return_T,
+        "vocabulary_T": vocabulary_T,
+        "selected_T": selected_T,
+    }
+    _check_lengths({"advantage_T": advantage_T, **columns}, row_T, num_rows)
     weight_R, constant = row_weight(coefficients_R), settings.constant_length
     totals = (update.total_tokens, update.total_rows)
     weight_T, mean_T = (
@@ -50,38 +62,31 @@ def flatten(
     )
     if advantage_T is None:
         advantage_T = coefficients_R["advantage"][row_T]
-    batch = TokenBatch(
+    return TokenBatch(
         row_T=row_T,
         weight_T=weight_T,
         mean_T=mean_T,
         advantage_T=advantage_T,
-        behaviour_T=behaviour_T,
-        proximal_T=proximal_T,
-        reference_T=reference_T,
         coefficients_R=coefficients_R,
-        same_version_T=same_version_T,
-        value_T=value_T,
-        return_T=return_T,
+        sampled_T=_of_sampled(mean_T, behaviour_T, update),
+        **columns,
     )
-    _check_lengths(batch, num_rows)
-    return replace(batch, sampled_T=_of_sampled(batch, update))
 
 
-def _of_sampled(batch: TokenBatch, update: Denominators) -> Tensor | None:
+def _of_sampled(mean_T: Tensor, behaviour_T: Tensor | None, update: Denominators) -> Tensor | None:
     """`TokenBatch.sampled_T`."""
     if update.sampled_tokens is None:
         return None
-    if batch.behaviour_T is None:
-        return torch.zeros_like(batch.mean_T)
+    if behaviour_T is None:
+        return torch.zeros_like(mean_T)
     share = update.total_tokens / update.sampled_tokens if update.sampled_tokens else 0.0
-    return torch.where(batch.behaviour_T.isnan(), 0.0, batch.mean_T * share)
+    return torch.where(behaviour_T.isnan(), 0.0, mean_T * share)
 
 
-def _check_lengths(batch: TokenBatch, num_rows: int) -> None:
-    for name in (each.name for each in fields(batch) if each.name.endswith("_T")):
-        tensor = getattr(batch, name)
-        if tensor is not None and tensor.shape != batch.row_T.shape:
+def _check_lengths(flat: Mapping[str, Tensor | None], row_T: Tensor, num_rows: int) -> None:
+    for name, tensor in flat.items():
+        if tensor is not None and tensor.shape != row_T.shape:
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}, the {num_rows} rows have "
-                f"{len(batch.row_T)} trained tokens: give one value per trained token"
+                f"{name} has shape {tuple(tensor.shape)}, the {num_rows} rows have {len(row_T)} "
+                "trained tokens: give one value per trained token"
             )

@@ -19,10 +19,10 @@ from manta.algorithms.losses import LOSSES, RatioTokens, cross_entropy, policy_g
 from manta.algorithms.off_policy import correct
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.step_tally import StepTally
-from manta.algorithms.tokens import LossTerms, TokenBatch
+from manta.algorithms.tokens import LossTerms, TokenBatch, vocabulary_mean
 from manta.algorithms.values import value_loss
 
-Want: TypeAlias = Literal["logprob", "entropy", "value"]
+Want: TypeAlias = Literal["logprob", "entropy", "logsumexp", "vocab_mean", "value"]
 
 
 class _Policy(NamedTuple):
@@ -48,6 +48,8 @@ class Objective:
         """The statistics that `loss` reads, float[T] each."""
         has_entropy = self.settings.entropy_coef != 0.0 or self.report_entropy
         policy: tuple[Want, ...] = ("logprob", "entropy") if has_entropy else ("logprob",)
+        if LOSS_KINDS[self.settings.loss].needs_vocabulary:
+            policy = (*policy, "logsumexp", "vocab_mean")
         return policy if self.settings.critic is None else (*policy, "value")
 
     @property
@@ -80,7 +82,8 @@ class Objective:
         """
         active_T = (batch.weight_T != 0) | (batch.mean_T != 0)
         logprob_T = _only(active_T, stats["logprob"])
-        policy = self._policy(batch, logprob_T, active_T, tally)
+        vocabulary_T = _moved(batch, stats, active_T)
+        policy = self._policy(batch, logprob_T, vocabulary_T, active_T, tally)
         loss_T, means, drift = policy.loss_T, policy.means, policy.drift
         if batch.reference_T is not None:
             reference_T = _only(active_T, batch.reference_T)
@@ -141,7 +144,12 @@ class Objective:
         return LossTerms(loss, sums, {})
 
     def _policy(
-        self, batch: TokenBatch, logprob_T: Tensor, active_T: Tensor, tally: StepTally | None
+        self,
+        batch: TokenBatch,
+        logprob_T: Tensor,
+        vocabulary_T: Tensor | None,
+        active_T: Tensor,
+        tally: StepTally | None,
     ) -> _Policy:
         if LOSS_KINDS[self.settings.loss].is_plain:
             return self._plain(batch, logprob_T, active_T, tally)
@@ -160,7 +168,9 @@ class Objective:
         # Multiplying by a weight of 0 would keep the NaN of an infinite ratio.
         logprob_T = torch.where(weight_T != 0, logprob_T, proximal_T)
         advantage_T = _only(active_T, batch.advantage_T)
-        tokens = RatioTokens(logprob_T, proximal_T, advantage_T, batch.row_T)
+        tokens = RatioTokens(
+            logprob_T, proximal_T, advantage_T, batch.row_T, vocabulary_T, batch.selected_T
+        )
         surrogate = LOSSES[self.settings.loss](self.settings, tokens)
         ratio_T = surrogate.ratio_T.detach()
         figures = {name: figure.to(ratio_T.dtype) for name, figure in surrogate.figures.items()}
@@ -205,6 +215,14 @@ class Objective:
             )
         behaviour_T = _only(active_T, batch.behaviour_T)
         return correct(self.settings.off_policy, proximal_T, behaviour_T, batch.row_T).weight_T
+
+
+def _moved(batch: TokenBatch, stats: Mapping[str, Tensor], active_T: Tensor) -> Tensor | None:
+    """How far the mean over the vocabulary has moved since the step began, where it is known."""
+    now_T = vocabulary_mean(stats)
+    if now_T is None or batch.vocabulary_T is None:
+        return None
+    return _only(active_T, now_T - batch.vocabulary_T)
 
 
 def _drift(batch: TokenBatch, current_T: Tensor, active_T: Tensor) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ from manta.orchestrator.simulation.speeds import LearnerSpeed, Speeds
 from manta.orchestrator.supply import BlockRef
 
 
-class _Drawn(NamedTuple):
+class DrawnGroup(NamedTuple):
     """The lengths of a group's samples, and of its companion (0: it has none)."""
 
     samples: GroupLengths
@@ -145,7 +145,7 @@ class SimulatedWorld:
             self._tell(name, "serve")
         return Published(version, 0.0, ())
 
-    def _draw(self, admission: Admission) -> _Drawn:
+    def _draw(self, admission: Admission) -> DrawnGroup:
         """By place, not by attempt: a group that is made again draws the same lengths."""
         shape, place = self._shape, admission.id
         generator = np.random.default_rng((shape.seed, place.epoch, place.position))
@@ -153,14 +153,14 @@ class SimulatedWorld:
         drawn = self._lengths.draw(generator, count + (shape.companion != "none"))
         most = shape.max_new_tokens if admission.cap is None else admission.cap
         answers = np.minimum(drawn.answers, most)
-        return _Drawn(GroupLengths(drawn.prompt, answers[:count]), int(answers[count:].sum()))
+        return DrawnGroup(GroupLengths(drawn.prompt, answers[:count]), int(answers[count:].sum()))
 
-    def _requests(self, group: _Drawn) -> list[list[int]]:
+    def _requests(self, group: DrawnGroup) -> list[list[int]]:
         """The lengths of what engines are asked for."""
         samples = group.samples.answers.tolist()
         return [samples, [group.companion]] if self._shape.companion == "greedy" else [samples]
 
-    def _calls(self, drawn: Sequence[_Drawn]) -> list[list[_Drawn]]:
+    def _calls(self, drawn: Sequence[DrawnGroup]) -> list[list[DrawnGroup]]:
         """Groups that travel together, as `manta.actors.dispatch` packs them."""
         shape = self._shape
         rows = shape.samples + shape.spare_samples + (shape.companion == "greedy")
@@ -168,7 +168,7 @@ class SimulatedWorld:
         return [list(drawn[i : i + per_call]) for i in range(0, len(drawn), per_call)]
 
     async def _call(
-        self, worker: int, groups: Sequence[_Drawn], rank: tuple[int, ...]
+        self, worker: int, groups: Sequence[DrawnGroup], rank: tuple[int, ...]
     ) -> list[list[MadeRow]]:
         """The samples of each group."""
         self._tickets += 1
@@ -199,7 +199,7 @@ class SimulatedWorld:
     def _release(self, ticket: Ticket) -> None:
         self.routing.release(ticket)
 
-    async def _score(self, drawn: Sequence[_Drawn]) -> None:
+    async def _score(self, drawn: Sequence[DrawnGroup]) -> None:
         """Rewards and the reference look at a block side by side."""
         overheads = self._speeds.overheads
         looks = [asyncio.sleep(overheads.reward)] if overheads.reward > 0 else []
@@ -210,7 +210,7 @@ class SimulatedWorld:
             looks.append(line.take(tokens * overheads.reference_per_token))
         await side_by_side(looks)
 
-    def _summary(self, group: GroupId, drawn: _Drawn, rows: Sequence[MadeRow]) -> GroupSummary:
+    def _summary(self, group: GroupId, drawn: DrawnGroup, rows: Sequence[MadeRow]) -> GroupSummary:
         prompt, kind = drawn.samples.prompt, self._shape.companion
         beside = CompanionSummary(kind, 0.0, drawn.companion, drawn.companion + prompt)
         whole = [row for row in rows if not row.is_cut]
