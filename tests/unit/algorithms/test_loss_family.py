@@ -205,7 +205,9 @@ def by_differences(
 
 def test_every_loss_has_a_case_and_a_kind() -> None:
     assert {settings.loss for settings, _ in CASES.values()} == set(LOSSES) - {"rover"}
-    assert set(LOSS_KINDS) == {*LOSSES, *COUPLED, "cross_entropy"}
+    plain = {name for name, kind in LOSS_KINDS.items() if kind.is_plain}
+    assert set(LOSS_KINDS) == {*LOSSES, *COUPLED, *plain, "cross_entropy"}
+    assert plain == {"policy_gradient"}
     assert {name for name, kind in LOSS_KINDS.items() if kind.ratio} == set(LOSSES)
 
 
