@@ -31,7 +31,7 @@ from manta.algorithms.objective import Objective
 from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.step_tally import StepTally
-from manta.algorithms.tokens import LossTerms
+from manta.algorithms.tokens import LossTerms, vocabulary_mean
 from manta.envs.records import StepPlan
 
 
@@ -174,6 +174,8 @@ class Learner:
         wants: list[Want] = []
         if self._algorithm.proximal == "learner" and (has_ratio or charges_kl):
             wants.append("logprob")
+            if LOSS_KINDS[self._algorithm.loss].needs_vocabulary:
+                wants += ["logsumexp", "vocab_mean"]
         if self._algorithm.critic is not None:
             wants.append("value")
         found = self._backend.evaluate(rows, wants, self._temperature) if wants else {}
@@ -184,6 +186,7 @@ class Learner:
             found.get("logprob"),
             self._all_reduce,
             found.get("value"),
+            vocabulary_mean(found),
             self._seed,
             plan.step,
         )
@@ -206,7 +209,8 @@ class Learner:
         def loss(batch: Sequence[Row], stats: Mapping[str, Tensor]) -> LossTerms:
             on_cpu = {name: values.cpu() for name, values in stats.items()}
             current_T = on_cpu["logprob"].detach()
-            of_tokens = tokens.batch(batch, update, current_T if recompute else None)
+            start = (current_T, vocabulary_mean(on_cpu)) if recompute else (None, None)
+            of_tokens = tokens.batch(batch, update, *start)
             if tally is not None:
                 tally.add(of_tokens, current_T)
             return self._objective.loss(of_tokens, on_cpu, self._tally)
@@ -232,15 +236,18 @@ class Learner:
         update = _denominators(plan, whole)
         coupled = CoupledUpdate(self._algorithm, plan, whole, rows, self._tokens_per_micro_batch)
         wants = (coupled.scalar,)
+        recompute = self._algorithm.proximal == "learner"
         if coupled.is_split(self._all_reduce):
-            found = self._backend.evaluate(rows, wants, self._temperature)
-            coupled.exchange(tokens.batch(rows, update), found[coupled.scalar], self._all_reduce)
+            found_T = self._backend.evaluate(rows, wants, self._temperature)[coupled.scalar].cpu()
+            batch = tokens.batch(rows, update, found_T if recompute else None)
+            coupled.exchange(batch, found_T, self._all_reduce)
 
         def loss(batch: Sequence[Row], stats: Mapping[str, Tensor]) -> LossTerms:
             on_cpu = {name: values.cpu() for name, values in stats.items()}
-            of_tokens = tokens.batch(batch, update)
+            current_T = on_cpu[coupled.scalar].detach()
+            of_tokens = tokens.batch(batch, update, current_T if recompute else None)
             if tally is not None and "logprob" in on_cpu:
-                tally.add(of_tokens, on_cpu["logprob"].detach())
+                tally.add(of_tokens, current_T)
             return coupled.loss(batch, of_tokens, on_cpu)
 
         return self._apply(coupled.micro_batches, wants, loss, rates)

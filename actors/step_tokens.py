@@ -29,8 +29,8 @@ from manta.envs.records import Bool, Float32
 class StepTokens:
     """Advantages and returns of `rows` after the token stage, beside log-probs and values, by row.
 
-    `proximal_T` and `value_T` float32[T] are over the rows' trained tokens in row order, of the
-    policy and the critic before the step's first update, or None. Construction
+    `proximal_T`, `value_T` and `vocabulary_T` float32[T] are over the rows' trained tokens in row
+    order, of the policy and the critic before the step's first update, or None. Construction
     takes part in the token stage's sums over ranks, so every rank constructs one, with or without
     rows; `names` are the plan's coefficient columns. What is drawn at random follows from `seed`,
     `step` and the rows' places in the plan.
@@ -44,6 +44,7 @@ class StepTokens:
         proximal_T: Tensor | None,
         all_reduce: AllReduce,
         value_T: Tensor | None = None,
+        vocabulary_T: Tensor | None = None,
         seed: int = 0,
         step: int = 0,
     ) -> None:
@@ -60,6 +61,7 @@ class StepTokens:
         self._same_version_T = _flat([row.same_version for row in rows], rows, np.bool_)
         self._proximal_T = None if proximal_T is None else proximal_T.detach().cpu()
         self._value_T = None if value_T is None else value_T.detach().cpu()
+        self._vocabulary_T = None if vocabulary_T is None else vocabulary_T.detach().cpu()
         batch = flatten(
             settings,
             self._num_tokens(rows),
@@ -78,12 +80,18 @@ class StepTokens:
         self._counts_T = staged.mean_T != 0
 
     def batch(
-        self, rows: Sequence[Row], update: Denominators, proximal_T: Tensor | None = None
+        self,
+        rows: Sequence[Row],
+        update: Denominators,
+        proximal_T: Tensor | None = None,
+        vocabulary_T: Tensor | None = None,
     ) -> TokenBatch:
         """The batch of `rows` (any of those given, in any order), part of an update with these
-        denominators. `proximal_T` stands in where none was given for the step."""
+        denominators. `proximal_T` and `vocabulary_T` stand in where none were given for the step.
+        """
         if self._proximal_T is not None:
             proximal_T = self._cut(self._proximal_T, rows)
+            vocabulary_T = self._cut(self._vocabulary_T, rows)
         return flatten(
             self._settings,
             self._num_tokens(rows),
@@ -96,6 +104,7 @@ class StepTokens:
             self._cut(self._same_version_T, rows),
             self._cut(self._value_T, rows),
             self._cut(self._return_T, rows),
+            vocabulary_T,
             self._cut(self._selected_T, rows),
         )
 

@@ -26,13 +26,16 @@ from manta.algorithms.tokens import per_row
 
 class RatioTokens(NamedTuple):
     """What a loss sees, [T] each: `logprob_T` of the current policy (carries gradients),
-    `proximal_T` of the ratio's denominator, `advantage_T`, int64 ascending `row_T`, and bool
-    `selected_T`, the tokens that the step's covariances have chosen, where any were."""
+    `proximal_T` of the ratio's denominator, `advantage_T`, and int64 ascending `row_T`.
+    `vocabulary_T`, for a loss that needs it: by how much the mean over the vocabulary of the
+    policy's log-probs has risen since the start of the step, where the token is predicted.
+    Bool `selected_T`: the tokens that the step's covariances have chosen, where any were."""
 
     logprob_T: Tensor
     proximal_T: Tensor
     advantage_T: Tensor
     row_T: Tensor
+    vocabulary_T: Tensor | None = None
     selected_T: Tensor | None = None
 
 
@@ -141,6 +144,30 @@ def sapo(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
     return Surrogate(loss_T, ratio_T, {"gate_mean": slope_T})
 
 
+def rover(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
+    """`(Q_t - sg(A + successor_weight * Q'_(t+1)))^2`, where `Q_t = rho * (logprob - proximal)` is
+    a token's value and `Q'_(t+1)` the mean of such values over the vocabulary where the row's next
+    trained token is predicted, 0 after its last: ROVER, He et al., arXiv 2509.24981, algorithm 1,
+    whose values are those of the policy that draws every token alike. At ratio 1 the gradient is
+    that of `-2 rho * A * logprob`. `successor_value` is the mean of Q'.
+
+    Raises ValueError without statistics of the vocabulary.
+    """
+    if tokens.vocabulary_T is None:
+        raise ValueError(
+            "the loss rover reads the vocabulary's mean log-prob at the start of the step, which "
+            "only the learner knows: set proximal to learner"
+        )
+    rise_T = tokens.logprob_T - tokens.proximal_T
+    value_T = settings.rho * tokens.vocabulary_T.detach()
+    next_T = torch.zeros_like(value_T)
+    goes_on_T = tokens.row_T[1:] == tokens.row_T[:-1]
+    next_T[:-1] = torch.where(goes_on_T, value_T[1:], 0.0)
+    target_T = tokens.advantage_T + settings.successor_weight * next_T
+    loss_T = (settings.rho * rise_T - target_T).square()
+    return Surrogate(loss_T, torch.exp(rise_T), {"successor_value": next_T})
+
+
 def clip_cov(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
     """`clipped_surrogate` without `dual_clip`, and 0 at the chosen tokens, which so have no
     gradient: Clip-Cov, arXiv 2505.22617, section 4.2 (how tokens are chosen:
@@ -181,6 +208,7 @@ LOSSES: Mapping[str, PolicyLoss] = {
     "cispo": cispo,
     "gmpo": gmpo,
     "sapo": sapo,
+    "rover": rover,
     "clip_cov": clip_cov,
     "kl_cov": kl_cov,
 }

@@ -85,6 +85,7 @@ class Rows:
             behaviour_T=self.behaviour_T,
             proximal_T=self.proximal_T if algorithm.proximal == "learner" else None,
             reference_T=self.reference_T,
+            vocabulary_T=(0.7 * self.logits_TV.detach()).log_softmax(-1).mean(-1),
             selected_T=self.selected_T if algorithm.chooses_tokens else None,
         )
         return Objective(algorithm, report_entropy=True).loss(batch, self.statistics())
@@ -94,6 +95,8 @@ class Rows:
         return {
             "logprob": log_TV[torch.arange(len(self.tokens_T)), self.tokens_T],
             "entropy": -(log_TV.exp() * log_TV).sum(-1),
+            "vocab_mean": self.logits_TV.mean(-1),
+            "logsumexp": self.logits_TV.logsumexp(-1),
         }
 
 

@@ -1,6 +1,7 @@
 """Every loss with a ratio, against its formula in plain loops, and what must hold for all of them.
 
-A new loss adds a line to CASES; that micro-batches change nothing is in test_objective.
+A new loss adds a line to CASES; that micro-batches change nothing is in test_objective. ROVER is
+no surrogate of a reward: test_rover.
 """
 
 import dataclasses
@@ -203,7 +204,7 @@ def by_differences(
 
 
 def test_every_loss_has_a_case_and_a_kind() -> None:
-    assert {settings.loss for settings, _ in CASES.values()} == set(LOSSES)
+    assert {settings.loss for settings, _ in CASES.values()} == set(LOSSES) - {"rover"}
     assert set(LOSS_KINDS) == {*LOSSES, *COUPLED, "cross_entropy"}
     assert {name for name, kind in LOSS_KINDS.items() if kind.ratio} == set(LOSSES)
 
