@@ -79,8 +79,10 @@ class StepTokens:
             self._reference_T,
             value_T=self._value_T,
         )
-        row_R = torch.tensor([row.index for row in rows], dtype=torch.int64)
-        drawn_T = tickets(seed, step, row_R, self._num_tokens(rows))
+        drawn_T = None
+        if settings.chooses_tokens:
+            row_R = torch.tensor([row.index for row in rows], dtype=torch.int64)
+            drawn_T = tickets(seed, step, row_R, self._num_tokens(rows))
         staged = token_stage(settings, batch, all_reduce, drawn_T)
         self._advantage_T, self._return_T = staged.advantage_T, staged.return_T
         self._selected_T = staged.selected_T
