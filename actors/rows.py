@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from manta.envs.records import (
+    COMPANION,
     Bool,
     Float32,
     GroupId,
@@ -82,13 +83,13 @@ def _row(
 ) -> Row:
     group = groups[plan.groups[plan.group_N[index]]]
     sample = int(plan.sample_N[index])
-    trajectory = group.trajectories[sample]
+    trajectory = group.row(sample)
     row = Row(
         index=index,
         token_ids=trajectory.token_ids,
         loss_mask=_trained(trajectory, plan.oldest_version),
         behaviour_logprobs=trajectory.logprobs,
-        reference_logprobs=None if group.reference is None else group.reference.logprobs[sample],
+        reference_logprobs=_reference(group, sample),
         coefficients={name: float(column[index]) for name, column in plan.coefficients.items()},
         same_version=None if held is None else _sampled_under(held, trajectory),
     )
@@ -100,6 +101,13 @@ def _row(
             " made from other trajectories"
         )
     return row
+
+
+def _reference(group: ScoredGroup, sample: int) -> Float32 | None:
+    """The reference does not look at companions."""
+    if group.reference is None or sample == COMPANION:
+        return None
+    return group.reference.logprobs[sample]
 
 
 def _sampled_under(version: WeightVersion, trajectory: Trajectory) -> Bool:

@@ -20,6 +20,8 @@ Advantage: TypeAlias = Literal[
     "pass_at_k",
     "max_likelihood",
     "win_rate",
+    "greedy_baseline",
+    "alignment",
     "length_penalized",
     "difficulty_weighted",
     "none",
@@ -33,6 +35,7 @@ LossName: TypeAlias = Literal[
     "cispo",
     "gmpo",
     "sapo",
+    "policy_gradient",
     "rover",
     "clip_cov",
     "kl_cov",
@@ -233,6 +236,11 @@ class AlgorithmSettings:
     (`group`); with `balance_classes` desirable ones and others weigh the same in it. `reward_model`
     is what `bradley_terry` trains, in the place of the policy.
 
+    `companion` is a further row of each prompt, beside its samples: the policy's `greedy` answer,
+    which never trains and whose reward is the baseline of `greedy_baseline`; or the environment's
+    (`given`), which stands in the group like a sample and trains, and to which `alignment` gives
+    `imitation_coef` and `alignment_coef`.
+
     `cross_entropy` imitates rows: of each group the `keep_best` of the highest rewards (0: all),
     of these the ones whose reward is above `keep_above`, each with the weight
     `exp(reward / reward_temperature)` (None: they count the same).
@@ -241,12 +249,15 @@ class AlgorithmSettings:
     name: str
     samples_from: Literal["policy", "given"] = "policy"
     samples_per_prompt: int = 1
+    companion: Literal["none", "greedy", "given"] = "none"
     advantage: Advantage = "group_relative"
     divide_by_std: bool = True
     std_epsilon: float = 1e-6
     gamma: float = 1.0
     gae_lambda: float = 1.0
     pass_k: int = 1
+    imitation_coef: float = 0.5
+    alignment_coef: float = 0.6
     penalized_share: float = 0.2
     length_penalty: float = 0.2
     difficulty: DifficultySettings = field(default_factory=DifficultySettings)
@@ -331,7 +342,12 @@ class AlgorithmSettings:
         return self.kl.coef != 0.0 or self.loss in REFERENCE_LOSSES
 
     @property
-    def trained_samples(self) -> int:
-        """The most samples of a prompt that train."""
+    def trained_rows(self) -> int:
+        """The most rows of a prompt that train."""
         kept = [each.keep for each in self.filters if each.name not in GROUP_FILTERS]
-        return min([self.samples_per_prompt, *kept])
+        return min([self.samples_per_prompt, *kept]) + (self.companion == "given")
+
+    @property
+    def rows_per_prompt(self) -> int:
+        """Its samples, and the companion."""
+        return self.samples_per_prompt + (self.companion != "none")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from manta.envs.records import (
     Bool,
+    Companion,
     Completion,
     FinishReason,
     Float32,
@@ -158,7 +159,7 @@ class Block:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickles the trajectories of all groups as one `PackedTrajectories`."""
-        trajectories = [t for group in self.groups for t in group.trajectories]
+        trajectories = [t for group in self.groups for t in group.rows]
         references = [
             logprobs
             for group in self.groups
@@ -175,6 +176,7 @@ class Block:
                 dict(group.reward_versions),
                 dict(group.timings),
                 group.cut_off,
+                None if group.companion is None else group.companion.score,
             )
             for group in self.groups
         )
@@ -190,6 +192,7 @@ _GroupRest: TypeAlias = tuple[
     dict[str, str],
     dict[str, float],
     tuple[int, ...],
+    Score | None,
 ]
 
 
@@ -197,9 +200,13 @@ def _block(packed: PackedTrajectories, references: Float32, rest: tuple[_GroupRe
     trajectories = packed.unpack()
     groups = []
     first = start = 0
-    for name, task, count, scores, version, reward_versions, timings, cut_off in rest:
+    for name, task, count, scores, version, reward_versions, timings, cut_off, beside in rest:
         own = trajectories[first : first + count]
         first += count
+        companion = None
+        if beside is not None:
+            companion = Companion(trajectories[first], beside)
+            first += 1
         reference = None
         if version is not None:
             ends = list(accumulate((len(t.token_ids) for t in own), initial=start))
@@ -208,7 +215,9 @@ def _block(packed: PackedTrajectories, references: Float32, rest: tuple[_GroupRe
                 version, tuple(references[low:high] for low, high in pairwise(ends))
             )
         groups.append(
-            ScoredGroup(name, task, own, scores, reference, reward_versions, timings, cut_off)
+            ScoredGroup(
+                name, task, own, scores, reference, reward_versions, timings, cut_off, companion
+            )
         )
     return Block(tuple(groups))
 

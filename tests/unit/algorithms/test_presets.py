@@ -55,6 +55,19 @@ def test_ppo_is_the_published_setting() -> None:
     assert {name for name, each in PRESETS.items() if each.critic} == {"ppo"}
 
 
+def test_those_with_a_row_beside_the_samples_are_the_published_settings() -> None:
+    remax, grao = PRESETS["remax"], PRESETS["grao"]
+    assert (remax.companion, remax.advantage) == ("greedy", "greedy_baseline")
+    assert remax.samples_per_prompt == 1
+    assert remax.kl == KlSettings(coef=0.05, estimator="k1", placement="reward", discount=0.0)
+    assert (remax.loss, remax.aggregation) == ("policy_gradient", "token_mean")
+    assert (grao.companion, grao.advantage, grao.samples_per_prompt) == ("given", "alignment", 8)
+    assert (grao.imitation_coef, grao.alignment_coef, grao.kl.coef) == (0.5, 0.6, 0.0)
+    assert (grao.loss, grao.aggregation) == ("policy_gradient", "sequence_mean")
+    beside = {name for name, preset in PRESETS.items() if preset.companion != "none"}
+    assert beside == {"remax", "grao"}
+
+
 def test_clip_cov_and_kl_cov_are_the_published_settings() -> None:
     clip_cov, kl_cov = PRESETS["clip_cov"], PRESETS["kl_cov"]
     assert clip_cov.covariance == CovarianceSettings(share=2e-4, low=1.0, high=5.0)
