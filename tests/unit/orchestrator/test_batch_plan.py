@@ -59,6 +59,9 @@ WORDS = [
      "filters: groups of equal rewards are replaced by others; groups of which fewer than 20% or "
      "more than 80% are right by 'correct' are replaced by others; the 2 samples of a group whose "
      "rewards vary most train\nabout 1 micro-batch an update"),
+    ("stages.rl.algorithm.filters=[{name: process_consistency, keep: 2}]",
+     "filters: of a group 2 samples train, right ones by 'correct' of the highest 'process' and as "
+     "many wrong ones of the lowest"),
     ("rollout.redundant_samples=2", "a group begins 6 samples and is complete with the first 4"),
     ("rollout.cap.tokens=3", "a sample has at most 3 tokens; one that a bound ends trains as it "
      "is"),

@@ -79,6 +79,8 @@ REFUSED = [
     ("stages.rl.algorithm={name: grpo, filters: [{name: accuracy_band, component: corect}]}",
      "stages[1].algorithm.filters[0].component: there is no component 'corect'; did you mean "
      "'correct'?"),
+    ("stages.rl.algorithm=prof",
+     "stages[1].algorithm.filters[0].process: there is no component 'process'"),
     ("stages.rl.algorithm={name: dr_grpo, filters: [{name: max_variance, keep: 8}]}",
      "stages[1].algorithm: algorithm 'dr_grpo': the filter max_variance keeps 8 of "
      "samples_per_prompt (8): set keep to 2 or more, and below samples_per_prompt"),
