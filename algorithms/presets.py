@@ -142,8 +142,10 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             proximal="learner",
         ),
         # GRAO, arXiv 2508.07750: 8 samples and the given answer, normalised together, imitation
-        # 0.5, alignment 0.6, means over each row's tokens, no ratio, no KL. The paper leaves the
-        # deviation's divisor and epsilon open.
+        # 0.5, alignment 0.6, means over each row's tokens, no ratio, no KL (sampled at temperature
+        # 0.7: set `rollout.temperature`). Its text normalises the answer in one group with the
+        # samples, as here, its formulas for mean and deviation sum over G; their deviation divides
+        # by the group's size, ours by one less. No epsilon is given.
         "grao": AlgorithmSettings(
             name="grao",
             samples_per_prompt=8,
