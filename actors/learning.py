@@ -173,6 +173,7 @@ class Learner:
             found.get("logprob"),
             self._all_reduce,
             found.get("value"),
+            plan.group_N,
         )
 
     def _update(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,8 +20,9 @@ from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.step_tally import StepTally
 from manta.algorithms.token_stage import AllReduce, token_stage
 from manta.algorithms.tokens import TokenBatch
+from manta.algorithms.turns import Places
 from manta.algorithms.values import value_figures
-from manta.envs.records import Bool, Float32
+from manta.envs.records import Bool, Float32, Int32
 
 
 class StepTokens:
@@ -29,7 +31,7 @@ class StepTokens:
     `proximal_T` and `value_T` float32[T] are over the rows' trained tokens in row order, of the
     policy and the critic before the step's first update, or None. Construction
     takes part in the token stage's sums over ranks, so every rank constructs one, with or without
-    rows; `names` are the plan's coefficient columns.
+    rows; `names` are the plan's coefficient columns, `group_N` the group of each of its rows.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class StepTokens:
         proximal_T: Tensor | None,
         all_reduce: AllReduce,
         value_T: Tensor | None = None,
+        group_N: Int32 | None = None,
     ) -> None:
         self._settings = settings
         self._names = tuple(names)
@@ -63,8 +66,12 @@ class StepTokens:
             self._proximal_T,
             self._reference_T,
             value_T=self._value_T,
+            reward_T=_joined([row.rewards_T() for row in rows]) if _pays_within(rows) else None,
+            turn_T=_joined([row.turns_T() for row in rows], np.int64)
+            if settings.reads_turns
+            else None,
         )
-        staged = token_stage(settings, batch, all_reduce)
+        staged = token_stage(settings, batch, all_reduce, _places(rows, group_N))
         self._advantage_T, self._return_T = staged.advantage_T, staged.return_T
         self._counts_T = staged.mean_T != 0
 
@@ -123,6 +130,17 @@ class StepTokens:
         }
 
 
+def _pays_within(rows: Sequence[Row]) -> bool:
+    return any(row.token_rewards is not None for row in rows)
+
+
+def _places(rows: Sequence[Row], group_N: Int32 | None) -> Places | None:
+    if group_N is None:
+        return None
+    index_R = torch.tensor([row.index for row in rows], dtype=torch.int64)
+    return Places(index_R, torch.from_numpy(group_N.astype(np.int64)))
+
+
 def _flat(
     columns: Sequence[Float32 | Bool | None],
     rows: Sequence[Row],
@@ -136,4 +154,10 @@ def _flat(
     ]
     if len(parts) < len(rows):
         return None
+    return _joined(parts, dtype)
+
+
+def _joined(
+    parts: Sequence[npt.NDArray[np.generic]], dtype: type[np.generic] = np.float32
+) -> Tensor:
     return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts]))

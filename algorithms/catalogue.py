@@ -48,22 +48,28 @@ LOSS_KINDS: Mapping[str, LossKind] = {
 @dataclass(frozen=True, slots=True)
 class AdvantageKind:
     """`needs_group`: a prompt's samples are compared with each other, so that a sample alone has
-    none. `reads`: as of `LossKind`."""
+    none. `reads`: as of `LossKind`. `reads_within`: rewards within a row count, and tokens of a row
+    differ in their advantages."""
 
     needs_group: bool
     reads: tuple[str, ...] = ()
+    reads_within: bool = False
 
 
 ADVANTAGE_KINDS: Mapping[str, AdvantageKind] = {
     "group_relative": AdvantageKind(True, ("divide_by_std", "std_epsilon")),
     "reward": AdvantageKind(False),
-    "gae": AdvantageKind(False, ("gamma", "gae_lambda")),
+    "gae": AdvantageKind(False, ("gamma", "gae_lambda"), reads_within=True),
     "leave_one_out": AdvantageKind(True),
     "length_weighted": AdvantageKind(True),
     "decoupled": AdvantageKind(True, ("component_weights", "std_epsilon")),
     "pass_at_k": AdvantageKind(True, ("pass_k", "std_epsilon")),
     "max_likelihood": AdvantageKind(True),
     "win_rate": AdvantageKind(True, ("divide_by_std", "std_epsilon")),
+    "return_to_go": AdvantageKind(False, ("gamma", "credit"), reads_within=True),
+    "turn_mixed": AdvantageKind(
+        True, ("gamma", "turn_weight", "mixed_over", "std_epsilon"), reads_within=True
+    ),
     "none": AdvantageKind(False),
 }
 

@@ -28,13 +28,16 @@ def flatten(
     same_version_T: Tensor | None = None,
     value_T: Tensor | None = None,
     return_T: Tensor | None = None,
+    reward_T: Tensor | None = None,
+    turn_T: Tensor | None = None,
 ) -> TokenBatch:
     """The batch of R rows with `num_tokens_R` int64[R] trained tokens each, T in all.
 
     `coefficients_R` are the plan's columns for these rows (`advantage`, and `weight` or `keep`);
     `update` holds the denominators of the whole update that the rows belong to. The flat log-probs
     and values [T] are in row order. `advantage_T` and `return_T` are the token stage's results for
-    these rows; without the former each token gets its row's advantage.
+    these rows; without the former each token gets its row's advantage. `reward_T` and `turn_T` are
+    for the token stage, which losses come after.
 
     Raises ValueError where a flat tensor is not of T tokens.
     """
@@ -45,12 +48,13 @@ def flatten(
         "behaviour_T": behaviour_T,
         "proximal_T": proximal_T,
         "reference_T": reference_T,
-        "advantage_T": advantage_T,
         "same_version_T": same_version_T,
         "value_T": value_T,
         "return_T": return_T,
+        "reward_T": reward_T,
+        "turn_T": turn_T,
     }
-    _check_lengths(flat, row_T, num_rows)
+    _check_lengths({**flat, "advantage_T": advantage_T}, row_T, num_rows)
     weight_R, constant = row_weight(coefficients_R), settings.constant_length
     weight_T, mean_T = (
         token_weights(mode, row_T, num_tokens_R, weight_R, *update, constant)
@@ -63,13 +67,8 @@ def flatten(
         weight_T=weight_T,
         mean_T=mean_T,
         advantage_T=advantage_T,
-        behaviour_T=behaviour_T,
-        proximal_T=proximal_T,
-        reference_T=reference_T,
         coefficients_R=coefficients_R,
-        same_version_T=same_version_T,
-        value_T=value_T,
-        return_T=return_T,
+        **flat,
     )
 
 

@@ -20,6 +20,8 @@ Advantage: TypeAlias = Literal[
     "pass_at_k",
     "max_likelihood",
     "win_rate",
+    "return_to_go",
+    "turn_mixed",
     "none",
 ]
 """What they are: `manta.algorithms.advantages`. What they read: `manta.algorithms.catalogue`."""
@@ -151,7 +153,10 @@ class AlgorithmSettings:
     learner's own at the start of the step (`learner`); `off_policy` corrects for how the two
     differ, and needs the latter. `advantage: gae` is made from the values of `critic`; `gamma` and
     `gae_lambda` are its own, as `pass_k` is of `pass_at_k`, and `component_weights` of `decoupled`
-    (the reward's components by name; none: all with weight 1). `clip_low` and `clip_high` are read
+    (the reward's components by name; none: all with weight 1). `return_to_go` sums what is paid
+    from a token on, or from its turn on (`credit`); `turn_mixed` weighs turns' returns by
+    `turn_weight` and their own rewards, normalised over `mixed_over`, by the rest; `gamma` is
+    theirs too. `clip_low` and `clip_high` are read
     by the losses that bound the ratio, each in its own way; `dual_clip` by `clipped_surrogate`,
     `tau_positive` and `tau_negative` by `sapo`. `constant_length` is the divisor of the
     `sequence_sum_constant` aggregation. `advantage: none` is 0 everywhere: what there is to learn
@@ -182,6 +187,9 @@ class AlgorithmSettings:
     gae_lambda: float = 1.0
     pass_k: int = 1
     component_weights: Mapping[str, float] = field(default_factory=dict)
+    credit: Literal["token", "turn"] = "token"
+    turn_weight: float = 0.5
+    mixed_over: Literal["group", "step"] = "group"
     critic: CriticSettings | None = None
     loss: LossName = "clipped_surrogate"
     unit: Literal["row", "pair", "group"] = "row"
@@ -234,6 +242,12 @@ class AlgorithmSettings:
         if self.loss == "cross_entropy":
             return self.selects_rows
         return self.is_coupled or self.advantage != "none"
+
+    @property
+    def reads_turns(self) -> bool:
+        """Is a turn of the policy one action to the advantage?"""
+        by_turn = self.advantage == "return_to_go" and self.credit == "turn"
+        return by_turn or self.advantage == "turn_mixed"
 
     @property
     def filters_groups(self) -> bool:

@@ -28,6 +28,9 @@ class TokenBatch:
         learner holds at the start of the step (None: nothing is known of that).
     value_T: float32[T], the critic's value before each token at the start of the step; return_T:
         float32[T], what the critic learns to say there (both None without a critic).
+    reward_T: float32[T], rewards within the rows, each paid at its token; the row's own reward is
+        not in them (None: there are none). turn_T: int64[T], which of its row's turns a token is
+        in, counted from 0 over the policy's turns (None where nobody asks).
     """
 
     row_T: Tensor
@@ -41,6 +44,8 @@ class TokenBatch:
     same_version_T: Tensor | None = None
     value_T: Tensor | None = None
     return_T: Tensor | None = None
+    reward_T: Tensor | None = None
+    turn_T: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ ENVS: Mapping[str, str] = {
 }
 
 REWARDS: Mapping[str, str] = {
+    "by_turn": "manta.envs.rewards.by_turn:ByTurn",
     "distinct": "manta.envs.rewards.distinct:Distinct",
     "exact": "manta.envs.rewards.exact:Exact",
     "expression": "manta.envs.rewards.expression:Expression",

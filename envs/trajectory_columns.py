@@ -38,7 +38,9 @@ from manta.envs.records import (
 _FLOATS = pa.list_(pa.float32())
 _MEDIA = pa.struct({"kind": pa.string(), "content_hash": pa.string(), "reference": pa.string()})
 _VERSION = pa.struct({"start": pa.int32(), "step": pa.int64(), "incarnation": pa.int64()})
-_TURN = pa.struct({"role": pa.string(), "start": pa.int32(), "end": pa.int32()})
+_TURN = pa.struct(
+    {"role": pa.string(), "start": pa.int32(), "end": pa.int32(), "text": pa.string()}
+)
 _SPAN = pa.struct(
     {"name": pa.string(), "start": pa.int32(), "end": pa.int32(), "value": pa.float64()}
 )
@@ -189,7 +191,9 @@ def _trajectory_arrays(rows: Sequence[Trajectory]) -> dict[str, pa.Array]:
         "loss_mask": _number_lists([t.loss_mask for t in rows], np.bool_, "loss_mask"),
         "logprobs": _number_lists([t.logprobs for t in rows], np.float32, "logprobs"),
         "weight_versions": _struct_lists(spans, _VERSION),
-        "turns": _struct_lists([[(u.role, u.start, u.end) for u in t.turns] for t in rows], _TURN),
+        "turns": _struct_lists(
+            [[(u.role, u.start, u.end, u.text) for u in t.turns] for t in rows], _TURN
+        ),
         "finish_reason": pa.array([t.finish_reason for t in rows], pa.string()),
         "artifact": pa.array([t.artifact for t in rows], pa.string()),
         "parent": pa.array(

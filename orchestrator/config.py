@@ -56,11 +56,13 @@ class ComponentConfig:
 @dataclass(frozen=True, slots=True)
 class RewardConfig:
     """`formula` combines the components by name: numbers, + - * / ( ), min, max. `gold` is a
-    component outside of it, the true reward, which what trains is held against."""
+    component outside of it, the true reward, which what trains is held against. `within` weighs
+    what components say of turns, steps and tokens, by component: rewards within a sample."""
 
     formula: str
     components: Mapping[str, ComponentConfig]
     gold: str | None = None
+    within: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ Owns every rule between settings that no module beside it has: `staleness_check`
 `checkpoint_check`, `health_check`, `pool_check` (numbers of workers), `critic_check`, `pair_check`
 (losses that compare rows, reward models), `filter_check`, `adapter_check` (`model.lora`),
 `name_check` (what stages say of one another), `scorer_check` (`scorers`, and rewards that call
-them) and `vllm_check` of `manta.orchestrator`. `manta.orchestrator.survey` looks at tokenizer and
-data, `manta.algorithms.contradictions.check` at an algorithm alone, `manta.orchestrator.strict` at
-types.
+them), `within_check` (`reward.within`) and `vllm_check` of `manta.orchestrator`.
+`manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.contradictions.check` at
+an algorithm alone, `manta.orchestrator.strict` at types.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from manta.orchestrator.strict import nearest
 from manta.orchestrator.survey import Survey
 from manta.orchestrator.transport_check import transport_problems
 from manta.orchestrator.vllm_check import vllm_problems
+from manta.orchestrator.within_check import within_problems
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -301,6 +302,7 @@ def _stage(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
         yield from filter_problems(stage, algorithm)
     if stage.reward is not None:
         yield from _reward(stage.reward)
+        yield from within_problems(stage, stage.reward)
     if stage.evaluate is not None:
         yield from _evaluate(stage.evaluate, stage.reward)
         if run_file.rollout.ignore_eos:

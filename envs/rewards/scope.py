@@ -30,6 +30,11 @@ def scope_of(name: str, component: object) -> Scope:
     return METHODS[found[0]]
 
 
+def rewards_within(component: object) -> bool:
+    """Does it give a `Detail`, with something to say of parts of a trajectory?"""
+    return getattr(component, "rewards_within", False) is True
+
+
 def scorers_of(name: str, component: object) -> tuple[str, ...]:
     """The scorers that the component called `name` calls, by their names in the run file.
 

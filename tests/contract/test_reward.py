@@ -14,9 +14,9 @@ from manta.envs.protocols import (
     Services,
     TrajectoryReward,
 )
-from manta.envs.records import Json, Score, Shown, Task
+from manta.envs.records import Detail, Json, Score, Shown, Task
 from manta.envs.registry import REWARDS, build
-from manta.envs.rewards.scope import scope_of
+from manta.envs.rewards.scope import rewards_within, scope_of
 from tests.unit.envs.scripted import said
 
 TEXTS = ["12", "", " ", ":", "12 12", "x" * 10_000, "9" * 10_000, "(" * 5000, "\x00", "1/0", "7+5"]
@@ -44,6 +44,7 @@ class Case:
 
 
 CASES = {
+    "by_turn": Case("trajectory", {"rule": "exact"}, {"rule": "exact", "after": "="}),
     "distinct": Case("group", {}, {"extract": "last_number"}),
     "exact": Case("trajectory", {}, {"after": "####"}),
     "expression": Case("trajectory", {}, {"after": "="}, {"numbers": [7, 5], "target": 12}),
@@ -56,8 +57,15 @@ CASES = {
 
 async def values(reward: Reward, case: Case) -> list[float | None]:
     """One value per text of TEXTS, whatever the scope."""
+    given = await all_given(reward, case)
+    assert rewards_within(reward) == any(isinstance(each, Detail) for each in given)
+    return [each.value if isinstance(each, Detail) else each for each in given]
+
+
+async def all_given(reward: Reward, case: Case) -> Sequence[float | Detail | None]:
     task = Task("t", "p", case.reference, "test")
-    group = [said(text) for text in TEXTS]
+    # With an end token, as an engine says it
+    group = [said(text, len(text) + 1) for text in TEXTS]
     if case.scope == "trajectory":
         each = cast(TrajectoryReward, reward)
         return [await each.score(task, trajectory, SERVICES) for trajectory in group]

@@ -24,7 +24,16 @@ from manta.algorithms.group_stage import group_stage
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import AlgorithmSettings, KlSettings, OffPolicySettings
 from manta.envs.records import WeightVersion
-from tiny import HELD, groups_of, join_group, plan_of, rows_by_index, run_ranks, tiny_model
+from tiny import (
+    HELD,
+    groups_of,
+    join_group,
+    paid_within,
+    plan_of,
+    rows_by_index,
+    run_ranks,
+    tiny_model,
+)
 
 GRPO = AlgorithmSettings("grpo", kl=KlSettings(0.01), samples_per_prompt=4)
 ALGORITHMS = {
@@ -46,6 +55,7 @@ ALGORITHMS = {
     "row ratios": replace(
         GRPO, loss="gspo", proximal="learner", aggregation="sequence_mean", kl=KlSettings()
     ),
+    "mapo": replace(PRESETS["mapo"], gamma=0.9),
     "sft": AlgorithmSettings("sft", samples_from="given", loss="cross_entropy"),
 }
 SIZES = (4, 3, 5)
@@ -76,7 +86,7 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 def rank_main(rank: int, world_size: int, folder: Path) -> None:
     group = join_group(rank, world_size, folder)
-    groups = groups_of(SIZES)
+    groups = paid_within(groups_of(SIZES))
     plan = plan_of(groups, KEEP)
     results = {}
     for name, algorithm in ALGORITHMS.items():
@@ -112,7 +122,7 @@ def test_ranks_do_not_change_what_is_learnt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_micro_batches_do_not_change_what_is_learnt(name: str) -> None:
-    groups = groups_of(SIZES)
+    groups = paid_within(groups_of(SIZES))
     plan = plan_of(groups, KEEP)
     movements, reports = [], []
     for budget in (1, 70, 8192):
@@ -128,7 +138,7 @@ def test_micro_batches_do_not_change_what_is_learnt(name: str) -> None:
 def test_every_preset_makes_a_step_that_its_rewards_decide() -> None:
     """Those with a critic and those that compare rows: test_critic_learning, test_coupled_learning.
     Every group has samples that are right and wrong, but the last, in which all are right."""
-    groups = groups_of(SIZES)
+    groups = paid_within(groups_of(SIZES))
     plan = plan_of(groups)
     rewards_N = torch.tensor([1.0, 0, 0, 1, 0, 1, 0, 1, 1, 1, 1, 1])
     group_N = torch.from_numpy(plan.group_N)

@@ -99,11 +99,17 @@ CASES: dict[str, tuple[AlgorithmSettings, GroupLoop]] = {
     "pass_at_k": (dataclasses.replace(BASE, advantage="pass_at_k", pass_k=3), teams),
     "max_likelihood": (dataclasses.replace(BASE, advantage="max_likelihood"), maxrl),
     "win_rate": (dataclasses.replace(BASE, advantage="win_rate", divide_by_std=False), wins),
+    "return_to_go": (dataclasses.replace(BASE, advantage="return_to_go"), themselves),
+    "turn_mixed": (dataclasses.replace(BASE, advantage="turn_mixed"), themselves),
     "none": (dataclasses.replace(BASE, advantage="none"), nothing),
 }
 WHOLE_STEP = {"decoupled"}
 """Those that look past the group have a test of their own."""
-COMPARING = [name for name, kind in ADVANTAGE_KINDS.items() if kind.needs_group]
+COMPARING = [
+    name
+    for name, kind in ADVANTAGE_KINDS.items()
+    if kind.needs_group and not kind.reads_within  # these compare in the token stage
+]
 
 
 def step(seed: int, is_binary: bool = True) -> StepRewards:

@@ -48,7 +48,7 @@ def test_ppo_is_the_published_setting() -> None:
     assert ppo.critic == CriticSettings("own", clip=0.2, loss_coef=0.1)
     assert ppo.kl == KlSettings(coef=0.02, estimator="k1", placement="reward")
     assert ppo.needs_reference and ppo.proximal == "learner"
-    assert {name for name, each in PRESETS.items() if each.critic} == {"ppo"}
+    assert {name for name, each in PRESETS.items() if each.critic} == {"ppo", "rto"}
 
 
 def test_dpo_is_the_published_setting() -> None:
@@ -79,12 +79,13 @@ def test_reward_model_is_the_published_setting() -> None:
         ("rejection_sampling", {"keep_best": 0, "keep_above": 0.5}),
         ("weighted_sft", {"reward_temperature": 1.0, "samples_from": "given"}),
         ("spo", {"advantage": "win_rate", "divide_by_std": False}),
+        ("mapo", {"advantage": "turn_mixed", "turn_weight": 0.5, "mixed_over": "group"}),
+        ("rto", {"gae_lambda": 0.95, "gamma": 1.0, "kl": KlSettings(0.01, "k1", "reward")}),
+        ("reinforce_to_go", {"advantage": "return_to_go", "whiten_advantages": True}),
         ("distillation", {"advantage": "none", "kl": KlSettings(1.0, "k1", "reward", 0.0)}),
     ],
 )
-def test_preferences_and_imitation_are_the_published_settings(
-    name: str, told: dict[str, object]
-) -> None:
+def test_other_presets_are_the_published_settings(name: str, told: dict[str, object]) -> None:
     assert {key: getattr(PRESETS[name], key) for key in told} == told
 
 
