@@ -47,3 +47,9 @@ def scorers_of(name: str, component: object) -> tuple[str, ...]:
             "tuple of names"
         )
     return found
+
+
+def scorer_kind_of(component: object) -> str | None:
+    """The kind of the scorers that a component calls; None where any will do."""
+    found = getattr(component, "scorer_kind", None)
+    return found if isinstance(found, str) else None

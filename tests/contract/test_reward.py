@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+import numpy as np
 import pytest
 
 from manta.envs.protocols import (
@@ -17,6 +18,7 @@ from manta.envs.protocols import (
 from manta.envs.records import Detail, Json, Score, Shown, Task
 from manta.envs.registry import REWARDS, build
 from manta.envs.rewards.scope import rewards_within, scope_of
+from manta.envs.rewards.token_log_ratio import LOGPROB
 from tests.unit.envs.scripted import said
 
 TEXTS = ["12", "", " ", ":", "12 12", "x" * 10_000, "9" * 10_000, "(" * 5000, "\x00", "1/0", "7+5"]
@@ -32,7 +34,23 @@ class Letters:
         return [Score(1 / (1 + len(set(text))), {}) for text in texts]
 
 
-SERVICES = Services(scorers={"letters": Letters()})
+class Tokens:
+    """A scorer that finds every token as likely as every other."""
+
+    version = "tokens"
+
+    def __init__(self, logprob: float) -> None:
+        self._logprob = logprob
+
+    async def __call__(self, shown: Sequence[Shown]) -> list[Score]:
+        masks = [each.trajectories[0].loss_mask for each in shown]
+        columns = [(mask * self._logprob).astype(np.float32) for mask in masks]
+        return [Score(0.0, {}, columns={LOGPROB: column}) for column in columns]
+
+
+SERVICES = Services(
+    scorers={"letters": Letters(), "likely": Tokens(-1.0), "unlikely": Tokens(-2.0)}
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,7 @@ class Case:
     reference: Json = 12
 
 
+RATIO: dict[str, Json] = {"scorer": "likely", "against": "unlikely"}
 CASES = {
     "by_turn": Case("trajectory", {"rule": "exact"}, {"rule": "exact", "after": "="}),
     "distinct": Case("group", {}, {"extract": "last_number"}),
@@ -51,6 +70,7 @@ CASES = {
     "format": Case("trajectory", {"pattern": "[0-9]+"}, {"pattern": "[0-9]*"}),
     "length": Case("trajectory", {"target": 1, "limit": 9}, {"target": 2, "limit": 9}),
     "reward_model": Case("group", {"scorer": "letters"}, {"scorer": "others"}),
+    "token_log_ratio": Case("group", {**RATIO, "scale": 1e-5}, {**RATIO, "scale": 1e-6}),
     "rarity": Case("batch", {}, {"extract": "last_number"}),
 }
 
