@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from manta.algorithms.difficulty import difficulty_weight, length_charge
 from manta.algorithms.settings import AlgorithmSettings
 
 
@@ -31,6 +32,9 @@ class StepRewards(NamedTuple):
     num_tokens_N: Tensor
     components: Mapping[str, Tensor]
 
+
+RIGHT = 0.5
+"""A reward above it counts as right where a group's share of right rows is asked for."""
 
 RowAdvantage: TypeAlias = Callable[[AlgorithmSettings, StepRewards], Tensor]
 
@@ -213,6 +217,32 @@ def _of_components(settings: AlgorithmSettings, step: StepRewards) -> Tensor:
     return decoupled(step.components, weights, step.group_N, settings.std_epsilon)
 
 
+def _paying_for_length(settings: AlgorithmSettings, step: StepRewards) -> Tensor:
+    charge_N = length_charge(
+        step.rewards_N > RIGHT,
+        step.group_N,
+        step.num_tokens_N,
+        settings.penalized_share,
+        settings.length_penalty,
+        settings.std_epsilon,
+    )
+    return group_relative(step.rewards_N - charge_N, step.group_N, True, settings.std_epsilon)
+
+
+def _by_difficulty(settings: AlgorithmSettings, step: StepRewards) -> Tensor:
+    told = settings.difficulty
+    advantage_N = group_relative(step.rewards_N, step.group_N, True, settings.std_epsilon)
+    return advantage_N * difficulty_weight(
+        step.rewards_N > RIGHT,
+        step.group_N,
+        advantage_N,
+        told.low,
+        told.high,
+        told.midpoint,
+        told.steepness,
+    )
+
+
 def _as_they_are(settings: AlgorithmSettings, step: StepRewards) -> Tensor:
     return step.rewards_N
 
@@ -238,6 +268,8 @@ ADVANTAGES: Mapping[str, RowAdvantage] = {
         settings.divide_by_std,
         settings.std_epsilon,
     ),
+    "length_penalized": _paying_for_length,
+    "difficulty_weighted": _by_difficulty,
     "return_to_go": _as_they_are,
     "turn_mixed": _as_they_are,
     "none": lambda settings, step: torch.zeros_like(step.rewards_N, dtype=torch.float64),

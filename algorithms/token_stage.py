@@ -6,9 +6,7 @@ ranks by a function that the caller passes in; nothing here knows how ranks talk
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,12 +15,11 @@ from manta.algorithms import kl
 from manta.algorithms.advantages import gae, return_to_go
 from manta.algorithms.aggregate import row_weight
 from manta.algorithms.catalogue import ADVANTAGE_KINDS
+from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.token_choice import choose
 from manta.algorithms.tokens import TokenBatch
 from manta.algorithms.turns import Places, turn_mixed, turn_returns, turns_of
-
-AllReduce: TypeAlias = Callable[[Tensor], Tensor]
-"""The sum of a small float64 tensor over all ranks; every rank calls it equally often."""
 
 WHITEN_EPSILON = 1e-8
 """Added to the variance, so that equal advantages become 0."""
@@ -32,6 +29,7 @@ def token_stage(
     settings: AlgorithmSettings,
     batch: TokenBatch,
     all_reduce: AllReduce,
+    tickets_T: Tensor | None = None,
     places: Places | None = None,
 ) -> TokenBatch:
     """`batch` with `advantage_T` made from the rows' `advantage` coefficient, in this order:
@@ -54,13 +52,16 @@ def token_stage(
        discounted sum of what is paid from the token on, or from its turn on, without a baseline;
        or `manta.algorithms.turns.turn_mixed`.
     2. Whitening over the step's tokens, on all ranks, by row weight (`whiten_advantages`).
+    3. The choice of tokens by the covariance of these advantages with the log-probs that a KL in
+       the reward would take, on all ranks (`manta.algorithms.token_choice`), into `selected_T`;
+       `tickets_T` are that module's.
 
-    With none of them every token gets its row's advantage. `all_reduce` is called once where
-    advantages are whitened, and as `turn_mixed` says. Idempotent: an earlier result in
-    `advantage_T` is not read. `places` are needed by `turn_mixed` alone.
+    With none of them every token gets its row's advantage. `all_reduce` is called where advantages
+    are whitened, turns compared or tokens chosen, by every rank equally often, else not at all.
+    Idempotent: an earlier result in `advantage_T` is not read. `places` is for `turn_mixed`.
 
-    Raises ValueError where the KL needs log-probs, or GAE values, or turns places or numbers, that
-    are not there.
+    Raises ValueError where the KL or the choice needs log-probs, GAE values, or an advantage of
+    turns their numbers or `places`, that are not there.
     """
     advantage_R = batch.coefficients_R["advantage"]
     advantage_T, return_T = advantage_R[batch.row_T], None
@@ -75,7 +76,10 @@ def token_stage(
     if settings.whiten_advantages:
         weight_T = row_weight(batch.coefficients_R)[batch.row_T]
         advantage_T = whiten(advantage_T, weight_T, all_reduce)
-    return replace(batch, advantage_T=advantage_T, return_T=return_T)
+    staged = replace(batch, advantage_T=advantage_T, return_T=return_T)
+    if settings.chooses_tokens:
+        staged = replace(staged, selected_T=_selected(settings, staged, all_reduce, tickets_T))
+    return staged
 
 
 def _from_values(
@@ -140,6 +144,22 @@ def _charged(settings: AlgorithmSettings, batch: TokenBatch) -> Tensor | None:
             "every token: let the policy sample and run reference workers, or set kl.coef to 0"
         )
     return kl.estimate(settings.kl.estimator, old_T, batch.reference_T)
+
+
+def _selected(
+    settings: AlgorithmSettings,
+    batch: TokenBatch,
+    all_reduce: AllReduce,
+    tickets_T: Tensor | None,
+) -> Tensor:
+    old_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
+    if old_T is None or tickets_T is None:
+        raise ValueError(
+            f"the loss {settings.loss} chooses tokens by the log-probs of the sampling policy, and "
+            "these rows have none, or no tickets: let the policy sample"
+        )
+    counts_T = batch.mean_T != 0
+    return choose(settings, old_T, batch.advantage_T, counts_T, tickets_T, all_reduce)
 
 
 def token_rewards(reward_R: Tensor, kl_T: Tensor, row_T: Tensor, coef: float) -> Tensor:

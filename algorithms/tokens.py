@@ -26,8 +26,11 @@ class TokenBatch:
     coefficients_R: named float32[R] columns of the plan.
     same_version_T: bool[T], True where the token was sampled under the very weights that the
         learner holds at the start of the step (None: nothing is known of that).
+    selected_T: bool[T], the tokens that the loss treats apart (None: none are chosen).
     value_T: float32[T], the critic's value before each token at the start of the step; return_T:
         float32[T], what the critic learns to say there (both None without a critic).
+    vocabulary_T: float32[T], `vocabulary_mean` under the learner's policy at the start of the step
+        (None: no loss asks).
     reward_T: float32[T], rewards within the rows, each paid at its token; the row's own reward is
         not in them (None: there are none). turn_T: int64[T], which of its row's turns a token is
         in, counted from 0 over the policy's turns (None where nobody asks).
@@ -44,6 +47,8 @@ class TokenBatch:
     same_version_T: Tensor | None = None
     value_T: Tensor | None = None
     return_T: Tensor | None = None
+    vocabulary_T: Tensor | None = None
+    selected_T: Tensor | None = None
     reward_T: Tensor | None = None
     turn_T: Tensor | None = None
 
@@ -63,3 +68,11 @@ def per_row(values_T: Tensor, row_T: Tensor, num_rows: int) -> Tensor:
     return torch.zeros(num_rows, dtype=values_T.dtype, device=values_T.device).index_add(
         0, row_T, values_T
     )
+
+
+def vocabulary_mean(stats: Mapping[str, Tensor]) -> Tensor | None:
+    """Mean over the vocabulary of the log-probs where each token is predicted, [T], without
+    gradients; None where the statistics `vocab_mean` and `logsumexp` are not both there."""
+    if "vocab_mean" not in stats or "logsumexp" not in stats:
+        return None
+    return stats["vocab_mean"].detach() - stats["logsumexp"].detach()

@@ -8,13 +8,13 @@ N rows of the whole step, on all ranks, with V turns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from manta.algorithms.advantages import group_relative, return_to_go
+from manta.algorithms.rank_sums import AllReduce
 
 
 class Turns(NamedTuple):
@@ -62,7 +62,7 @@ def turn_mixed(
     turn_weight: float,
     mixed_over: Literal["group", "step"],
     epsilon: float,
-    all_reduce: Callable[[Tensor], Tensor],
+    all_reduce: AllReduce,
 ) -> Tensor:
     """`w * normed(G_k) + (1 - w) * normed(R_k)` of each turn k, float64[U], w being `turn_weight`:
     MAPO (Zhang et al., arXiv 2603.06194, called MICA in its later versions).
@@ -99,9 +99,7 @@ def turn_mixed(
     return mixed_V[place_U]
 
 
-def _places(
-    turns: Turns, places: Places, all_reduce: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
+def _places(turns: Turns, places: Places, all_reduce: AllReduce) -> tuple[Tensor, Tensor]:
     """int64[U], the place of each turn among the V of the step, in the order of its rows; and
     int64[N], how many turns each row has."""
     count_R = torch.bincount(turns.row_U, minlength=len(places.index_R))

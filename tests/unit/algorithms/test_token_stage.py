@@ -14,7 +14,7 @@ from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import AlgorithmSettings, KlSettings
 from manta.algorithms.token_stage import WHITEN_EPSILON, token_rewards, token_stage, whiten
 from manta.algorithms.tokens import TokenBatch
-from tests.unit.algorithms.thread_ranks import Ranks
+from tests.unit.algorithms.rank_threads import on_ranks
 
 KL_IN_REWARD = dataclasses.replace(
     PRESETS["reinforce"], kl=KlSettings(coef=0.5, estimator="k1", placement="reward")
@@ -193,7 +193,5 @@ def test_ranks_whiten_as_one_process_would() -> None:
     weight = torch.randint(0, 3, (40,), generator=generator).float()
     together = whiten(values, weight, Alone())
     shares = [slice(0, 5), slice(5, 5), slice(5, 40)]  # one rank has no token at all
-    results = Ranks(3).run(
-        lambda rank, all_reduce: whiten(values[shares[rank]], weight[shares[rank]], all_reduce)
-    )
+    results = on_ranks(shares, lambda part, total: whiten(values[part], weight[part], total))
     torch.testing.assert_close(torch.cat(results), together, rtol=1e-6, atol=1e-7)

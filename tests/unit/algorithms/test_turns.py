@@ -13,11 +13,12 @@ from torch import Tensor
 from manta.algorithms.aggregate import Denominators
 from manta.algorithms.flatten import flatten
 from manta.algorithms.presets import PRESETS
+from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings, KlSettings
 from manta.algorithms.token_stage import token_stage
 from manta.algorithms.tokens import TokenBatch
 from manta.algorithms.turns import Places
-from tests.unit.algorithms.thread_ranks import AllReduce, Ranks
+from tests.unit.algorithms.rank_threads import on_ranks
 
 MAPO = replace(PRESETS["mapo"], gamma=0.9, turn_weight=0.3)
 OVER_STEP = replace(MAPO, mixed_over="step")
@@ -89,7 +90,7 @@ def staged(
         torch.tensor([row.index for row in rows], dtype=torch.int64),
         torch.tensor([row.group for row in step], dtype=torch.int64),
     )
-    batch = token_stage(settings, batch_of(settings, rows), all_reduce, places)
+    batch = token_stage(settings, batch_of(settings, rows), all_reduce, places=places)
     counts = [sum(len(r) for _, r in row.turns) for row in rows]
     return list(batch.advantage_T.split(counts))
 
@@ -188,9 +189,7 @@ def test_any_share_of_the_rows_gives_the_same_to_the_bit(
     draw = np.random.default_rng(size)
     owner = draw.integers(0, max(1, size - 1), len(step))
     shares = [[row for row in reversed(step) if owner[row.index] == rank] for rank in range(size)]
-    found = Ranks(size).run(
-        lambda rank, all_reduce: staged(settings, shares[rank], step, all_reduce)
-    )
+    found = on_ranks(shares, lambda rows, total: staged(settings, rows, step, total))
     for rows, advantages in zip(shares, found, strict=True):
         for row, advantage_T in zip(rows, advantages, strict=True):
             assert torch.equal(advantage_T, wanted[row.index])
