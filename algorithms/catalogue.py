@@ -92,10 +92,11 @@ FILTER_READS: Mapping[str, tuple[str, ...]] = {
 
 
 def compares_samples(settings: AlgorithmSettings) -> bool:
-    """Does what is learnt depend on how the samples of a prompt differ in reward?"""
+    """Does what is learnt depend on how the samples of a prompt differ in reward alone? Samples of
+    equal rewards may have turns that differ."""
+    kind = ADVANTAGE_KINDS[settings.advantage]
     return settings.unit != "row" or (
-        LOSS_KINDS[settings.loss].ratio is not None
-        and ADVANTAGE_KINDS[settings.advantage].needs_group
+        LOSS_KINDS[settings.loss].ratio is not None and kind.needs_group and not kind.reads_within
     )
 
 

@@ -89,6 +89,8 @@ def test_scorers_of_log_probs(tmp_path: Path) -> None:
         text=TINY,
     )
     assert cross_check(good) == []
+    told = describe(good, good.stages[1], survey.look(good))
+    assert "within a sample is paid, beside its reward: 1 * rto" in told
     lane = train_lane(good, good.stages[1], Products(tmp_path))
     assert lane.reward is not None
     assert (lane.reward.scorers, lane.reward.within) == (("before", "dpo"), {"rto": 1.0})
