@@ -15,6 +15,7 @@ from ray.util.state import list_actors
 from transformers import AutoModelForSequenceClassification
 
 from manta.envs.records import ScoredGroup
+from manta.envs.rewards.exact import Exact
 from manta.envs.trajectory_files import TrajectoryReader
 from tests.e2e import runs
 
@@ -149,7 +150,7 @@ def check_turns(groups: Sequence[ScoredGroup]) -> None:
             assert all(turn.text == "no" for turn in trajectory.turns if turn.role == "user")
             wanted = np.zeros(len(trajectory.token_ids), np.float32)
             for turn in turns:
-                wanted[turn.end - 1] = 2.0 * (turn.text == str(group.task.reference))
+                wanted[turn.end - 1] = 2.0 * Exact().judge(group.task, turn.text)
             assert score.value == 0.0
             assert score.columns["reward"].tolist() == wanted.tolist()
     assert len(counts) > 1
