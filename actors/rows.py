@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from manta.envs.chat_template import POLICY
 from manta.envs.records import (
+    COMPANION,
     TOKEN_REWARDS,
     Bool,
     Float32,
@@ -111,13 +112,13 @@ def _row(
 ) -> Row:
     group = groups[plan.groups[plan.group_N[index]]]
     sample = int(plan.sample_N[index])
-    trajectory = group.trajectories[sample]
+    trajectory = group.row(sample)
     row = Row(
         index=index,
         token_ids=trajectory.token_ids,
         loss_mask=_trained(trajectory, plan.oldest_version),
         behaviour_logprobs=trajectory.logprobs,
-        reference_logprobs=None if group.reference is None else group.reference.logprobs[sample],
+        reference_logprobs=_reference(group, sample),
         coefficients={name: float(column[index]) for name, column in plan.coefficients.items()},
         same_version=None if held is None else _sampled_under(held, trajectory),
         token_rewards=_token_rewards(group, sample),
@@ -135,7 +136,9 @@ def _row(
 
 def _token_rewards(group: ScoredGroup, sample: int) -> Float32 | None:
     """Raises ValueError where they could not train: scores are checked where they are made, those
-    of written trajectories may be of elsewhere."""
+    of written trajectories may be of elsewhere. A companion is judged as a whole."""
+    if sample == COMPANION:
+        return None
     rewards = group.scores[sample].columns.get(TOKEN_REWARDS)
     if rewards is None:
         return None
@@ -148,6 +151,13 @@ def _token_rewards(group: ScoredGroup, sample: int) -> Float32 | None:
             "not be computed must drop its sample"
         )
     return rewards
+
+
+def _reference(group: ScoredGroup, sample: int) -> Float32 | None:
+    """The reference does not look at companions."""
+    if group.reference is None or sample == COMPANION:
+        return None
+    return group.reference.logprobs[sample]
 
 
 def _sampled_under(version: WeightVersion, trajectory: Trajectory) -> Bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from manta.actors.rows import Row
 from manta.algorithms.aggregate import Denominators
+from manta.algorithms.catalogue import LOSS_KINDS
 from manta.algorithms.flatten import flatten
 from manta.algorithms.kl_control import KlControl
 from manta.algorithms.mismatch import MismatchTally
@@ -59,8 +60,14 @@ class StepTokens:
             row.index: slice(start, end)
             for row, start, end in zip(rows, starts[:-1], starts[1:], strict=True)
         }
-        self._behaviour_T = _flat([row.behaviour_logprobs for row in rows], rows)
-        self._reference_T = _flat([row.reference_logprobs for row in rows], rows)
+        behaviour = [row.behaviour_logprobs for row in rows]
+        if LOSS_KINDS[settings.loss].ratio is None:
+            behaviour = _among_sampled(behaviour, rows)
+        self._behaviour_T = _flat(behaviour, rows)
+        # The reference does not look at companions, and every rank is to know of it as much
+        has_reference = settings.companion != "given"
+        reference = [row.reference_logprobs if has_reference else None for row in rows]
+        self._reference_T = _flat(reference, rows)
         self._same_version_T = _flat([row.same_version for row in rows], rows, np.bool_)
         self._proximal_T = None if proximal_T is None else proximal_T.detach().cpu()
         self._value_T = None if value_T is None else value_T.detach().cpu()
@@ -161,6 +168,16 @@ class StepTokens:
 
 def _pays_within(rows: Sequence[Row]) -> bool:
     return any(row.token_rewards is not None for row in rows)
+
+
+def _among_sampled(columns: Sequence[Float32 | None], rows: Sequence[Row]) -> list[Float32 | None]:
+    """NaN for rows that nobody sampled, where others were; a ratio to such a row has no meaning."""
+    if all(column is None for column in columns):
+        return list(columns)
+    return [
+        np.full(len(row.token_ids), np.nan, np.float32) if column is None else column
+        for column, row in zip(columns, rows, strict=True)
+    ]
 
 
 def _flat(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from manta.algorithms.catalogue import ADVANTAGE_KINDS, LOSS_KINDS, OPTIONAL, readers
 from manta.algorithms.choice_contradictions import choice_problems, target_problems
+from manta.algorithms.companion_contradictions import companion_problems
 from manta.algorithms.difficulty_contradictions import difficulty_problems
 from manta.algorithms.filter_contradictions import filter_problems
 from manta.algorithms.presets import PRESETS
@@ -39,6 +40,7 @@ def check(settings: AlgorithmSettings) -> None:
         *unit_problems(settings),
         *_reward_model(settings),
         *filter_problems(settings),
+        *companion_problems(settings),
         *choice_problems(settings, PRESETS.get(settings.name, _DEFAULTS)),
         *target_problems(settings),
     ]
@@ -109,6 +111,10 @@ def _numbers(settings: AlgorithmSettings) -> list[str]:
         problems.append(
             f"dual_clip is {settings.dual_clip:g}, it must be above 1 (3 is usual; null: no bound)"
         )
+    for name in ("imitation_coef", "alignment_coef"):
+        value = getattr(settings, name)
+        if not 0 <= value < math.inf:
+            problems.append(f"{name} is {value}, it must be 0 or more")
     for name, weight in settings.component_weights.items():
         if not math.isfinite(weight):
             problems.append(f"component_weights.{name} is {weight}, it must be a finite number")
@@ -143,7 +149,10 @@ def _kl(settings: AlgorithmSettings) -> list[str]:
         return [f"kl.coef is {penalty.coef}, it must be 0 or more"]
     if not 0 <= penalty.discount <= 1:
         return [f"kl.discount is {penalty.discount:g}, it must be at least 0 and at most 1"]
-    if penalty.discount != 1 and (penalty.coef == 0 or penalty.placement != "reward"):
+    is_charged = penalty.coef != 0 and penalty.placement == "reward"
+    # What a preset brought along is let pass, so that its KL can be switched off by one key
+    brought = PRESETS.get(settings.name, _DEFAULTS).kl.discount
+    if not is_charged and penalty.discount not in (1, brought):
         return [
             f"kl.discount is {penalty.discount:g}, and no KL is charged to the reward: remove it, "
             "or set kl.placement to reward and kl.coef above 0"
@@ -233,7 +242,7 @@ def _values(settings: AlgorithmSettings) -> list[str]:
 
 def _no_advantage(settings: AlgorithmSettings) -> list[str]:
     """Without an advantage the KL is all there is."""
-    if settings.advantage != "none" or not LOSS_KINDS[settings.loss].ratio:
+    if settings.advantage != "none" or not LOSS_KINDS[settings.loss].uses_advantages:
         return []
     problems = []
     if settings.kl.coef == 0:

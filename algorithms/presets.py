@@ -127,6 +127,35 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             kl=KlSettings(coef=0.05, estimator="k1", placement="reward"),
             proximal="learner",
         ),
+        # ReMax, Li et al., arXiv 2310.10505, as in the authors' code: one sample, the reward of the
+        # greedy answer as the baseline, `-A * logprob`, mean over tokens, each of which is charged
+        # its own KL (k1) to the reference; coefficient 0.05 of their Llama-2-7B script. Theirs also
+        # discounts the reward by 0.99 a token from the row's end, bounds it by 5, and samples with
+        # top_p 0.9: none of it here.
+        "remax": AlgorithmSettings(
+            name="remax",
+            samples_per_prompt=1,
+            companion="greedy",
+            advantage="greedy_baseline",
+            divide_by_std=False,
+            loss="policy_gradient",
+            aggregation="token_mean",
+            kl=KlSettings(coef=0.05, estimator="k1", placement="reward", discount=0.0),
+            proximal="learner",
+        ),
+        # GRAO, arXiv 2508.07750: 8 samples and the given answer, normalised together, imitation
+        # 0.5, alignment 0.6, means over each row's tokens, no ratio, no KL. The paper leaves the
+        # deviation's divisor and epsilon open.
+        "grao": AlgorithmSettings(
+            name="grao",
+            samples_per_prompt=8,
+            companion="given",
+            advantage="alignment",
+            imitation_coef=0.5,
+            alignment_coef=0.6,
+            loss="policy_gradient",
+            aggregation="sequence_mean",
+        ),
         # REINFORCE++, arXiv 2501.03262, eq. 8 to 10: one sample, k1 in each token's reward, its
         # return-to-go, normalised over the step's tokens, PPO's clip. KL coefficient 0.01, the
         # default of the authors' code, which averages over tokens.

@@ -13,6 +13,7 @@ from manta.envs.chat_template import POLICY
 from manta.envs.failures import WorldBroke
 from manta.envs.protocols import Env, Generate
 from manta.envs.records import (
+    COMPANION,
     Completion,
     FinishReason,
     GenerateRequest,
@@ -23,7 +24,7 @@ from manta.envs.records import (
     Trajectory,
 )
 from manta.envs.render import Renderer
-from manta.envs.transcript import Transcript
+from manta.envs.transcript import Transcript, given_trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,26 @@ def finished(
     _hear_policy(transcript, task, completion, sample)
     artifact = renderer.decode(completion.token_ids)
     return transcript.finish(task.id, sample, speaker.model, completion.finish_reason, artifact, {})
+
+
+def given_episode(
+    task: Task, renderer: Renderer, limits: Limits, answer: str, sample: int, what: str
+) -> Trajectory:
+    """The written `answer` as an episode that nobody sampled: it and its end token train.
+
+    Raises ValueError, naming it as `what`, where it does not fit the context.
+    """
+    prompt = prompt_ids(task, renderer, limits)
+    try:
+        ids = renderer.answer_ids(answer)
+    except ValueError as error:
+        raise ValueError(f"task {task.id}, {what}: {error}") from error
+    if len(prompt) + len(ids) > limits.context:
+        raise ValueError(
+            f"task {task.id}: prompt and {what} have {len(prompt)} + {len(ids)} tokens, more "
+            f"than the context of {limits.context}: raise model.context or filter the tasks"
+        )
+    return given_trajectory(task.id, prompt, ids, answer, sample)
 
 
 async def run_episode(
@@ -150,7 +171,8 @@ def _hear_policy(
     transcript: Transcript, task: Task, completion: Completion, sample: int, text: str = ""
 ) -> None:
     if completion.finish_reason == "abort":
-        raise WorldBroke(f"task {task.id}: the engine aborted sample {sample}")
+        which = "the greedy sample" if sample == COMPANION else f"sample {sample}"
+        raise WorldBroke(f"task {task.id}: the engine aborted {which}")
     transcript.say(completion, text)
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from manta.envs.records import (
     Bool,
+    Companion,
     Completion,
     FinishReason,
     Float32,
@@ -189,8 +190,8 @@ class Block:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickles the trajectories of all groups as one `PackedTrajectories`, and the scores."""
-        trajectories = [t for group in self.groups for t in group.trajectories]
-        scores = pack_scores([score for group in self.groups for score in group.scores])
+        trajectories = [t for group in self.groups for t in group.rows]
+        scores = pack_scores([score for group in self.groups for score in group.row_scores])
         references = [
             logprobs
             for group in self.groups
@@ -206,6 +207,7 @@ class Block:
                 dict(group.reward_versions),
                 dict(group.timings),
                 group.cut_off,
+                group.companion is not None,
             )
             for group in self.groups
         )
@@ -220,6 +222,7 @@ _GroupRest: TypeAlias = tuple[
     dict[str, str],
     dict[str, float],
     tuple[int, ...],
+    bool,
 ]
 
 
@@ -229,12 +232,16 @@ def _block(
     references: Float32,
     rest: tuple[_GroupRest, ...],
 ) -> Block:
-    trajectories, all_scores = packed.unpack(), packed_scores.unpack()
+    trajectories, row_scores = packed.unpack(), packed_scores.unpack()
     groups = []
     first = start = 0
-    for name, task, count, version, reward_versions, timings, cut_off in rest:
-        own, scores = trajectories[first : first + count], all_scores[first : first + count]
+    for name, task, count, version, reward_versions, timings, cut_off, has_companion in rest:
+        own, scores = trajectories[first : first + count], row_scores[first : first + count]
         first += count
+        companion = None
+        if has_companion:
+            companion = Companion(trajectories[first], row_scores[first])
+            first += 1
         reference = None
         if version is not None:
             ends = list(accumulate((len(t.token_ids) for t in own), initial=start))
@@ -243,7 +250,9 @@ def _block(
                 version, tuple(references[low:high] for low, high in pairwise(ends))
             )
         groups.append(
-            ScoredGroup(name, task, own, scores, reference, reward_versions, timings, cut_off)
+            ScoredGroup(
+                name, task, own, scores, reference, reward_versions, timings, cut_off, companion
+            )
         )
     return Block(tuple(groups))
 

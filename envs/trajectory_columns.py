@@ -1,4 +1,5 @@
-"""Scored groups as Arrow columns and back: one row per trajectory, lossless.
+"""Scored groups as Arrow columns and back: one row per trajectory, lossless. A group's companion is
+its last row, with the sample `COMPANION`.
 
 Owns the schema and both directions of the conversion. Knows nothing of files, folders or row
 groups (`manta.envs.trajectory_files`). Fields of the group (task, versions, timings) are repeated
@@ -18,6 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from manta.envs.records import (
+    COMPANION,
+    Companion,
     FinishReason,
     Float32,
     GroupId,
@@ -115,10 +118,10 @@ def to_table(groups: Sequence[ScoredGroup], step: int) -> pa.Table:
     for group in groups:
         if not group.trajectories:
             raise ValueError(f"group {group.id} of task {group.task.id!r} has no trajectories")
-    index = np.repeat(np.arange(len(groups)), [len(group.trajectories) for group in groups])
-    trajectories = [t for group in groups for t in group.trajectories]
+    index = np.repeat(np.arange(len(groups)), [len(group.rows) for group in groups])
+    trajectories = [t for group in groups for t in group.rows]
     scores = [
-        score for group in groups for _, score in zip(group.trajectories, group.scores, strict=True)
+        score for group in groups for _, score in zip(group.rows, group.row_scores, strict=True)
     ]
     columns = {"step": pa.array(np.full(len(trajectories), step, np.int32))}
     columns |= {name: array.take(index) for name, array in _group_arrays(groups).items()}
@@ -135,19 +138,26 @@ def from_table(table: pa.Table) -> ScoredGroup:
     rows = table.num_rows
     columns = {field.name: _flat(table, field.name) for field in TRAJECTORY_FIELDS}
     scores = {field.name: _flat(table, field.name) for field in SCORE_FIELDS}
+    trajectories, row_scores = _read_trajectories(columns, rows), _read_scores(scores, rows)
+    companion = None
+    if trajectories[-1].sample == COMPANION:
+        companion = Companion(trajectories[-1], row_scores[-1])
+        trajectories, row_scores = trajectories[:-1], row_scores[:-1]
     reference = None
     if first["reference_version"] is not None:
         logprobs = cast("list[Float32]", _read_lists(_flat(table, "reference_logprobs")))
-        reference = ReferenceStatistics(first["reference_version"], tuple(logprobs))
+        own = tuple(logprobs[: len(trajectories)])
+        reference = ReferenceStatistics(first["reference_version"], own)
     return ScoredGroup(
         id=GroupId(first["group_epoch"], first["group_position"], first["group_attempt"]),
         task=_read_task(first),
-        trajectories=_read_trajectories(columns, rows),
-        scores=_read_scores(scores, rows),
+        trajectories=trajectories,
+        scores=row_scores,
         reference=reference,
         reward_versions=dict(first["reward_versions"]),
         timings=dict(first["timings"]),
         cut_off=tuple(first["cut_off"]),
+        companion=companion,
     )
 
 
@@ -221,9 +231,10 @@ def _score_arrays(scores: Sequence[Score]) -> dict[str, pa.Array]:
 
 def _reference_rows(group: ScoredGroup) -> Sequence[Float32 | None]:
     if group.reference is None:
-        return [None] * len(group.trajectories)
+        return [None] * len(group.rows)
     pairs = zip(group.trajectories, group.reference.logprobs, strict=True)
-    return [logprobs for _, logprobs in pairs]
+    beside = [None] * (group.companion is not None)
+    return [*(logprobs for _, logprobs in pairs), *beside]
 
 
 def _offsets(lengths: Iterable[int], count: int) -> npt.NDArray[np.int32]:

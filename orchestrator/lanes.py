@@ -42,6 +42,7 @@ def train_lane(run_file: RunFile, stage: StageConfig, products: Products) -> Lan
         trajectories=_written(run_file, stage, products),
         redundant_samples=run_file.rollout.redundant_samples if stage.samples_to_train else 0,
         compares=algorithm.compares_given,
+        companion=algorithm.companion,
     )
 
 

@@ -325,10 +325,10 @@ def _retained(run_file: RunFile, stage: StageConfig, survey: Survey) -> int:
         return 0
     tokens = run_file.model.context
     if stage.name in survey.prompts:
-        answer = run_file.rollout.max_new_tokens
+        answer = max(run_file.rollout.max_new_tokens, survey.prompts[stage.name].longest_answer)
         tokens = min(tokens, survey.prompts[stage.name].longest + answer)
     group = group_bytes(
-        stage.algorithm.samples_per_prompt, tokens, has_reference=stage.algorithm.needs_reference
+        stage.algorithm.rows_per_prompt, tokens, has_reference=stage.algorithm.needs_reference
     )
     # One checkpoint may still be written when the next is due
     held = stage.prompts_per_step * (2 * run_file.checkpoint.every_steps - 1)

@@ -82,6 +82,15 @@ def scorers_told(run_file: RunFile, stage: StageConfig) -> list[str]:
     return told
 
 
+def companion_told(algorithm: AlgorithmSettings) -> str:
+    """The row beside each prompt's samples, to be read after their number."""
+    return {
+        "none": "",
+        "greedy": " and a greedy one, its baseline",
+        "given": " and its given answer",
+    }[algorithm.companion]
+
+
 def filters_told(algorithm: AlgorithmSettings) -> list[str]:
     """What is left out of training, in the order in which it is looked at."""
     told = []

@@ -19,8 +19,12 @@ from manta.actors.models.spec import BuildSpec, ModelSpec
 from manta.actors.rows import Row, rows_of
 from manta.envs.chat_template import POLICY
 from manta.envs.records import (
+    COMPANION,
+    GIVEN,
     TOKEN_REWARDS,
     Bool,
+    Companion,
+    CompanionKind,
     GroupId,
     ReferenceStatistics,
     Score,
@@ -115,7 +119,12 @@ def trajectory(
     )
 
 
-def groups_of(sizes: Sequence[int], seed: int = 0, reference: bool = True) -> list[ScoredGroup]:
+def groups_of(
+    sizes: Sequence[int],
+    seed: int = 0,
+    reference: bool = True,
+    companion: CompanionKind = "none",
+) -> list[ScoredGroup]:
     generator = np.random.default_rng(seed)
     groups = []
     for position, size in enumerate(sizes):
@@ -137,7 +146,16 @@ def groups_of(sizes: Sequence[int], seed: int = 0, reference: bool = True) -> li
                 timings={},
             )
         )
-    return groups
+    if companion == "none":
+        return groups
+    return [replace(each, companion=companion_of(generator, companion)) for each in groups]
+
+
+def companion_of(generator: np.random.Generator, kind: CompanionKind) -> Companion:
+    made = trajectory(generator, COMPANION, with_holes=False)
+    if kind == "given":
+        made = replace(made, model=GIVEN, logprobs=None, weight_versions=())
+    return Companion(made, Score(float(generator.normal()), {}))
 
 
 def paid_within(groups: Sequence[ScoredGroup], seed: int = 0) -> list[ScoredGroup]:
@@ -165,8 +183,12 @@ def _turns(loss_mask: Bool) -> tuple[Turn, ...]:
 
 def plan_of(groups: Sequence[ScoredGroup], keep: Sequence[float] | None = None) -> StepPlan:
     """Every row a unit of its own; the advantage is the score."""
-    members = [(g, s) for g, group in enumerate(groups) for s in range(len(group.trajectories))]
-    chosen = [groups[g].trajectories[s] for g, s in members]
+    members = [
+        (g, s if s < len(group.trajectories) else COMPANION)
+        for g, group in enumerate(groups)
+        for s in range(len(group.rows))
+    ]
+    chosen = [groups[g].row(s) for g, s in members]
     return StepPlan(
         step=0,
         groups=tuple(group.id for group in groups),
@@ -174,7 +196,7 @@ def plan_of(groups: Sequence[ScoredGroup], keep: Sequence[float] | None = None) 
         sample_N=np.array([s for _, s in members], np.int32),
         unit_N=np.arange(len(members), dtype=np.int32),
         coefficients={
-            "advantage": np.array([groups[g].scores[s].value for g, s in members], np.float32),
+            "advantage": np.array([groups[g].row_scores[s].value for g, s in members], np.float32),
             "weight": np.ones(len(members), np.float32),
             "keep": np.array(keep if keep is not None else [1.0] * len(members), np.float32),
         },

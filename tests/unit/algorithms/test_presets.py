@@ -15,6 +15,7 @@ from manta.algorithms.settings import (
     FilterSettings,
     KlSettings,
     LossName,
+    MarginWeightSettings,
     OffPolicySettings,
     RewardModelSettings,
 )
@@ -54,6 +55,19 @@ def test_ppo_is_the_published_setting() -> None:
     assert {name for name, each in PRESETS.items() if each.critic} == {"ppo", "rto"}
 
 
+def test_those_with_a_row_beside_the_samples_are_the_published_settings() -> None:
+    remax, grao = PRESETS["remax"], PRESETS["grao"]
+    assert (remax.companion, remax.advantage) == ("greedy", "greedy_baseline")
+    assert remax.samples_per_prompt == 1
+    assert remax.kl == KlSettings(coef=0.05, estimator="k1", placement="reward", discount=0.0)
+    assert (remax.loss, remax.aggregation) == ("policy_gradient", "token_mean")
+    assert (grao.companion, grao.advantage, grao.samples_per_prompt) == ("given", "alignment", 8)
+    assert (grao.imitation_coef, grao.alignment_coef, grao.kl.coef) == (0.5, 0.6, 0.0)
+    assert (grao.loss, grao.aggregation) == ("policy_gradient", "sequence_mean")
+    beside = {name for name, preset in PRESETS.items() if preset.companion != "none"}
+    assert beside == {"remax", "grao"}
+
+
 def test_clip_cov_and_kl_cov_are_the_published_settings() -> None:
     clip_cov, kl_cov = PRESETS["clip_cov"], PRESETS["kl_cov"]
     assert clip_cov.covariance == CovarianceSettings(share=2e-4, low=1.0, high=5.0)
@@ -76,13 +90,14 @@ def test_reward_model_is_the_published_setting() -> None:
     assert found.reward_model == RewardModelSettings()
     assert found.is_coupled and not found.needs_reference
     coupled = {name for name, each in PRESETS.items() if each.is_coupled}
-    assert coupled == {"dpo", "online_dpo", "ipo", "simpo", "kto", "pacs", "reward_model"}
+    assert coupled == {"dpo", "madpo", "online_dpo", "ipo", "simpo", "kto", "pacs", "reward_model"}
 
 
 @pytest.mark.parametrize(
     ("name", "told"),
     [
         ("online_dpo", {"loss": "dpo", "beta": 0.1, "samples_per_prompt": 2}),
+        ("madpo", {"loss": "dpo", "beta": 0.1, "margin_weight": MarginWeightSettings(0.5, 2.0)}),
         ("ipo", {"loss": "ipo", "beta": 0.1, "length_normalized": True}),
         ("simpo", {"loss": "simpo", "beta": 2.0, "target_margin": 0.5}),
         ("kto", {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "unit": "row"}),
@@ -109,7 +124,7 @@ def test_who_samples_who_compares_and_who_reads_rewards() -> None:
     online = {n for n, p in PRESETS.items() if p.is_paired and p.samples_from == "policy"}
     assert online == {"online_dpo"}
     assert {n for n, p in PRESETS.items() if p.compares_given} == {
-        *("dpo", "ipo", "simpo", "kto", "reward_model", "weighted_sft")
+        *("dpo", "madpo", "ipo", "simpo", "kto", "reward_model", "weighted_sft")
     }
     assert {n for n, p in PRESETS.items() if not p.reads_rewards} == {"sft", "distillation"}
     assert {n for n, p in PRESETS.items() if p.selects_rows} == {

@@ -9,7 +9,9 @@ import numpy as np
 
 from manta.envs.packing import Block, pack
 from manta.envs.records import (
+    COMPANION,
     TOKEN_REWARDS,
+    Companion,
     Float32,
     GroupId,
     ReferenceStatistics,
@@ -24,7 +26,7 @@ from manta.envs.records import (
 
 
 def trajectory(sample: int, length: int, has_logprobs: bool = True) -> Trajectory:
-    generator = np.random.default_rng([sample, length])
+    generator = np.random.default_rng([sample + 1, length])
     return Trajectory(
         task_id="t",
         sample=sample,
@@ -48,7 +50,10 @@ def columns(size: int) -> dict[str, Float32]:
     }
 
 
-def group(position: int, sizes: tuple[int, ...], has_reference: bool) -> ScoredGroup:
+def group(
+    position: int, sizes: tuple[int, ...], has_reference: bool, has_companion: bool = False
+) -> ScoredGroup:
+    beside = Companion(trajectory(COMPANION, 6, has_logprobs=False), Score(0.5, {}))
     own = tuple(trajectory(i, size, has_logprobs=i != 1) for i, size in enumerate(sizes))
     reference = ReferenceStatistics(
         "5.0", tuple(np.full(size, -float(i), np.float32) for i, size in enumerate(sizes))
@@ -65,6 +70,7 @@ def group(position: int, sizes: tuple[int, ...], has_reference: bool) -> ScoredG
         {"correct": "exact"},
         {"generate": 0.5},
         (position, 7),
+        beside if has_companion else None,
     )
 
 
@@ -94,16 +100,19 @@ def test_packing_keeps_every_trajectory() -> None:
 
 
 def test_a_block_survives_pickling_in_few_buffers() -> None:
-    block = Block((group(0, (4, 2), True), group(1, (5,), False), group(2, (1, 3, 2), True)))
+    block = Block(
+        (group(0, (4, 2), True, True), group(1, (5,), False), group(2, (1, 3, 2), True, True))
+    )
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(block, protocol=5, buffer_callback=buffers.append)
     back = pickle.loads(data, buffers=buffers)
     assert len(buffers) == 7
     for ours, theirs in zip(block.groups, back.groups, strict=True):
         assert ours.content_hash() == theirs.content_hash()
-        assert all(same(a, b) for a, b in zip(ours.trajectories, theirs.trajectories, strict=True))
+        assert all(same(a, b) for a, b in zip(ours.rows, theirs.rows, strict=True))
+        assert len(ours.trajectories) == len(theirs.trajectories)
         assert (ours.id, ours.task) == (theirs.id, theirs.task)
-        for own, other in zip(ours.scores, theirs.scores, strict=True):
+        for own, other in zip(ours.row_scores, theirs.row_scores, strict=True):
             assert replace(own, columns={}) == replace(other, columns={})
             assert {name: each.tolist() for name, each in own.columns.items()} == {
                 name: each.tolist() for name, each in other.columns.items()

@@ -93,6 +93,10 @@ WORDS = [
      "each row weighs as much as its probability under learner over engine"),
     ("stages.rl.algorithm.kl.coef=0.04", "nothing is recomputed; KL to the weights at the start of "
      "the stage, 0.04 x k3 in the loss"),
+    ("stages.rl.algorithm.kl.coef=0.04 stages.rl.algorithm.kl.target=6", "0.04 x k3 in the loss, "
+     "from there on whatever keeps it at 6 nats a sample"),
+    ("stages.rl.algorithm={name: clip_cov, proximal: learner}", "the ratio's denominator is "
+     "recomputed by the learner in one pass"),
     ("stages.rl.algorithm=ppo", "critic: a model of its own that starts from the policy, learning "
      "rate 1e-05; its values are computed in one pass without gradients before the step's first"),
     ("stages.rl.algorithm=ppo stages.rl.algorithm.critic.model=shared "

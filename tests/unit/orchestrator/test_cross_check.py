@@ -17,6 +17,19 @@ def test_a_good_run_file_has_no_problems(tmp_path: Path) -> None:
     assert cross_check(load(tmp_path)) == []
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "stages.rl.updates_per_step=2",
+        "stages.rl.epochs_per_step=2",
+        "rollout.max_staleness=1",
+        "stages.rl.algorithm=clip_cov",
+    ],
+)
+def test_tokens_are_chosen_where_that_has_an_effect(tmp_path: Path, told: str) -> None:
+    assert cross_check(load(tmp_path, "stages.rl.algorithm=kl_cov", told)) == []
+
+
 REFUSED = [
     ("run.name=a/b", "run.name: 'a/b' must be letters, digits, '.', '_' and '-', starting with a "
      "letter or digit: it names the run's folder"),
@@ -119,6 +132,14 @@ REFUSED = [
     ("stages.rl.prompts_per_step=0", "stages[1].prompts_per_step: is 0, must be at least 1"),
     ("stages.rl.updates_per_step=3", "stages[1].updates_per_step: 3 does not divide "
      "prompts_per_step (8): every update of a step takes as many prompts"),
+    ("stages.rl.algorithm=kl_cov", "stages[1].updates_per_step: with one update a step the policy "
+     "has not moved when the loss kl_cov looks"),
+    ("rollout.max_staleness=2 stages.rl.algorithm={name: kl_cov, proximal: learner}",
+     "stages[1].updates_per_step: with one update a step"),
+    ("stages.rl.algorithm={name: clip_cov, covariance: {share: 2}}", "stages[1].algorithm: "
+     "algorithm 'clip_cov': covariance.share is 2, it must be above 0 and at most 1"),
+    ("stages.rl.algorithm={name: grpo, kl: {target: -1}}", "stages[1].algorithm: algorithm 'grpo': "
+     "kl.target is -1, it must be above 0: nats a sample (null: no target)"),
     ("stages.rl.learning_rate=-1", "stages[1].learning_rate: is -1, must be above 0"),
     ("stages.warm.trajectories=./absent",
      "stages[0].trajectories: there is no folder './absent'"),
