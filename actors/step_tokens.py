@@ -6,6 +6,7 @@ Owns the way from rows to what losses see. It evaluates no model and steps nothi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -81,11 +82,12 @@ class StepTokens:
             self._proximal_T,
             self._reference_T,
             value_T=self._value_T,
-            reward_T=_joined([row.rewards_T() for row in rows]) if _pays_within(rows) else None,
-            turn_T=_joined([row.turns_T() for row in rows], np.int64)
-            if settings.reads_turns
-            else None,
         )
+        if _pays_within(rows):
+            batch = replace(batch, reward_T=_joined([row.rewards_T() for row in rows]))
+        if settings.reads_turns:
+            turn_T = _joined([row.turns_T() for row in rows], np.int64)
+            batch = replace(batch, turn_T=turn_T)
         row_R = torch.tensor([row.index for row in rows], dtype=torch.int64)
         drawn_T = tickets(seed, step, row_R, self._num_tokens(rows))
         places = None

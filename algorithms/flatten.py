@@ -30,8 +30,6 @@ def flatten(
     return_T: Tensor | None = None,
     vocabulary_T: Tensor | None = None,
     selected_T: Tensor | None = None,
-    reward_T: Tensor | None = None,
-    turn_T: Tensor | None = None,
 ) -> TokenBatch:
     """The batch of R rows with `num_tokens_R` int64[R] trained tokens each, T in all.
 
@@ -39,7 +37,6 @@ def flatten(
     `update` holds the denominators of the whole update that the rows belong to. The flat log-probs
     and values [T] are in row order. `advantage_T`, `return_T` and `selected_T` are the token
     stage's results for these rows; without the first each token gets its row's advantage.
-    `reward_T` and `turn_T` are for the token stage.
 
     Raises ValueError where a flat tensor is not of T tokens.
     """
@@ -55,8 +52,6 @@ def flatten(
         "return_T": return_T,
         "vocabulary_T": vocabulary_T,
         "selected_T": selected_T,
-        "reward_T": reward_T,
-        "turn_T": turn_T,
     }
     _check_lengths({"advantage_T": advantage_T, **columns}, row_T, num_rows)
     weight_R, constant = row_weight(coefficients_R), settings.constant_length

@@ -19,11 +19,12 @@ from manta.envs.families.arithmetic import Arithmetic
 from manta.envs.group import Draw, Scoring, run_group
 from manta.envs.packing import Block
 from manta.envs.protocols import Services
-from manta.envs.records import GroupId, Sampling, ScoredGroup, summarise
+from manta.envs.records import GroupId, Sampling, ScoredGroup
 from manta.envs.registry import build
 from manta.envs.render import Renderer
 from manta.envs.rewards.compose import Composition
 from manta.envs.rewards.formula import Formula
+from manta.envs.summaries import summarise
 from manta.envs.tokenizer import ByteTokenizer
 from manta.orchestrator.assemble import assemble
 from tests.unit.envs.scripted import ScriptedEngine

@@ -68,7 +68,7 @@ def step_of(seed: int) -> list[Row]:
 
 def batch_of(settings: AlgorithmSettings, rows: list[Row]) -> TokenBatch:
     turns = [turn for row in rows for turn in row.turns]
-    return flatten(
+    batch = flatten(
         settings,
         torch.tensor([sum(len(r) for _, r in row.turns) for row in rows], dtype=torch.int64),
         {
@@ -77,6 +77,9 @@ def batch_of(settings: AlgorithmSettings, rows: list[Row]) -> TokenBatch:
         },
         Denominators(1.0, 1.0),
         value_T=torch.tensor([v for row in rows for v in row.values], dtype=torch.float64),
+    )
+    return replace(
+        batch,
         reward_T=torch.tensor([x for _, rewards in turns for x in rewards], dtype=torch.float64),
         turn_T=torch.tensor([n for n, rewards in turns for _ in rewards], dtype=torch.int64),
     )
