@@ -29,7 +29,12 @@ from manta.algorithms.tokens import TokenBatch
 from tests.unit.algorithms.ragged import WORDS, Rows
 from tests.unit.algorithms.rank_threads import on_ranks
 
-WITH_RATIO = [name for name, preset in PRESETS.items() if LOSS_KINDS[preset.loss].ratio]
+# Rewards by turn are `test_turns`'.
+WITH_RATIO = [
+    name
+    for name, preset in PRESETS.items()
+    if LOSS_KINDS[preset.loss].ratio and not preset.reads_turns
+]
 COMPARING = [name for name in WITH_RATIO if ADVANTAGE_KINDS[PRESETS[name].advantage].needs_group]
 COUNTS = [4, 2, 6, 3, 5, 1, 0, 3, 4, 2, 6, 3]
 GROUPS = [0, 1, 0, 1, 0, 2, 0, 2, 2, 1, 2, 1]
