@@ -169,7 +169,10 @@ class Learner:
         Tokens are chosen before any update, and so ask too."""
         kl = self._algorithm.kl
         charges_kl = kl.placement == "reward" and kl.coef != 0.0
-        is_weighed = LOSS_KINDS[self._algorithm.loss].ratio is not None
+        # A coupled loss asks for the learner's log-probs where it compares with them
+        is_weighed = (
+            LOSS_KINDS[self._algorithm.loss].ratio is not None or self._algorithm.is_coupled
+        )
         is_weighed |= self._algorithm.off_policy.correction != "none"
         needs_ratio = (num_updates > 1 and is_weighed) or self._algorithm.chooses_tokens
         has_ratio = needs_ratio and not is_policy_frozen
