@@ -110,7 +110,7 @@ def test_reward_model_is_the_published_setting() -> None:
         ("grpo_lead", {"difficulty": DifficultySettings(0.4, 1.5, 0.75, 10.0)}),
         (
             "prof",
-            {"filters": (FilterSettings("process_consistency", keep=4),), "trained_samples": 4},
+            {"filters": (FilterSettings("process_consistency", keep=4),), "trained_rows": 4},
         ),
         ("spo", {"advantage": "win_rate", "divide_by_std": False}),
         ("distillation", {"advantage": "none", "kl": KlSettings(1.0, "k1", "reward", 0.0)}),
