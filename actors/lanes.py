@@ -17,13 +17,14 @@ from manta.envs.records import CompanionKind, GroupId, GroupSummary
 class RewardSpec:
     """A formula over named components; each is (registry name or `module:attribute`, options).
     `scorers` are those that components call; `gold` is the component that the formula's value is
-    held against."""
+    held against; `within` are weights of what components say of parts."""
 
     formula: str
     components: Mapping[str, tuple[str, Options]]
     deadline_seconds: float
     scorers: tuple[str, ...] = ()
     gold: str | None = None
+    within: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

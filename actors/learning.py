@@ -192,6 +192,7 @@ class Learner:
             vocabulary_mean(found),
             self._seed,
             plan.step,
+            plan.group_N,
         )
 
     def _update(

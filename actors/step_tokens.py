@@ -6,8 +6,10 @@ Owns the way from rows to what losses see. It evaluates no model and steps nothi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,8 +25,9 @@ from manta.algorithms.step_tally import StepTally
 from manta.algorithms.token_choice import tickets
 from manta.algorithms.token_stage import token_stage
 from manta.algorithms.tokens import TokenBatch
+from manta.algorithms.turns import Places
 from manta.algorithms.values import value_figures
-from manta.envs.records import Bool, Float32
+from manta.envs.records import Bool, Float32, Int32
 
 
 class StepTokens:
@@ -33,8 +36,8 @@ class StepTokens:
     `proximal_T`, `value_T` and `vocabulary_T` float32[T] are over the rows' trained tokens in row
     order, of the policy and the critic before the step's first update, or None. Construction
     takes part in the token stage's sums over ranks, so every rank constructs one, with or without
-    rows; `names` are the plan's coefficient columns. What is drawn at random follows from `seed`,
-    `step` and the rows' places in the plan.
+    rows; `names` are the plan's coefficient columns, `group_N` the group of each of its rows. What
+    is drawn at random follows from `seed`, `step` and the rows' places in the plan.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class StepTokens:
         vocabulary_T: Tensor | None = None,
         seed: int = 0,
         step: int = 0,
+        group_N: Int32 | None = None,
     ) -> None:
         self._settings = settings
         self._names = tuple(names)
@@ -79,9 +83,19 @@ class StepTokens:
             self._reference_T,
             value_T=self._value_T,
         )
+        if _pays_within(rows):
+            batch = replace(batch, reward_T=_joined([row.rewards_T() for row in rows]))
+        if settings.reads_turns:
+            turn_T = _joined([row.turns_T() for row in rows], np.int64)
+            batch = replace(batch, turn_T=turn_T)
         row_R = torch.tensor([row.index for row in rows], dtype=torch.int64)
-        drawn_T = tickets(seed, step, row_R, self._num_tokens(rows))
-        staged = token_stage(settings, batch, all_reduce, drawn_T)
+        drawn_T = None
+        if settings.chooses_tokens:
+            drawn_T = tickets(seed, step, row_R, self._num_tokens(rows))
+        places = None
+        if group_N is not None:
+            places = Places(row_R, torch.from_numpy(group_N.astype(np.int64)))
+        staged = token_stage(settings, batch, all_reduce, drawn_T, places)
         self._advantage_T, self._return_T = staged.advantage_T, staged.return_T
         self._selected_T = staged.selected_T
         self._counts_T = staged.mean_T != 0
@@ -156,6 +170,10 @@ class StepTokens:
         }
 
 
+def _pays_within(rows: Sequence[Row]) -> bool:
+    return any(row.token_rewards is not None for row in rows)
+
+
 def _among_sampled(columns: Sequence[Float32 | None], rows: Sequence[Row]) -> list[Float32 | None]:
     """NaN for rows that nobody sampled, where others were; a ratio to such a row has no meaning."""
     if all(column is None for column in columns):
@@ -179,4 +197,10 @@ def _flat(
     ]
     if len(parts) < len(rows):
         return None
+    return _joined(parts, dtype)
+
+
+def _joined(
+    parts: Sequence[npt.NDArray[np.generic]], dtype: type[np.generic] = np.float32
+) -> Tensor:
     return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts]))

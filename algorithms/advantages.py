@@ -338,9 +338,12 @@ ADVANTAGES: Mapping[str, RowAdvantage] = {
     ),
     "length_penalized": _paying_for_length,
     "difficulty_weighted": _by_difficulty,
+    "return_to_go": _as_they_are,
+    "turn_mixed": _as_they_are,
     "none": lambda settings, step: torch.zeros_like(step.rewards_N, dtype=torch.float64),
 }
-"""Of rows, before the token stage: `gae` takes the rewards on from there."""
+"""Of rows, before the token stage: `gae`, `return_to_go` and `turn_mixed` take the rewards on from
+there."""
 
 
 def return_to_go(rewards_T: Tensor, row_T: Tensor, gamma: float) -> Tensor:

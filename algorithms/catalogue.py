@@ -64,17 +64,19 @@ LOSS_KINDS: Mapping[str, LossKind] = {
 class AdvantageKind:
     """`needs_group`: a prompt's samples are compared with each other, so that a sample alone has
     none. `reads`: as of `LossKind`. `companions`: what it can take beside the samples; where that
-    lacks `none`, it needs one."""
+    lacks `none`, it needs one. `reads_within`: rewards within a row count, and tokens of a row
+    differ in their advantages."""
 
     needs_group: bool
     reads: tuple[str, ...] = ()
     companions: tuple[str, ...] = ("none",)
+    reads_within: bool = False
 
 
 ADVANTAGE_KINDS: Mapping[str, AdvantageKind] = {
     "group_relative": AdvantageKind(True, ("divide_by_std", "std_epsilon"), ("none", "given")),
     "reward": AdvantageKind(False),
-    "gae": AdvantageKind(False, ("gamma", "gae_lambda")),
+    "gae": AdvantageKind(False, ("gamma", "gae_lambda"), reads_within=True),
     "leave_one_out": AdvantageKind(True),
     "length_weighted": AdvantageKind(True),
     "decoupled": AdvantageKind(True, ("component_weights", "std_epsilon")),
@@ -87,6 +89,10 @@ ADVANTAGE_KINDS: Mapping[str, AdvantageKind] = {
     ),
     "length_penalized": AdvantageKind(True, ("penalized_share", "length_penalty", "std_epsilon")),
     "difficulty_weighted": AdvantageKind(True, ("difficulty", "std_epsilon")),
+    "return_to_go": AdvantageKind(False, ("gamma", "credit"), reads_within=True),
+    "turn_mixed": AdvantageKind(
+        True, ("gamma", "turn_weight", "mixed_over", "std_epsilon"), reads_within=True
+    ),
     "none": AdvantageKind(False),
 }
 
@@ -101,10 +107,11 @@ FILTER_READS: Mapping[str, tuple[str, ...]] = {
 
 
 def compares_samples(settings: AlgorithmSettings) -> bool:
-    """Does what is learnt depend on how the samples of a prompt differ in reward?"""
+    """Does what is learnt depend on how the samples of a prompt differ in reward alone? Samples of
+    equal rewards may have turns that differ."""
+    kind = ADVANTAGE_KINDS[settings.advantage]
     return settings.unit != "row" or (
-        LOSS_KINDS[settings.loss].uses_advantages
-        and ADVANTAGE_KINDS[settings.advantage].needs_group
+        LOSS_KINDS[settings.loss].uses_advantages and kind.needs_group and not kind.reads_within
     )
 
 

@@ -88,7 +88,8 @@ def _row_advantage(settings: AlgorithmSettings) -> Iterator[str]:
     if not LOSS_KINDS[settings.loss].needs_row_advantage:
         return
     charges_kl = settings.kl.coef != 0 and settings.kl.placement == "reward"
-    causes = {"advantage gae": settings.advantage == "gae", "KL in the reward": charges_kl}
+    by_token = ADVANTAGE_KINDS[settings.advantage].reads_within
+    causes = {f"advantage {settings.advantage}": by_token, "KL in the reward": charges_kl}
     for cause in [told for told, is_so in causes.items() if is_so]:
         yield (
             f"{cause} gives every token an advantage of its own, and the loss {settings.loss} is "
@@ -117,6 +118,10 @@ def _numbers(settings: AlgorithmSettings) -> list[str]:
     for name, weight in settings.component_weights.items():
         if not math.isfinite(weight):
             problems.append(f"component_weights.{name} is {weight}, it must be a finite number")
+    if not 0 <= settings.turn_weight <= 1:
+        problems.append(
+            f"turn_weight is {settings.turn_weight:g}, it must be at least 0 and at most 1"
+        )
     reads_k = "pass_k" in ADVANTAGE_KINDS[settings.advantage].reads
     if reads_k and not 1 <= settings.pass_k <= max(1, settings.samples_per_prompt):
         problems.append(

@@ -2,7 +2,8 @@
 
 Loads no torch, so that a run file can be checked. Overriding fields is the run file's work
 (`manta.orchestrator`), what must hold for any settings is `manta.algorithms.contradictions`'. Those
-that imitate or compare are `manta.algorithms.preference_presets`'. The numbers that a paper leaves
+that imitate or compare are `manta.algorithms.preference_presets`', those with rewards within a
+trajectory `manta.algorithms.turn_presets`'. The numbers that a paper leaves
 open are named beside the preset. Where none is named, groups are of 8, the clip is PPO's 0.2, and
 there is no KL.
 """
@@ -22,6 +23,7 @@ from manta.algorithms.settings import (
     KlSettings,
     OffPolicySettings,
 )
+from manta.algorithms.turn_presets import TURN_PRESETS
 
 PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
     {
@@ -142,8 +144,10 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             proximal="learner",
         ),
         # GRAO, arXiv 2508.07750: 8 samples and the given answer, normalised together, imitation
-        # 0.5, alignment 0.6, means over each row's tokens, no ratio, no KL. The paper leaves the
-        # deviation's divisor and epsilon open.
+        # 0.5, alignment 0.6, means over each row's tokens, no ratio, no KL (sampled at temperature
+        # 0.7: set `rollout.temperature`). Its text normalises the answer in one group with the
+        # samples, as here, its formulas for mean and deviation sum over G; their deviation divides
+        # by the group's size, ours by one less. No epsilon is given.
         "grao": AlgorithmSettings(
             name="grao",
             samples_per_prompt=8,
@@ -366,5 +370,6 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             filters=(FilterSettings("zero_variance"),),
         ),
         **PREFERENCE_PRESETS,
+        **TURN_PRESETS,
     }
 )

@@ -24,6 +24,8 @@ Advantage: TypeAlias = Literal[
     "alignment",
     "length_penalized",
     "difficulty_weighted",
+    "return_to_go",
+    "turn_mixed",
     "none",
 ]
 """What they are: `manta.algorithms.advantages`. What they read: `manta.algorithms.catalogue`."""
@@ -216,7 +218,10 @@ class AlgorithmSettings:
     `gae_lambda` are its own, as `pass_k` is of `pass_at_k`, `difficulty` of `difficulty_weighted`,
     and `component_weights` of `decoupled` (the reward's components by name; none: all with weight
     1). In `length_penalized` the `penalized_share` of a step's groups that is right most often pays
-    for length, up to `length_penalty`. `clip_low` and `clip_high` are read
+    for length, up to `length_penalty`. `return_to_go` sums what is paid from a token on, or from
+    its turn on (`credit`); `turn_mixed` weighs turns' returns by `turn_weight` and their own
+    rewards, normalised over `mixed_over`, by the rest; `gamma` is theirs too. `clip_low` and
+    `clip_high` are read
     by the losses that bound the ratio, each in its own way; `dual_clip` by `clipped_surrogate`,
     `tau_positive` and `tau_negative` by `sapo`, `rho` and `successor_weight` (of a token's value,
     and of what follows it) by `rover`, `covariance` by `CHOOSING_LOSSES`. `constant_length` is the
@@ -262,6 +267,9 @@ class AlgorithmSettings:
     length_penalty: float = 0.2
     difficulty: DifficultySettings = field(default_factory=DifficultySettings)
     component_weights: Mapping[str, float] = field(default_factory=dict)
+    credit: Literal["token", "turn"] = "token"
+    turn_weight: float = 0.5
+    mixed_over: Literal["group", "step"] = "group"
     critic: CriticSettings | None = None
     loss: LossName = "clipped_surrogate"
     unit: Literal["row", "pair", "group"] = "row"
@@ -324,6 +332,12 @@ class AlgorithmSettings:
         if self.loss == "cross_entropy":
             return self.selects_rows
         return self.is_coupled or self.advantage != "none"
+
+    @property
+    def reads_turns(self) -> bool:
+        """Is a turn of the policy one action to the advantage?"""
+        by_turn = self.advantage == "return_to_go" and self.credit == "turn"
+        return by_turn or self.advantage == "turn_mixed"
 
     @property
     def filters_groups(self) -> bool:

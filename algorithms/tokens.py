@@ -34,6 +34,9 @@ class TokenBatch:
         (None: mean_T).
     vocabulary_T: float32[T], `vocabulary_mean` under the learner's policy at the start of the step
         (None: no loss asks).
+    reward_T: float32[T], for the token stage alone, rewards within the rows, each paid at its
+        token; the row's own reward is not in them (None: there are none). turn_T: int64[T], which
+        of its row's turns a token is in, counted from 0 over the policy's (None: nobody asks).
     """
 
     row_T: Tensor
@@ -50,6 +53,8 @@ class TokenBatch:
     sampled_T: Tensor | None = None
     vocabulary_T: Tensor | None = None
     selected_T: Tensor | None = None
+    reward_T: Tensor | None = None
+    turn_T: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

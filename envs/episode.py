@@ -130,8 +130,9 @@ async def run_episode(
     for turn in range(limits.max_turns):
         room = min(budget - transcript.num_generated, limits.context - transcript.length)
         completion = await _next(speaker, transcript.token_ids, seed(turn), room, session)
-        _hear_policy(transcript, task, completion, sample)
-        messages.append(Message(POLICY, renderer.decode(completion.token_ids)))
+        text = renderer.decode(completion.token_ids)
+        _hear_policy(transcript, task, completion, sample, text)
+        messages.append(Message(POLICY, text))
         reason: FinishReason = "length"
         ended = "tokens"
         if completion.finish_reason == "length":
@@ -147,7 +148,7 @@ async def run_episode(
         if transcript.length + len(added) >= limits.context or transcript.num_generated >= budget:
             break
         messages.append(reply)
-        transcript.hear(reply.role, added)
+        transcript.hear(reply.role, added, reply.content)
     return transcript.finish(
         task.id,
         sample,
@@ -166,11 +167,13 @@ async def _next(
     return completion
 
 
-def _hear_policy(transcript: Transcript, task: Task, completion: Completion, sample: int) -> None:
+def _hear_policy(
+    transcript: Transcript, task: Task, completion: Completion, sample: int, text: str = ""
+) -> None:
     if completion.finish_reason == "abort":
         which = "the greedy sample" if sample == COMPANION else f"sample {sample}"
         raise WorldBroke(f"task {task.id}: the engine aborted {which}")
-    transcript.say(completion)
+    transcript.say(completion, text)
 
 
 def _messages(task: Task) -> Sequence[Message]:

@@ -35,6 +35,7 @@ from manta.envs.render import Renderer
 from manta.envs.seeds import sample_seed
 from manta.envs.side_by_side import ending, side_by_side
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 REFERENCED_AT = "referenced_at"
@@ -127,8 +128,24 @@ async def run_group(
         )
     else:
         episodes = _many_turns(env, task, renderer, speaker, draw, budgets, limits)
-    beside = _beside(env, task, renderer, speaker, draw, limits, len(prompt))
-    (made, companion), seconds = await _timed(_both(episodes, beside))
+    companion: Trajectory | None = None
+    if draw.companion == "none":
+        made, seconds = await _timed(episodes)
+    else:
+        # Asked for by itself: more samples may have other budgets
+        [budget] = _budgets(env, task, 1, limits, len(prompt))
+        beside = make_companion(
+            draw.companion,
+            env,
+            task,
+            renderer,
+            speaker,
+            seed=partial(draw.seed, COMPANION),
+            budget=budget,
+            limits=limits,
+            session=str(draw.group),
+        )
+        (made, companion), seconds = await _timed(_both(episodes, beside))
     trajectories, reasons = made.whole, made.reasons
     _at_least(draw, task, len(trajectories), reasons)
     group = await _scored(draw.group, task, trajectories, scoring, seconds, companion)
@@ -206,39 +223,11 @@ def _budgets(env: Env, task: Task, count: int, limits: Limits, num_prompt: int) 
     return tuple(min(budget, room) for budget in budgets)
 
 
-async def _beside(
-    env: Env,
-    task: Task,
-    renderer: Renderer,
-    speaker: Speaker,
-    draw: Draw,
-    limits: Limits,
-    num_prompt: int,
-) -> Trajectory | None:
-    """The companion, where there is to be one."""
-    if draw.companion == "none":
-        return None
-    # Asked for by itself: more samples may have other budgets
-    [budget] = _budgets(env, task, 1, limits, num_prompt)
-    return await make_companion(
-        draw.companion,
-        env,
-        task,
-        renderer,
-        speaker,
-        seed=partial(draw.seed, COMPANION),
-        budget=budget,
-        limits=limits,
-        session=str(draw.group),
-    )
-
-
-async def _both(
-    episodes: Awaitable[_Episodes], beside: Awaitable[Trajectory | None]
-) -> tuple[_Episodes, Trajectory | None]:
-    samples, companion = asyncio.ensure_future(episodes), asyncio.ensure_future(beside)
-    async with ending(samples, companion):
-        return await asyncio.gather(samples, companion)
+async def _both(samples: Awaitable[T], companion: Awaitable[S]) -> tuple[T, S]:
+    """Side by side; neither outlives the other's failure."""
+    of_samples, of_companion = asyncio.ensure_future(samples), asyncio.ensure_future(companion)
+    async with ending(of_samples, of_companion):
+        return await asyncio.gather(of_samples, of_companion)
 
 
 async def _one_turn(
@@ -307,14 +296,11 @@ async def _scored(
     companion: Trajectory | None = None,
 ) -> ScoredGroup:
     timings = {"generate": seconds_to_generate}
-    seen = [trajectories] if companion is None else [trajectories, [companion]]
-    scoring_task = asyncio.ensure_future(
-        _timed(side_by_side([_scores(scoring, task, each) for each in seen]))
-    )
+    scoring_task = asyncio.ensure_future(_timed(_scores(scoring, task, trajectories, companion)))
     reference_task = asyncio.ensure_future(_statistics(scoring.reference, trajectories))
     async with ending(scoring_task), ending(reference_task):
         scored, looked = await asyncio.gather(scoring_task, reference_task)
-    (scores, *beside), timings["score"] = scored
+    (scores, beside), timings["score"] = scored
     reference = None
     if looked is not None:
         reference, timings["reference"] = looked
@@ -331,14 +317,18 @@ async def _scored(
         reference=reference,
         reward_versions=scoring.versions,
         timings=timings,
-        companion=None if companion is None else _companion(task, companion, beside[0]),
+        companion=None if companion is None else _companion(task, companion, beside),
     )
 
 
 async def _scores(
-    scoring: Scoring, task: Task, trajectories: Sequence[Trajectory]
-) -> tuple[Score, ...]:
-    return await scoring.score(task, trajectories)
+    scoring: Scoring, task: Task, trajectories: Sequence[Trajectory], companion: Trajectory | None
+) -> tuple[tuple[Score, ...], tuple[Score, ...]]:
+    """Of the samples and of the companion, each without the other."""
+    own = scoring.score(task, trajectories)
+    if companion is None:
+        return await own, ()
+    return await _both(own, scoring.score(task, [companion]))
 
 
 def _companion(task: Task, trajectory: Trajectory, scores: Sequence[Score]) -> Companion:

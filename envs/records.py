@@ -138,11 +138,13 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Tokens `start:end` of a trajectory were spoken by `role`."""
+    """Tokens `start:end` of a trajectory were spoken by `role`, saying `text`; an episode of one
+    turn has that as its artifact alone."""
 
     role: str
     start: int
     end: int
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +181,27 @@ class Span:
     value: float
 
 
+TOKEN_REWARDS = "reward"
+"""The column of a score whose numbers are rewards within the trajectory, each paid at its token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """What a reward component says of a trajectory, of the `spans` of it, and of each of its tokens
+    (`column`, float32[L]). `value` None: there is no one number (absent, not 0)."""
+
+    value: float | None
+    spans: tuple[Span, ...] = ()
+    column: Float32 | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """A trajectory's reward and its named components. An absent component is absent, not 0.
 
     `value` is NaN where the world broke and left nothing to score: such a sample never trains.
+    `spans` and `columns` are by component (a span is called `COMPONENT/NAME`), but for the column
+    `TOKEN_REWARDS`, in which `manta.envs.rewards.within` has weighed them.
     """
 
     value: float
@@ -266,6 +284,8 @@ class ScoredGroup:
             if trajectory.logprobs is not None:
                 digest.update(trajectory.logprobs.tobytes())
             digest.update(np.float64(score.value).tobytes())
+            if TOKEN_REWARDS in score.columns:
+                digest.update(score.columns[TOKEN_REWARDS].tobytes())
         return digest.hexdigest()
 
 

@@ -41,10 +41,9 @@ from manta.envs.records import (
 _FLOATS = pa.list_(pa.float32())
 _MEDIA = pa.struct({"kind": pa.string(), "content_hash": pa.string(), "reference": pa.string()})
 _VERSION = pa.struct({"start": pa.int32(), "step": pa.int64(), "incarnation": pa.int64()})
-_TURN = pa.struct({"role": pa.string(), "start": pa.int32(), "end": pa.int32()})
-_SPAN = pa.struct(
-    {"name": pa.string(), "start": pa.int32(), "end": pa.int32(), "value": pa.float64()}
-)
+_PLACE = {"start": pa.int32(), "end": pa.int32()}
+_TURN = pa.struct({"role": pa.string(), **_PLACE, "text": pa.string()})
+_SPAN = pa.struct({"name": pa.string(), **_PLACE, "value": pa.float64()})
 _PARENT = pa.struct({"task_id": pa.string(), "offset": pa.int64()})
 _NUMBER_OR_TEXT = pa.struct({"number": pa.float64(), "text": pa.string()})
 _ARRAY = pa.struct({"dtype": pa.string(), "shape": pa.list_(pa.int64()), "data": pa.large_binary()})
@@ -189,6 +188,7 @@ def _group_arrays(groups: Sequence[ScoredGroup]) -> dict[str, pa.Array]:
 
 def _trajectory_arrays(rows: Sequence[Trajectory]) -> dict[str, pa.Array]:
     spans = [[(span.start, *span.version) for span in t.weight_versions] for t in rows]
+    turns = [[(turn.role, turn.start, turn.end, turn.text) for turn in t.turns] for t in rows]
     payloads = [{name: _array_row(name, a) for name, a in t.payload.items()} for t in rows]
     infos = [{name: _number_or_text(v) for name, v in t.env_info.items()} for t in rows]
     return {
@@ -199,7 +199,7 @@ def _trajectory_arrays(rows: Sequence[Trajectory]) -> dict[str, pa.Array]:
         "loss_mask": _number_lists([t.loss_mask for t in rows], np.bool_, "loss_mask"),
         "logprobs": _number_lists([t.logprobs for t in rows], np.float32, "logprobs"),
         "weight_versions": _struct_lists(spans, _VERSION),
-        "turns": _struct_lists([[(u.role, u.start, u.end) for u in t.turns] for t in rows], _TURN),
+        "turns": _struct_lists(turns, _TURN),
         "finish_reason": pa.array([t.finish_reason for t in rows], pa.string()),
         "artifact": pa.array([t.artifact for t in rows], pa.string()),
         "parent": pa.array(

@@ -5,7 +5,8 @@ Owns every rule between settings that no module beside it has: `staleness_check`
 `checkpoint_check`, `health_check`, `pool_check` (numbers of workers), `critic_check`, `pair_check`
 (losses that compare rows, reward models), `filter_check`, `update_check`, `companion_check`,
 `adapter_check` (`model.lora`), `name_check` (what stages say of one another), `scorer_check`
-(`scorers`, and rewards that call them) and `vllm_check` of `manta.orchestrator`.
+(`scorers`, and rewards that call them), `within_check` (`reward.within`) and `vllm_check` of
+`manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.contradictions.check` at
 an algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -45,6 +46,7 @@ from manta.orchestrator.survey import Survey
 from manta.orchestrator.transport_check import transport_problems
 from manta.orchestrator.update_check import update_problems
 from manta.orchestrator.vllm_check import vllm_problems
+from manta.orchestrator.within_check import within_problems
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -305,6 +307,7 @@ def _stage(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
         yield from companion_problems(run_file, stage, algorithm)
     if stage.reward is not None:
         yield from _reward(stage.reward)
+        yield from within_problems(stage, stage.reward)
     if stage.evaluate is not None:
         yield from _evaluate(stage.evaluate, stage.reward)
         if run_file.rollout.ignore_eos:

@@ -94,6 +94,7 @@ def _reward(run_file: RunFile, reward: RewardConfig | None) -> RewardSpec | None
         run_file.reward_workers.deadline_seconds,
         tuple(sorted(called)),
         reward.gold,
+        reward.within,
     )
 
 

@@ -179,7 +179,7 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
             Part("reference", "process", PROCESS_BYTES),
             Part("reference", "weights", weights),
             Part("reference", "one layer's activations", _one_layer(sizes, tokens, element)),
-            Part("reference", "logits of a chunk", _logits(sizes, tokens)),
+            Part("reference", "logits of a chunk", logits_of_chunk(sizes, tokens)),
         ]
         if any(run_file.reference_of(stage).is_average for stage in referring):
             parts.append(Part("reference", "moving average", 4 * num_parameters(sizes)))
@@ -255,7 +255,7 @@ def learner_parts(run_file: RunFile, sizes: ModelSizes) -> list[Part]:
             if part or name not in needless
         ),
         Part("learner", "activations", _activations(settings, sizes, tokens, element)),
-        Part("learner", "logits of a chunk", _logits(sizes, tokens)),
+        Part("learner", "logits of a chunk", logits_of_chunk(sizes, tokens)),
         Part("learner", "weights to publish, and those before", 2 * element * count, on_host=True),
         Part("learner", "a checkpoint as it is written", 4 * (count + states) // writers, True),
     ]
@@ -312,7 +312,7 @@ def _activations(settings: LearnerSettings, sizes: ModelSizes, tokens: int, elem
     return saved_for_backward(sizes, tokens, element)
 
 
-def _logits(sizes: ModelSizes, num_tokens: int) -> int:
+def logits_of_chunk(sizes: ModelSizes, num_tokens: int) -> int:
     return 3 * 4 * min(num_tokens * sizes.vocabulary, max(CHUNK_ELEMENTS, sizes.vocabulary))
 
 

@@ -17,9 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from manta.actors.models.causal import build_model
 from manta.actors.models.spec import BuildSpec, ModelSpec
 from manta.actors.rows import Row, rows_of
+from manta.envs.chat_template import POLICY
 from manta.envs.records import (
     COMPANION,
     GIVEN,
+    TOKEN_REWARDS,
+    Bool,
     Companion,
     CompanionKind,
     GroupId,
@@ -29,6 +32,7 @@ from manta.envs.records import (
     StepPlan,
     Task,
     Trajectory,
+    Turn,
     VersionSpan,
     WeightVersion,
 )
@@ -152,6 +156,29 @@ def companion_of(generator: np.random.Generator, kind: CompanionKind) -> Compani
     if kind == "given":
         made = replace(made, model=GIVEN, logprobs=None, weight_versions=())
     return Companion(made, Score(float(generator.normal()), {}))
+
+
+def paid_within(groups: Sequence[ScoredGroup], seed: int = 0) -> list[ScoredGroup]:
+    """`groups` whose trajectories have the turns that their loss masks show, and rewards within,
+    also where no token trains."""
+    generator = np.random.default_rng(seed)
+    paid = []
+    for group in groups:
+        members = tuple(replace(t, turns=_turns(t.loss_mask)) for t in group.trajectories)
+        columns = [generator.normal(size=len(t.token_ids)).astype(np.float32) for t in members]
+        scores = tuple(
+            replace(score, columns={TOKEN_REWARDS: column})
+            for score, column in zip(group.scores, columns, strict=True)
+        )
+        paid.append(replace(group, trajectories=members, scores=scores))
+    return paid
+
+
+def _turns(loss_mask: Bool) -> tuple[Turn, ...]:
+    borders = np.flatnonzero(np.diff(loss_mask, prepend=False, append=False)).tolist()
+    return tuple(
+        Turn(POLICY, start, end) for start, end in zip(borders[::2], borders[1::2], strict=True)
+    )
 
 
 def plan_of(groups: Sequence[ScoredGroup], keep: Sequence[float] | None = None) -> StepPlan:

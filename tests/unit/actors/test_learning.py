@@ -29,7 +29,16 @@ from manta.algorithms.settings import (
     OffPolicySettings,
 )
 from manta.envs.records import COMPANION, ScoredGroup, StepPlan, WeightVersion
-from tiny import HELD, groups_of, join_group, plan_of, rows_by_index, run_ranks, tiny_model
+from tiny import (
+    HELD,
+    groups_of,
+    join_group,
+    paid_within,
+    plan_of,
+    rows_by_index,
+    run_ranks,
+    tiny_model,
+)
 
 GRPO = AlgorithmSettings("grpo", kl=KlSettings(0.01), samples_per_prompt=4)
 ALGORITHMS = {
@@ -62,6 +71,7 @@ ALGORITHMS = {
         covariance=CovarianceSettings(0.2),
         kl=KlSettings(0.1, target=0.5, gain=1.0),
     ),
+    "mapo": replace(PRESETS["mapo"], gamma=0.9),
     "sft": AlgorithmSettings("sft", samples_from="given", loss="cross_entropy"),
     "among given rows": PRESETS["grao"],
 }
@@ -72,7 +82,7 @@ BESIDE_KEEP = [1.0] * 5 + [0.0] * 4 + [1.0] * 6
 
 def made_for(algorithm: AlgorithmSettings) -> tuple[list[ScoredGroup], StepPlan]:
     """Groups of `SIZES`, with companions where the algorithm has one; the second trains nothing."""
-    groups = groups_of(SIZES, companion=algorithm.companion)
+    groups = paid_within(groups_of(SIZES, companion=algorithm.companion))
     return groups, plan_of(groups, KEEP if algorithm.companion == "none" else BESIDE_KEEP)
 
 
@@ -153,7 +163,7 @@ def test_every_preset_makes_a_step_that_its_rewards_decide() -> None:
     for name, preset in PRESETS.items():
         if preset.critic is not None or preset.is_coupled:
             continue
-        groups = groups_of(SIZES, companion=preset.companion)
+        groups = paid_within(groups_of(SIZES, companion=preset.companion))
         plan = plan_of(groups)
         is_companion_N = torch.from_numpy(plan.sample_N == COMPANION)
         rewards_N = is_companion_N.float()

@@ -22,8 +22,7 @@ WORDS = 7
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """Ragged rows with a policy that is a table of logits: [T, 7], float64. `selected_T` are those
-    that a choice of tokens has made, of rows that are not asked for one. At the start of the step
-    the logits were `start_scale` times these, for what is asked of the whole vocabulary."""
+    that a choice of tokens has made, of rows that are not asked for one."""
 
     counts_R: Tensor
     columns: dict[str, Tensor]
@@ -33,7 +32,6 @@ class Rows:
     proximal_T: Tensor
     reference_T: Tensor
     selected_T: Tensor | None = None
-    start_scale: float = 0.7
 
     @staticmethod
     def random(counts: list[int], seed: int) -> Rows:
@@ -62,10 +60,6 @@ class Rows:
     def update(self) -> Denominators:
         return denominators(self.counts_R, row_weight(self.columns))
 
-    @property
-    def vocabulary_T(self) -> Tensor:
-        return (self.start_scale * self.logits_TV.detach()).log_softmax(-1).mean(-1)
-
     def take(self, rows: list[int]) -> Rows:
         """The rows of these indices, in that order."""
         starts = [0, *np.cumsum(self.counts_R.tolist()).tolist()]
@@ -80,7 +74,6 @@ class Rows:
                 for name in ("tokens_T", "logits_TV", "behaviour_T", "proximal_T", "reference_T")
             ),
             selected_T=None if self.selected_T is None else self.selected_T[picked_T],
-            start_scale=self.start_scale,
         )
 
     def terms(self, algorithm: AlgorithmSettings, update: Denominators) -> LossTerms:
@@ -92,7 +85,7 @@ class Rows:
             behaviour_T=self.behaviour_T,
             proximal_T=self.proximal_T if algorithm.proximal == "learner" else None,
             reference_T=self.reference_T,
-            vocabulary_T=self.vocabulary_T,
+            vocabulary_T=(0.7 * self.logits_TV.detach()).log_softmax(-1).mean(-1),
             selected_T=self.selected_T if algorithm.chooses_tokens else None,
         )
         return Objective(algorithm, report_entropy=True).loss(batch, self.statistics())

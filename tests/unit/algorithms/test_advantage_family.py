@@ -115,6 +115,8 @@ CASES: dict[str, tuple[AlgorithmSettings, GroupLoop]] = {
         ),
         lead,
     ),
+    "return_to_go": (dataclasses.replace(BASE, advantage="return_to_go"), themselves),
+    "turn_mixed": (dataclasses.replace(BASE, advantage="turn_mixed"), themselves),
     "none": (dataclasses.replace(BASE, advantage="none"), nothing),
 }
 WHOLE_STEP = {"decoupled", "length_penalized"}
@@ -122,7 +124,10 @@ WHOLE_STEP = {"decoupled", "length_penalized"}
 BESIDE = {name for name, kind in ADVANTAGE_KINDS.items() if "none" not in kind.companions}
 """Those that look at a row beside the samples: test_companion."""
 COMPARING = [
-    name for name, kind in ADVANTAGE_KINDS.items() if kind.needs_group and name not in BESIDE
+    name
+    for name, kind in ADVANTAGE_KINDS.items()
+    # Those that read what is within compare in the token stage
+    if kind.needs_group and name not in BESIDE and not kind.reads_within
 ]
 
 

@@ -52,7 +52,7 @@ def test_ppo_is_the_published_setting() -> None:
     assert ppo.critic == CriticSettings("own", clip=0.2, loss_coef=0.1)
     assert ppo.kl == KlSettings(coef=0.02, estimator="k1", placement="reward")
     assert ppo.needs_reference and ppo.proximal == "learner"
-    assert {name for name, each in PRESETS.items() if each.critic} == {"ppo"}
+    assert {name for name, each in PRESETS.items() if each.critic} == {"ppo", "rto"}
 
 
 def test_those_with_a_row_beside_the_samples_are_the_published_settings() -> None:
@@ -113,12 +113,13 @@ def test_reward_model_is_the_published_setting() -> None:
             {"filters": (FilterSettings("process_consistency", keep=4),), "trained_rows": 4},
         ),
         ("spo", {"advantage": "win_rate", "divide_by_std": False}),
+        ("mapo", {"advantage": "turn_mixed", "turn_weight": 0.5, "mixed_over": "group"}),
+        ("rto", {"gae_lambda": 0.95, "gamma": 1.0, "kl": KlSettings(0.01, "k1", "reward")}),
+        ("reinforce_to_go", {"advantage": "return_to_go", "whiten_advantages": True}),
         ("distillation", {"advantage": "none", "kl": KlSettings(1.0, "k1", "reward", 0.0)}),
     ],
 )
-def test_preferences_and_imitation_are_the_published_settings(
-    name: str, told: dict[str, object]
-) -> None:
+def test_other_presets_are_the_published_settings(name: str, told: dict[str, object]) -> None:
     assert {key: getattr(PRESETS[name], key) for key in told} == told
 
 
@@ -171,4 +172,4 @@ def test_presets_cannot_be_changed_in_place() -> None:
 def test_which_presets_compare_the_samples_of_a_prompt() -> None:
     compare = {name for name, preset in PRESETS.items() if compares_samples(preset)}
     assert {"grpo", "dapo", "rloo", "gspo", "dpo", "reward_model", "pacs"} <= compare
-    assert not {"sft", "ppo", "reinforce", "reinforce_plus_plus"} & compare
+    assert not {"sft", "ppo", "reinforce", "reinforce_plus_plus", "mapo"} & compare

@@ -147,7 +147,7 @@ def group(position: int, samples: int = 2, length: int = 5, **task: Any) -> Scor
             loss_mask=np.arange(length) > 1,
             logprobs=rng.normal(size=length).astype(np.float32),
             weight_versions=(VersionSpan(0, WeightVersion(3, 0)),),
-            turns=(Turn("user", 0, 2), Turn("assistant", 2, length)),
+            turns=(Turn("user", 0, 2), Turn("assistant", 2, length, "four")),
             finish_reason="stop",
             artifact="4",
         )

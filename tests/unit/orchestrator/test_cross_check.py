@@ -180,6 +180,18 @@ REFUSED = [
      "named 'exakt': did you mean 'exact'?"),
     ("reward.components.correct.aftr=x", "stages[0].reward.components.correct: reward 'exact' has "
      "no option 'aftr': did you mean 'after'?"),
+    ("reward.within={corect: 1.0}", "stages[0].reward.within.corect: there is no component "
+     "'corect'; did you mean 'correct'?"),
+    ("reward.within={correct: 1.0}", "stages[0].reward.within.correct: the component 'correct' "
+     "(Exact) says nothing of parts of a trajectory: choose one that does"),
+    ("stages.rl.reward.components.turns={reward: by_turn, rule: exact} "
+     "stages.rl.reward.within={turns: 1}", "stages[1].reward.within: pays rewards within a sample, "
+     "and the advantage group_relative is of whole samples: remove it"),
+    ("stages.rl.algorithm=mapo", "stages[1].reward.within: the advantage turn_mixed compares turns "
+     "by rewards of their own: weigh a component that gives them"),
+    ("reward.components.turns={reward: by_turn, rule: length, target: 1, limit: 2}",
+     "stages[0].reward.components.turns: rule 'length' does not judge a text by itself"),
+    ("env.tries=0", "stages[0].env: arithmetic: tries is 0"),
     ("reward={formula: '1', components: {}}",
      "stages[0].reward.components: there are none, name at least one"),
     ("evaluate.metric=corect",
@@ -199,6 +211,17 @@ REFUSED = [
      "stages[0].env: data absent.jsonl: there is no such file or folder"),
     ("model.context=5", "stages[0].env: 80 of 100 tasks measured do not fit model.context (5)"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", ["mapo", "reinforce_to_go", "rto"])
+def test_rewards_within_are_for_algorithms_that_read_them(tmp_path: Path, algorithm: str) -> None:
+    """Stages that sample nothing to train on, such as the warm start, may have the same reward."""
+    overrides = (
+        "reward.components.turns={reward: by_turn, rule: exact}",
+        "reward.within={turns: 0.5}",
+        f"stages.rl.algorithm={algorithm}",
+    )
+    assert cross_check(load(tmp_path, *overrides)) == []
 
 
 @pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=[o for o, _ in REFUSED])
