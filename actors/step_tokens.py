@@ -27,7 +27,8 @@ class StepTokens:
     """Advantages and returns of `rows` after the token stage, beside log-probs and values, by row.
 
     `proximal_T` and `value_T` float32[T] are over the rows' trained tokens in row order, of the
-    policy and the critic before the step's first update, or None. Construction
+    policy and the critic before the step's first update, or None; so is `reward_T`, what tokens
+    are rewarded with beside their rows. Construction
     takes part in the token stage's sums over ranks, so every rank constructs one, with or without
     rows; `names` are the plan's coefficient columns.
     """
@@ -40,6 +41,7 @@ class StepTokens:
         proximal_T: Tensor | None,
         all_reduce: AllReduce,
         value_T: Tensor | None = None,
+        reward_T: Tensor | None = None,
     ) -> None:
         self._settings = settings
         self._names = tuple(names)
@@ -63,6 +65,7 @@ class StepTokens:
             self._proximal_T,
             self._reference_T,
             value_T=self._value_T,
+            reward_T=reward_T,
         )
         staged = token_stage(settings, batch, all_reduce)
         self._advantage_T, self._return_T = staged.advantage_T, staged.return_T

@@ -28,13 +28,14 @@ def flatten(
     same_version_T: Tensor | None = None,
     value_T: Tensor | None = None,
     return_T: Tensor | None = None,
+    reward_T: Tensor | None = None,
 ) -> TokenBatch:
     """The batch of R rows with `num_tokens_R` int64[R] trained tokens each, T in all.
 
     `coefficients_R` are the plan's columns for these rows (`advantage`, and `weight` or `keep`);
-    `update` holds the denominators of the whole update that the rows belong to. The flat log-probs
-    and values [T] are in row order. `advantage_T` and `return_T` are the token stage's results for
-    these rows; without the former each token gets its row's advantage.
+    `update` holds the denominators of the whole update that the rows belong to. The flat log-probs,
+    values and rewards [T] are in row order. `advantage_T` and `return_T` are the token stage's
+    results for these rows; without the former each token gets its row's advantage.
 
     Raises ValueError where a flat tensor is not of T tokens.
     """
@@ -49,6 +50,7 @@ def flatten(
         "same_version_T": same_version_T,
         "value_T": value_T,
         "return_T": return_T,
+        "reward_T": reward_T,
     }
     _check_lengths(flat, row_T, num_rows)
     weight_R, constant = row_weight(coefficients_R), settings.constant_length
@@ -70,6 +72,7 @@ def flatten(
         same_version_T=same_version_T,
         value_T=value_T,
         return_T=return_T,
+        reward_T=reward_T,
     )
 
 

@@ -30,8 +30,8 @@ NONE_KEPT = "none_kept"
 
 @dataclass(frozen=True, slots=True)
 class GroupStage:
-    """`coefficients`: float32[N] columns `advantage`, `weight` and `keep` (0 or 1), and for a loss
-    that learns from good and bad rows `label` (1 or 0).
+    """`coefficients`: float32[N] columns `advantage`, `weight` and `keep` (0 or 1), and where good
+    and bad rows are told apart `label` (1 or 0).
 
     `filtered` maps the index of a group that shall not train to the reason; its rows have `keep` 0,
     and so have those that a filter left out of a group that trains.
@@ -92,14 +92,11 @@ def group_stage(
     advantage_N = torch.zeros(len(rewards_N), dtype=torch.float64, device=rewards_N.device)
     if bool(kept_N.any()):
         advantage_N[kept_N] = ADVANTAGES[settings.advantage](settings, _only(step, kept_N)).double()
-    return GroupStage(
-        coefficients={
-            "advantage": advantage_N.float(),
-            "weight": torch.ones(len(rewards_N), device=rewards_N.device),
-            "keep": kept_N.float(),
-        },
-        filtered=filtered,
-    )
+    columns = {**_columns(kept_N.float()), "advantage": advantage_N.float()}
+    if settings.implicit_reward is not None:
+        is_right_N = rewards_N.double() > settings.implicit_reward.outcome_above
+        columns["label"] = is_right_N.float()
+    return GroupStage(columns, filtered)
 
 
 def _filtered(settings: AlgorithmSettings, step: StepRewards) -> tuple[Tensor, dict[int, str]]:

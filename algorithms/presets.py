@@ -17,6 +17,7 @@ from manta.algorithms.settings import (
     AlgorithmSettings,
     CriticSettings,
     FilterSettings,
+    ImplicitRewardSettings,
     KlSettings,
     OffPolicySettings,
 )
@@ -122,6 +123,19 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             constant_length=1,
             kl=KlSettings(coef=0.05, estimator="k1", placement="reward"),
             proximal="learner",
+        ),
+        # PRIME, arXiv 2502.01456, sections 3 to 5.3: 4 samples, groups of which 0.2 to 0.8 are
+        # right, beta 0.05, learning rate 1e-6 of the reward model (5e-7 of the policy: set
+        # `learning_rate`), which scores a step before it learns from it; no KL. The paper gives
+        # neither clip (0.2 is PPO's), nor aggregation and discount (mean over tokens and 1 are
+        # those of the authors' code, which normalises rewards and whitens advantages as well).
+        "prime": AlgorithmSettings(
+            name="prime",
+            samples_per_prompt=4,
+            advantage="leave_one_out",
+            aggregation="token_mean",
+            implicit_reward=ImplicitRewardSettings(beta=0.05, learning_rate=1e-6),
+            filters=(FilterSettings("accuracy_band", low=0.2, high=0.8),),
         ),
         # REINFORCE++, arXiv 2501.03262, eq. 8 to 10: one sample, k1 in each token's reward, its
         # return-to-go, normalised over the step's tokens, PPO's clip. KL coefficient 0.01, the

@@ -127,6 +127,30 @@ class RewardModelSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ImplicitRewardSettings:
+    """The implicit process reward model of a stage (`manta.algorithms.implicit_reward`): a model of
+    its own beside the policy, which learns which rows are right and gives every token a reward.
+
+    It starts from the policy's weights at the stage's start, or from those at `path`. `beta` is how
+    much its log-ratio to the reference counts, `coef` how much its rewards do beside those of whole
+    rows. A row is right whose reward is above `outcome_above`. A step's rewards are those `before`
+    or `after` the model has learnt from the step (`scores`). `normalize`: they are divided by the
+    largest return of the step. The other fields are its optimizer's; None is the policy's value.
+    """
+
+    path: str | None = None
+    beta: float = 0.05
+    coef: float = 1.0
+    scores: Literal["before", "after"] = "before"
+    normalize: bool = False
+    outcome_above: float = 0.5
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    betas: tuple[float, float] | None = None
+    clip_norm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FilterSettings:
     """A filter of groups or of samples, by its name; what each one reads stands in
     `manta.algorithms.catalogue`.
@@ -165,7 +189,8 @@ class AlgorithmSettings:
     a row's tokens, not the sum. `target_margin` is SimPO's. In KTO a row is desirable whose reward
     is above `desirable_above`, `reference_point` is what log-ratios are compared with, and the
     weights are of rows that are desirable and that are not. `reward_model` is what `bradley_terry`
-    trains, in the place of the policy.
+    trains, in the place of the policy; `implicit_reward` trains beside it, and its token rewards
+    come on top of the advantage `leave_one_out`.
 
     `cross_entropy` imitates rows: of each group the `keep_best` of the highest rewards (0: all),
     of these the ones whose reward is above `keep_above`, each with the weight
@@ -198,6 +223,7 @@ class AlgorithmSettings:
     keep_above: float | None = None
     reward_temperature: float | None = None
     reward_model: RewardModelSettings | None = None
+    implicit_reward: ImplicitRewardSettings | None = None
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
@@ -249,7 +275,8 @@ class AlgorithmSettings:
 
     @property
     def needs_reference(self) -> bool:
-        return self.kl.coef != 0.0 or self.loss in REFERENCE_LOSSES
+        has_ratio = self.loss in REFERENCE_LOSSES or self.implicit_reward is not None
+        return self.kl.coef != 0.0 or has_ratio
 
     @property
     def trained_samples(self) -> int:

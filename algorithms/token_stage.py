@@ -43,9 +43,11 @@ def token_stage(
        With `advantage: gae` the coefficient is the row's reward, and `advantage_T` are the
        generalised advantage estimates of these per-token rewards over `value_T`; `return_T` are
        those plus the values. Tokens between trained ones (other parties' turns) take no time.
-    2. Whitening over the step's tokens, on all ranks, by row weight (`whiten_advantages`).
+    2. Rewards of tokens (`reward_T`): each token is credited its own and those of the tokens after
+       it, each `gamma` times what the one before it counts (PRIME, arXiv 2502.01456, eq. 5).
+    3. Whitening over the step's tokens, on all ranks, by row weight (`whiten_advantages`).
 
-    With none of them every token gets its row's advantage. `all_reduce` is called once where
+    With none of these every token gets its row's advantage. `all_reduce` is called once where
     advantages are whitened, else not at all. Idempotent: an earlier result in `advantage_T` is not
     read.
 
@@ -69,6 +71,8 @@ def token_stage(
     elif kl_T is not None:
         charged_T = return_to_go(kl_T, batch.row_T, settings.kl.discount)
         advantage_T = advantage_T - settings.kl.coef * charged_T
+    if batch.reward_T is not None:
+        advantage_T = advantage_T + return_to_go(batch.reward_T, batch.row_T, settings.gamma)
     if settings.whiten_advantages:
         weight_T = row_weight(batch.coefficients_R)[batch.row_T]
         advantage_T = whiten(advantage_T, weight_T, all_reduce)

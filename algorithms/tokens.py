@@ -28,6 +28,8 @@ class TokenBatch:
         learner holds at the start of the step (None: nothing is known of that).
     value_T: float32[T], the critic's value before each token at the start of the step; return_T:
         float32[T], what the critic learns to say there (both None without a critic).
+    reward_T: float32[T], a reward of each token's own, beside what its row's advantage says (None:
+        there are none).
     """
 
     row_T: Tensor
@@ -41,6 +43,7 @@ class TokenBatch:
     same_version_T: Tensor | None = None
     value_T: Tensor | None = None
     return_T: Tensor | None = None
+    reward_T: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

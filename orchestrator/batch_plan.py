@@ -51,6 +51,7 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
             _ratio(run_file, stage, stage.algorithm),
             *_critic(run_file, stage, stage.algorithm),
             *_reward_model(run_file, stage, stage.algorithm),
+            *_implicit_reward(run_file, stage, stage.algorithm),
         ]
         if run_file.rollout.placement == "colocated":
             lines.append(_turns(stage))
@@ -223,7 +224,8 @@ def _ratio(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
             "no importance ratio: cross-entropy needs no log-probs of a behaviour policy"
             f"{imitated_told(algorithm)}"
         )
-    charges_kl = algorithm.needs_reference and algorithm.kl.placement == "reward"
+    has_kl = algorithm.kl.coef != 0
+    charges_kl = has_kl and algorithm.kl.placement == "reward"
     is_only_update = stage.updates_per_step * stage.epochs_per_step == 1
     if algorithm.proximal == "learner" and is_only_update and not charges_kl:
         told = (
@@ -238,7 +240,7 @@ def _ratio(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
     else:
         told = "the ratio's denominator is the engine's own log-probs, nothing is recomputed"
     told += _correction(algorithm.off_policy)
-    if algorithm.needs_reference:
+    if has_kl:
         kl = algorithm.kl
         told += (
             f"; KL to {reference_told(run_file, stage)}, {kl.coef:g} x {kl.estimator} in the "
@@ -278,6 +280,21 @@ def _reward_model(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSet
     return [
         f"reward model: a model of its own that starts from {told.path or 'the policy'}, learning "
         f"rate {peak:g}; it alone trains, the policy stays as it is"
+    ]
+
+
+def _implicit_reward(
+    run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings
+) -> list[str]:
+    told = algorithm.implicit_reward
+    if told is None:
+        return []
+    peak = told.learning_rate or run_file.schedule(stage).peak
+    return [
+        f"implicit reward model: a model of its own that starts from {told.path or 'the policy'}, "
+        f"learning rate {peak:g}; a token's reward is {told.beta:g} x its log-ratio to "
+        f"{reference_told(run_file, stage)}, {told.scores} the model learns from the step; a row "
+        f"is right whose reward is above {told.outcome_above:g}"
     ]
 
 
