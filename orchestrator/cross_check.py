@@ -5,9 +5,9 @@ Owns every rule between settings that no module beside it has: `staleness_check`
 `checkpoint_check`, `health_check`, `pool_check` (numbers of workers), `critic_check`, `pair_check`
 (losses that compare rows, reward models), `process_check` (implicit ones), `filter_check`,
 `adapter_check` (`model.lora`), `name_check` (what stages say of one another), `scorer_check`
-(`scorers`, and rewards that call them) and `vllm_check` of `manta.orchestrator`. `manta.orchestrator.survey` looks at tokenizer and
-data, `manta.algorithms.contradictions.check` at an algorithm alone, `manta.orchestrator.strict` at
-types.
+(`scorers`, and rewards that call them) and `vllm_check` of `manta.orchestrator`.
+`manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.contradictions.check` at
+an algorithm alone, `manta.orchestrator.strict` at types.
 """
 
 from __future__ import annotations
