@@ -10,6 +10,8 @@ from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import (
     Advantage,
     CriticSettings,
+    FilterSettings,
+    ImplicitRewardSettings,
     KlSettings,
     LossName,
     OffPolicySettings,
@@ -49,6 +51,16 @@ def test_ppo_is_the_published_setting() -> None:
     assert ppo.kl == KlSettings(coef=0.02, estimator="k1", placement="reward")
     assert ppo.needs_reference and ppo.proximal == "learner"
     assert {name for name, each in PRESETS.items() if each.critic} == {"ppo"}
+
+
+def test_prime_is_the_published_setting() -> None:
+    prime = PRESETS["prime"]
+    assert (prime.samples_per_prompt, prime.advantage) == (4, "leave_one_out")
+    assert prime.implicit_reward == ImplicitRewardSettings(beta=0.05, learning_rate=1e-6)
+    assert prime.implicit_reward.scores == "before"
+    assert prime.filters == (FilterSettings("accuracy_band", low=0.2, high=0.8),)
+    assert prime.needs_reference and prime.filters_groups and prime.kl.coef == 0.0
+    assert {name for name, each in PRESETS.items() if each.implicit_reward} == {"prime"}
 
 
 def test_dpo_is_the_published_setting() -> None:
