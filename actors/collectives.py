@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor
 
-from manta.algorithms.token_stage import AllReduce
+from manta.algorithms.rank_sums import AllReduce
 
 
 def alone(values: Tensor) -> Tensor:

@@ -21,18 +21,18 @@ from manta.actors.rows import Row
 from manta.actors.sharding import IntArray
 from manta.algorithms.coupled import Coupling, Scalars, Units, couple, row_scalars
 from manta.algorithms.coupled_losses import LOSSES
-from manta.algorithms.settings import AlgorithmSettings
-from manta.algorithms.token_stage import AllReduce
+from manta.algorithms.rank_sums import AllReduce
+from manta.algorithms.settings import LABEL_LOSSES, AlgorithmSettings
 from manta.algorithms.tokens import LossTerms, TokenBatch
 from manta.envs.records import StepPlan
 
 
 def units_of(settings: AlgorithmSettings, plan: StepPlan, rows: IntArray) -> Units:
-    """The units of the update that trains `rows` (plan indices, all ranks'): with `unit: row` these
-    rows, else the plan's pairs among them. Every unit weighs the same, or with `unit: group` every
-    group, shared among its pairs."""
-    if settings.unit == "row":
-        return _labelled(plan, rows)
+    """The units of the update that trains `rows` (plan indices, all ranks'): of a loss that reads
+    labels these rows, with `unit: group` all of a group together, else the plan's pairs among them.
+    Every unit weighs the same, or with `unit: group` every group, shared among its pairs."""
+    if settings.loss in LABEL_LOSSES:
+        return _labelled(settings, plan, rows)
     among = np.isin(plan.pair_P2, rows).all(axis=1)
     pair_U2 = torch.from_numpy(plan.pair_P2[among].astype(np.int64))
     num_units = len(pair_U2)
@@ -50,12 +50,15 @@ def units_of(settings: AlgorithmSettings, plan: StepPlan, rows: IntArray) -> Uni
     )
 
 
-def _labelled(plan: StepPlan, rows: IntArray) -> Units:
-    """Every row a unit of its own, by its label."""
-    count = len(rows)
+def _labelled(settings: AlgorithmSettings, plan: StepPlan, rows: IntArray) -> Units:
+    """By their labels: every row a unit of its own, or every group."""
+    unit_M, count = torch.arange(len(rows)), len(rows)
+    if settings.unit == "group":
+        names, places = np.unique(plan.group_N[rows], return_inverse=True)
+        unit_M, count = torch.from_numpy(places.astype(np.int64)), len(names)
     return Units(
         row_M=torch.from_numpy(rows.astype(np.int64)),
-        unit_M=torch.arange(count),
+        unit_M=unit_M,
         label_M=torch.from_numpy(plan.coefficients["label"][rows].astype(np.float64)),
         margin_U=torch.zeros(count, dtype=torch.float64),
         weight_U=torch.full((count,), 1.0 / max(1, count), dtype=torch.float64),
@@ -86,6 +89,7 @@ class CoupledUpdate:
             self.micro_batches = unit_batches(rows, unit_of, tokens_per_micro_batch)
         kind = LOSSES[settings.loss]
         self._needs_update = kind.needs_update
+        self._against = kind.against
         self.scalar = kind.scalar
         """The want whose sum over a row is the row's scalar."""
 
@@ -131,7 +135,10 @@ class CoupledUpdate:
 
     def _scalars(self, rows: Sequence[Row], batch: TokenBatch, statistic_T: Tensor) -> Scalars:
         counts = torch.tensor([row.num_tokens for row in rows], dtype=torch.int64)
-        return row_scalars(statistic_T.cpu(), batch.reference_T, counts)
+        other_T = batch.reference_T
+        if self._against == "start":
+            other_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
+        return row_scalars(statistic_T.cpu(), other_T, counts)
 
 
 def _indices(rows: Sequence[Row]) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,12 +27,13 @@ from manta.actors.sharding import IntArray, kept_rows, mini_batches, shard
 from manta.actors.step_tokens import StepTokens
 from manta.algorithms.aggregate import Denominators, denominators, row_weight
 from manta.algorithms.catalogue import LOSS_KINDS
+from manta.algorithms.kl_control import KlControl
 from manta.algorithms.mismatch import MismatchTally
 from manta.algorithms.objective import Objective
+from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.step_tally import StepTally
-from manta.algorithms.token_stage import AllReduce
-from manta.algorithms.tokens import LossTerms
+from manta.algorithms.tokens import LossTerms, vocabulary_mean
 from manta.envs.records import StepPlan
 
 
@@ -40,7 +42,7 @@ class Learner:
 
     `temperature` is the rollout's. Denominators come from the whole plan, so that neither the
     number of ranks nor the micro-batches change what is learnt. `attention_tokens`: see
-    `manta.actors.sharding.shard`.
+    `manta.actors.sharding.shard`. `seed` is the run's, of what a step draws at random.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Learner:
         all_reduce: AllReduce = alone,
         report_entropy: bool = True,
         attention_tokens: int | None = None,
+        seed: int = 0,
     ) -> None:
         self._backend = backend
         self._algorithm = algorithm
@@ -64,6 +67,9 @@ class Learner:
         self._world_size = world_size
         self._all_reduce = all_reduce
         self._attention_tokens = attention_tokens
+        self._seed = seed
+        self.kl = KlControl(algorithm)
+        """What a learner keeps between steps; the rest is the backend's."""
         self._tally = StepTally()
         self.histograms: Mapping[str, Histogram] = {}
         """Of the last step, by name, equal on all ranks; see `manta.algorithms.step_tally`."""
@@ -97,11 +103,13 @@ class Learner:
         (`manta.actors.process_step`), whose own skipped updates are counted too. Where `residents`
         says so the policy is frozen: it stays as it is to the bit, and what is not the residents'
         is not reported. A loss that couples rows reports `pairs/NAME` or `labels/NAME`, means over
-        its units before each update.
+        its units before each update. A KL coefficient that follows a target reports `kl/coef` and
+        `kl/measured` (`manta.algorithms.kl_control`).
 
         Raises ValueError where `rows` lacks one of this rank's rows, or a row lacks log-probs that
         the algorithm needs.
         """
+        self._objective = replace(self._objective, settings=self.kl.settings)
         shares = self._shares(plan, rows, updates)
         mine = [row for share in shares for row in share]
         parts = list(zip(shares, mini_batches(plan, updates), strict=True))
@@ -119,18 +127,21 @@ class Learner:
             if plan.num_tokens_N[whole].any():
                 first = None if is_whole or reports else tally
                 reports.append(train(plan, whole, tokens, share, rates, first))
-        kept = kept_rows(plan)
-        pairs = {"pairs/count": float(len(plan.pair_P2))} if self._algorithm.is_paired else {}
         return {
             **_over_updates(reports, process.skipped_updates),
-            "tokens": float(plan.num_tokens_N[kept].sum()),
-            "rows": float(len(kept)),
-            **pairs,
+            **self._counts(plan),
             **process.figures,
             **self._distributions(),
             **tally.figures(self._all_reduce, self._rank, self._world_size),
             **tokens.value_figures(self._all_reduce),
+            **tokens.follow_kl(self.kl, self._all_reduce, residents.is_policy_frozen),
         }
+
+    def _counts(self, plan: StepPlan) -> dict[str, float]:
+        kept = kept_rows(plan)
+        pairs = {"pairs/count": float(len(plan.pair_P2))} if self._algorithm.is_paired else {}
+        tokens = float(plan.num_tokens_N[kept].sum())
+        return {"tokens": tokens, "rows": float(len(kept)), **pairs}
 
     def _distributions(self) -> dict[str, float]:
         told = self._tally.distributions(self._all_reduce)
@@ -186,23 +197,30 @@ class Learner:
     ) -> StepTokens:
         """After one pass for what the step needs to know of policy and critic before it: values
         where there is a critic; log-probs unless the first update is the only one and only the
-        ratio asks (there the current log-probs are the proximal ones), or there is no ratio."""
+        ratio asks (there the current log-probs are the proximal ones), or there is no ratio.
+        Tokens are chosen before any update, and so ask too."""
         kl = self._algorithm.kl
         charges_kl = kl.placement == "reward" and kl.coef != 0.0
-        has_later_ratio = num_updates > 1 and not residents.is_policy_frozen
+        needs_ratio = num_updates > 1 or self._algorithm.chooses_tokens
+        has_ratio = needs_ratio and not residents.is_policy_frozen
         wants: list[Want] = []
-        if self._algorithm.proximal == "learner" and (has_later_ratio or charges_kl):
+        if self._algorithm.proximal == "learner" and (has_ratio or charges_kl):
             wants.append("logprob")
+            if LOSS_KINDS[self._algorithm.loss].needs_vocabulary:
+                wants += ["logsumexp", "vocab_mean"]
         if self._algorithm.critic is not None:
             wants.append("value")
         found = self._backend.evaluate(rows, wants, self._temperature) if wants else {}
         return StepTokens(
-            self._algorithm,
+            self.kl.settings,
             tuple(plan.coefficients),
             rows,
             found.get("logprob"),
             self._all_reduce,
             found.get("value"),
+            vocabulary_mean(found),
+            self._seed,
+            plan.step,
             reward_T,
         )
 
@@ -224,7 +242,8 @@ class Learner:
         def loss(batch: Sequence[Row], stats: Mapping[str, Tensor]) -> LossTerms:
             on_cpu = {name: values.cpu() for name, values in stats.items()}
             current_T = on_cpu["logprob"].detach()
-            of_tokens = tokens.batch(batch, update, current_T if recompute else None)
+            start = (current_T, vocabulary_mean(on_cpu)) if recompute else (None, None)
+            of_tokens = tokens.batch(batch, update, *start)
             if tally is not None:
                 tally.add(of_tokens, current_T)
             return self._objective.loss(of_tokens, on_cpu, self._tally)
@@ -250,15 +269,18 @@ class Learner:
         update = _denominators(plan, whole)
         coupled = CoupledUpdate(self._algorithm, plan, whole, rows, self._tokens_per_micro_batch)
         wants = (coupled.scalar,)
+        recompute = self._algorithm.proximal == "learner"
         if coupled.is_split(self._all_reduce):
-            found = self._backend.evaluate(rows, wants, self._temperature)
-            coupled.exchange(tokens.batch(rows, update), found[coupled.scalar], self._all_reduce)
+            found_T = self._backend.evaluate(rows, wants, self._temperature)[coupled.scalar].cpu()
+            batch = tokens.batch(rows, update, found_T if recompute else None)
+            coupled.exchange(batch, found_T, self._all_reduce)
 
         def loss(batch: Sequence[Row], stats: Mapping[str, Tensor]) -> LossTerms:
             on_cpu = {name: values.cpu() for name, values in stats.items()}
-            of_tokens = tokens.batch(batch, update)
+            current_T = on_cpu[coupled.scalar].detach()
+            of_tokens = tokens.batch(batch, update, current_T if recompute else None)
             if tally is not None and "logprob" in on_cpu:
-                tally.add(of_tokens, on_cpu["logprob"].detach())
+                tally.add(of_tokens, current_T)
             return coupled.loss(batch, of_tokens, on_cpu)
 
         return self._apply(coupled.micro_batches, wants, loss, rates)

@@ -27,8 +27,8 @@ from manta.algorithms.implicit_reward import (
     process_rewards,
     token_rewards,
 )
+from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import ImplicitRewardSettings
-from manta.algorithms.token_stage import AllReduce
 from manta.algorithms.tokens import LossTerms
 from manta.envs.records import StepPlan
 

@@ -7,7 +7,7 @@ computes is in `manta.actors.learning`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -32,6 +32,7 @@ from manta.actors.device_place import DevicePlace
 from manta.actors.hand_over import HandedOver, HandOver
 from manta.actors.learner import LearnerJob
 from manta.actors.learner_falls import GroupsLost
+from manta.actors.learner_state import read_kl, write_kl
 from manta.actors.learning import Learner
 from manta.actors.models.causal import attention_tokens
 from manta.actors.models.lora import build_policy
@@ -93,6 +94,7 @@ class Rank:
             self._world_size,
             all_reduce,
             attention_tokens=self._attention_tokens,
+            seed=job.seed,
         )
         return self._backend
 
@@ -143,12 +145,17 @@ class Rank:
     def save(self, step: int, folder: str | None) -> None:
         """Brings what a checkpoint of `step` needs to `folder`, where one is named."""
         if folder is not None:
-            save_part(self._backend, self._writer, self._rank, step, folder)
+            assert self._learner is not None
+            kl = self._learner.kl
+            coef = kl.coef if kl.is_adaptive else None
+            save_part(self._backend, self._writer, self._rank, step, folder, coef)
 
     def load(self, folder: str) -> None:
         """Goes on from what ranks, of any number, brought to `folder`."""
         with StoredFolder.at(folder).here() as path:
             self._backend.load(path)
+            if self._learner is not None and self._learner.kl.is_adaptive:
+                self._learner.kl.coef = read_kl(path)
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -269,14 +276,29 @@ def _fetched(refs: Sequence[ray.ObjectRef[T]], what: str) -> list[T]:
 
 
 def save_part(
-    backend: Backend, writer: CheckpointWriter, rank: int, step: int, folder: str
+    backend: Backend,
+    writer: CheckpointWriter,
+    rank: int,
+    step: int,
+    folder: str,
+    kl_coef: float | None = None,
 ) -> None:
     """A rank's part in a checkpoint: from a copy, beside the steps that follow, where the backend
-    can make one; else at once, by every rank where none has all parameters, or by rank 0 alone."""
+    can make one; else at once, by every rank where none has all parameters, or by rank 0 alone.
+    Rank 0 adds the KL coefficient where that follows a target."""
+
+    def with_kl(write: Callable[[Path], None]) -> Callable[[Path], None]:
+        def both(path: Path) -> None:
+            write(path)
+            if rank == 0 and kl_coef is not None:
+                write_kl(path, kl_coef)
+
+        return both
+
     if isinstance(backend, Snapshots):
-        writer.start(step, folder, backend.snapshot)
+        writer.start(step, folder, lambda: with_kl(backend.snapshot()))
     elif rank == 0 or isinstance(backend, Sharded):
-        writer.now(step, folder, backend.save)
+        writer.now(step, folder, with_kl(backend.save))
     else:
         writer.nothing(step)
 

@@ -14,10 +14,13 @@ from torch import Tensor
 from manta.actors.rows import Row
 from manta.algorithms.aggregate import Denominators
 from manta.algorithms.flatten import flatten
+from manta.algorithms.kl_control import KlControl
 from manta.algorithms.mismatch import MismatchTally
+from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.step_tally import StepTally
-from manta.algorithms.token_stage import AllReduce, token_stage
+from manta.algorithms.token_choice import tickets
+from manta.algorithms.token_stage import token_stage
 from manta.algorithms.tokens import TokenBatch
 from manta.algorithms.values import value_figures
 from manta.envs.records import Bool, Float32
@@ -26,11 +29,12 @@ from manta.envs.records import Bool, Float32
 class StepTokens:
     """Advantages and returns of `rows` after the token stage, beside log-probs and values, by row.
 
-    `proximal_T` and `value_T` float32[T] are over the rows' trained tokens in row order, of the
-    policy and the critic before the step's first update, or None; so is `reward_T`, what tokens
-    are rewarded with beside their rows. Construction
+    `proximal_T`, `value_T` and `vocabulary_T` float32[T] are over the rows' trained tokens in row
+    order, of the policy and the critic before the step's first update, or None; so is `reward_T`,
+    what tokens are rewarded with beside their rows. Construction
     takes part in the token stage's sums over ranks, so every rank constructs one, with or without
-    rows; `names` are the plan's coefficient columns.
+    rows; `names` are the plan's coefficient columns. What is drawn at random follows from `seed`,
+    `step` and the rows' places in the plan.
     """
 
     def __init__(
@@ -41,6 +45,9 @@ class StepTokens:
         proximal_T: Tensor | None,
         all_reduce: AllReduce,
         value_T: Tensor | None = None,
+        vocabulary_T: Tensor | None = None,
+        seed: int = 0,
+        step: int = 0,
         reward_T: Tensor | None = None,
     ) -> None:
         self._settings = settings
@@ -56,6 +63,7 @@ class StepTokens:
         self._same_version_T = _flat([row.same_version for row in rows], rows, np.bool_)
         self._proximal_T = None if proximal_T is None else proximal_T.detach().cpu()
         self._value_T = None if value_T is None else value_T.detach().cpu()
+        self._vocabulary_T = None if vocabulary_T is None else vocabulary_T.detach().cpu()
         batch = flatten(
             settings,
             self._num_tokens(rows),
@@ -67,17 +75,26 @@ class StepTokens:
             value_T=self._value_T,
             reward_T=reward_T,
         )
-        staged = token_stage(settings, batch, all_reduce)
+        row_R = torch.tensor([row.index for row in rows], dtype=torch.int64)
+        drawn_T = tickets(seed, step, row_R, self._num_tokens(rows))
+        staged = token_stage(settings, batch, all_reduce, drawn_T)
         self._advantage_T, self._return_T = staged.advantage_T, staged.return_T
+        self._selected_T = staged.selected_T
         self._counts_T = staged.mean_T != 0
 
     def batch(
-        self, rows: Sequence[Row], update: Denominators, proximal_T: Tensor | None = None
+        self,
+        rows: Sequence[Row],
+        update: Denominators,
+        proximal_T: Tensor | None = None,
+        vocabulary_T: Tensor | None = None,
     ) -> TokenBatch:
         """The batch of `rows` (any of those given, in any order), part of an update with these
-        denominators. `proximal_T` stands in where none was given for the step."""
+        denominators. `proximal_T` and `vocabulary_T` stand in where none were given for the step.
+        """
         if self._proximal_T is not None:
             proximal_T = self._cut(self._proximal_T, rows)
+            vocabulary_T = self._cut(self._vocabulary_T, rows)
         return flatten(
             self._settings,
             self._num_tokens(rows),
@@ -90,6 +107,8 @@ class StepTokens:
             self._cut(self._same_version_T, rows),
             self._cut(self._value_T, rows),
             self._cut(self._return_T, rows),
+            vocabulary_T,
+            self._cut(self._selected_T, rows),
         )
 
     def tally(self, tally: MismatchTally) -> bool:
@@ -98,6 +117,13 @@ class StepTokens:
             return False
         tally.add(self.batch(self._rows, Denominators(1.0, 1.0)), self._proximal_T)
         return True
+
+    def follow_kl(
+        self, control: KlControl, all_reduce: AllReduce, is_policy_frozen: bool
+    ) -> dict[str, float]:
+        """Moves the KL coefficient by all rows' tokens, where it follows a target."""
+        batch = self.batch(self._rows, Denominators(1.0, 1.0))
+        return control.follow(batch, all_reduce, is_policy_frozen)
 
     def tally_advantages(self, tally: StepTally) -> None:
         """Counts the advantages of all rows' tokens in `tally`."""

@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from manta.algorithms.difficulty import difficulty_weight, length_penalized
 from manta.algorithms.settings import AlgorithmSettings
 
 
@@ -31,6 +32,9 @@ class StepRewards(NamedTuple):
     num_tokens_N: Tensor
     components: Mapping[str, Tensor]
 
+
+RIGHT = 0.5
+"""A reward above it counts as right where a group's share of right rows is asked for."""
 
 RowAdvantage: TypeAlias = Callable[[AlgorithmSettings, StepRewards], Tensor]
 
@@ -107,7 +111,7 @@ def pass_at_k(rewards_N: Tensor, group_N: Tensor, k: int, epsilon: float) -> Ten
 
     Raises ValueError where a reward is neither 0 nor 1.
     """
-    is_right_N = _zero_or_one(rewards_N, group_N)
+    is_right_N = _zero_or_one("pass_at_k", rewards_N, group_N)
     groups = _Groups(group_N)
     right_G = groups.total(is_right_N.double())
     values = torch.zeros(2, len(groups.size_G), dtype=torch.float64, device=group_N.device)
@@ -187,13 +191,13 @@ class _Groups:
         return above_N - (self.total(above_N) / self.size_G)[self.index_N]
 
 
-def _zero_or_one(rewards_N: Tensor, group_N: Tensor) -> Tensor:
+def _zero_or_one(advantage: str, rewards_N: Tensor, group_N: Tensor) -> Tensor:
     is_other_N = (rewards_N != 0) & (rewards_N != 1)
     if bool(is_other_N.any()):
         raise ValueError(
             f"rewards of groups {_named(group_N, is_other_N)} are neither 0 nor 1: advantage "
-            "pass_at_k counts right samples, let the reward's formula be one component that is 0 "
-            "or 1, such as exact"
+            f"{advantage} counts right samples, let the reward's formula be one component that is "
+            "0 or 1, such as exact"
         )
     return rewards_N == 1
 
@@ -211,6 +215,32 @@ def _of_components(settings: AlgorithmSettings, step: StepRewards) -> Tensor:
             f"{sorted(step.components)}: name some of these"
         )
     return decoupled(step.components, weights, step.group_N, settings.std_epsilon)
+
+
+def _paying_for_length(settings: AlgorithmSettings, step: StepRewards) -> Tensor:
+    rewards_N = length_penalized(
+        _zero_or_one("length_penalized", step.rewards_N, step.group_N),
+        step.group_N,
+        step.num_tokens_N,
+        settings.penalized_share,
+        settings.length_penalty,
+        settings.std_epsilon,
+    )
+    return group_relative(rewards_N, step.group_N, True, settings.std_epsilon)
+
+
+def _by_difficulty(settings: AlgorithmSettings, step: StepRewards) -> Tensor:
+    told = settings.difficulty
+    advantage_N = group_relative(step.rewards_N, step.group_N, True, settings.std_epsilon)
+    return advantage_N * difficulty_weight(
+        step.rewards_N > RIGHT,
+        step.group_N,
+        advantage_N,
+        told.low,
+        told.high,
+        told.midpoint,
+        told.steepness,
+    )
 
 
 def _as_they_are(settings: AlgorithmSettings, step: StepRewards) -> Tensor:
@@ -238,6 +268,8 @@ ADVANTAGES: Mapping[str, RowAdvantage] = {
         settings.divide_by_std,
         settings.std_epsilon,
     ),
+    "length_penalized": _paying_for_length,
+    "difficulty_weighted": _by_difficulty,
     "none": lambda settings, step: torch.zeros_like(step.rewards_N, dtype=torch.float64),
 }
 """Of rows, before the token stage: `gae` takes the rewards on from there."""

@@ -22,11 +22,13 @@ _LABELS = ("reference_point", "desirable_above", "desirable_weight", "undesirabl
 class LossKind:
     """`ratio`: whose importance ratio a loss bounds, a token's or a whole row's (None: it has
     none). `reads`: settings that other losses may have no use for. `needs_row_advantage`: it is
-    defined only where all tokens of a row have one advantage."""
+    defined only where all tokens of a row have one advantage. `needs_vocabulary`: it reads the mean
+    over the vocabulary of the policy's log-probs, now and at the start of the step."""
 
     ratio: Literal["token", "sequence"] | None
     reads: tuple[str, ...] = ()
     needs_row_advantage: bool = False
+    needs_vocabulary: bool = False
 
 
 LOSS_KINDS: Mapping[str, LossKind] = {
@@ -36,11 +38,15 @@ LOSS_KINDS: Mapping[str, LossKind] = {
     "cispo": LossKind("token", _CLIP),
     "gmpo": LossKind("sequence", _CLIP, needs_row_advantage=True),
     "sapo": LossKind("token", ("tau_positive", "tau_negative")),
+    "rover": LossKind("token", ("rho", "successor_weight"), needs_vocabulary=True),
+    "clip_cov": LossKind("token", _CLIP),
+    "kl_cov": LossKind("token"),
     "cross_entropy": LossKind(None, ("keep_best", "keep_above", "reward_temperature")),
     "dpo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
     "ipo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
     "simpo": LossKind(None, (*_PAIRS, "beta", "target_margin")),
     "kto": LossKind(None, ("beta", *_LABELS)),
+    "pacs": LossKind(None, ("beta", "desirable_above", "balance_classes")),
     "bradley_terry": LossKind(None, _PAIRS),
 }
 
@@ -64,6 +70,8 @@ ADVANTAGE_KINDS: Mapping[str, AdvantageKind] = {
     "pass_at_k": AdvantageKind(True, ("pass_k", "std_epsilon")),
     "max_likelihood": AdvantageKind(True),
     "win_rate": AdvantageKind(True, ("divide_by_std", "std_epsilon")),
+    "length_penalized": AdvantageKind(True, ("penalized_share", "length_penalty", "std_epsilon")),
+    "difficulty_weighted": AdvantageKind(True, ("difficulty", "std_epsilon")),
     "none": AdvantageKind(False),
 }
 
@@ -78,7 +86,7 @@ FILTER_READS: Mapping[str, tuple[str, ...]] = {
 
 def compares_samples(settings: AlgorithmSettings) -> bool:
     """Does what is learnt depend on how the samples of a prompt differ in reward?"""
-    return settings.is_paired or (
+    return settings.unit != "row" or (
         LOSS_KINDS[settings.loss].ratio is not None
         and ADVANTAGE_KINDS[settings.advantage].needs_group
     )

@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterator
 
 from manta.algorithms.catalogue import ADVANTAGE_KINDS, LOSS_KINDS, OPTIONAL, readers
+from manta.algorithms.choice_contradictions import choice_problems, target_problems
+from manta.algorithms.difficulty_contradictions import difficulty_problems
 from manta.algorithms.filter_contradictions import filter_problems
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import (
@@ -34,13 +36,17 @@ def check(settings: AlgorithmSettings) -> None:
         *_row_advantage(settings),
         *_kl(settings),
         *_off_policy(settings),
+        *_vocabulary(settings),
         *_values(settings),
         *_no_advantage(settings),
+        *difficulty_problems(settings),
         *imitation_problems(settings),
         *unit_problems(settings),
         *_reward_model(settings),
         *_implicit_reward(settings),
         *filter_problems(settings),
+        *choice_problems(settings, PRESETS.get(settings.name, _DEFAULTS)),
+        *target_problems(settings),
     ]
     if problems:
         raise ValueError(f"algorithm {settings.name!r}: " + "; ".join(problems))
@@ -101,10 +107,14 @@ def _row_advantage(settings: AlgorithmSettings) -> Iterator[str]:
 
 def _numbers(settings: AlgorithmSettings) -> list[str]:
     problems = []
-    for name in ("clip_low", "clip_high", "tau_positive", "tau_negative"):
+    for name in ("clip_low", "clip_high", "tau_positive", "tau_negative", "rho"):
         value, usual = getattr(settings, name), getattr(_DEFAULTS, name)
         if not 0 < value < math.inf:
             problems.append(f"{name} is {value}, it must be above 0 ({usual:g} is usual)")
+    if not 0 <= settings.successor_weight < math.inf:
+        problems.append(
+            f"successor_weight is {settings.successor_weight:g}, it must be 0 or more (1 is usual)"
+        )
     if settings.dual_clip is not None and not 1 < settings.dual_clip < math.inf:
         problems.append(
             f"dual_clip is {settings.dual_clip:g}, it must be above 1 (3 is usual; null: no bound)"
@@ -198,6 +208,14 @@ def _off_policy(settings: AlgorithmSettings) -> list[str]:
             "learner"
         )
     return problems
+
+
+def _vocabulary(settings: AlgorithmSettings) -> Iterator[str]:
+    if LOSS_KINDS[settings.loss].needs_vocabulary and settings.proximal != "learner":
+        yield (
+            f"the loss {settings.loss} reads the vocabulary's mean log-prob at the start of the "
+            "step, which engines do not tell: set proximal to learner"
+        )
 
 
 def _values(settings: AlgorithmSettings) -> list[str]:

@@ -24,8 +24,8 @@ from manta.algorithms.settings import AlgorithmSettings
 @dataclass(frozen=True, slots=True)
 class Members:
     """What a coupled loss sees: float64[M] `scalar_M` (carries gradients), `reference_M`, the same
-    of the reference policy (None without one), `num_tokens_M`, `label_M`; int64[M] `unit_M`;
-    float64[U] `margin_U`."""
+    of the policy that it is compared with (None without one), `num_tokens_M`, `label_M`; int64[M]
+    `unit_M`; float64[U] `margin_U`."""
 
     scalar_M: Tensor
     reference_M: Tensor | None
@@ -126,6 +126,44 @@ def kto(settings: AlgorithmSettings, members: Members) -> UnitTerms:
     )
 
 
+def pacs(settings: AlgorithmSettings, members: Members) -> UnitTerms:
+    """Mean over a prompt's samples of the cross-entropy of `sigmoid(psi)` with the label:
+    `-R log sigmoid(psi) - (1 - R) log sigmoid(-psi)`, with `psi_i = r_i - mean_(j != i) r_j` and
+    `r = beta (log pi(y) - log pi_old(y))`: PACS, Li et al., arXiv 2509.02522. `pi_old` is the
+    policy at the start of the step. A sample without others has psi 0, and no gradient.
+
+    With `balance_classes` a sample of n weighs `n / (2 n_c)`, n_c being how many have its label,
+    unless all have it: the weighting by question of the authors' code.
+
+    `accuracy`: samples whose psi has the sign of their label; `margin`: the mean of psi where the
+    label is 1, else of -psi. Raises ValueError without log-probs of the start of the step.
+    """
+    if members.reference_M is None:
+        raise ValueError(
+            "the loss pacs needs log-probs of the sampling policy, and these rows have none (given "
+            "answers?): sample from the policy"
+        )
+    size_M = members.total(torch.ones_like(members.scalar_M))[members.unit_M]
+    proxy_M = settings.beta * (members.scalar_M - members.reference_M)
+    centred_M = proxy_M - members.total(proxy_M)[members.unit_M] / size_M
+    score_M = centred_M * size_M / (size_M - 1).clamp(min=1)
+    ahead_M = (2 * members.label_M - 1) * score_M
+    weight_M = torch.ones_like(size_M)
+    if settings.balance_classes:
+        good_M = members.total(members.label_M)[members.unit_M]
+        same_M = torch.where(members.label_M > 0, good_M, size_M - good_M)
+        weight_M = torch.where(same_M == size_M, 1.0, size_M / (2 * same_M))
+    figures = {
+        "accuracy": (ahead_M > 0).double(),
+        "desirable": members.label_M,
+        "margin": ahead_M,
+    }
+    return UnitTerms(
+        members.total(-weight_M * logsigmoid(ahead_M) / size_M),
+        {name: members.total(values_M / size_M) for name, values_M in figures.items()},
+    )
+
+
 def _reference_point(how: str, log_ratio_M: Tensor, good_M: Tensor) -> Tensor:
     """z of each row, [M]."""
     if how == "zero":
@@ -186,12 +224,14 @@ def _figures(chosen_U: Tensor, rejected_U: Tensor) -> dict[str, Tensor]:
 class Coupled(NamedTuple):
     """A loss, and the token statistic whose sum over a row it takes as the row's scalar. `reports`:
     what its figures are of. `needs_update`: it has to see all units of an update at once, and not
-    each by itself."""
+    each by itself. `against`: the policy whose scalars it compares with, the reference or that of
+    the step's start."""
 
     loss: CoupledLoss
     scalar: Literal["logprob", "score"]
     reports: Literal["pairs", "labels"] = "pairs"
     needs_update: bool = False
+    against: Literal["reference", "start"] = "reference"
 
 
 LOSSES: Mapping[str, Coupled] = {
@@ -199,5 +239,6 @@ LOSSES: Mapping[str, Coupled] = {
     "ipo": Coupled(ipo, "logprob"),
     "simpo": Coupled(simpo, "logprob"),
     "kto": Coupled(kto, "logprob", "labels", needs_update=True),
+    "pacs": Coupled(pacs, "logprob", "labels", against="start"),
     "bradley_terry": Coupled(bradley_terry, "score"),
 }

@@ -28,31 +28,34 @@ def flatten(
     same_version_T: Tensor | None = None,
     value_T: Tensor | None = None,
     return_T: Tensor | None = None,
+    vocabulary_T: Tensor | None = None,
+    selected_T: Tensor | None = None,
     reward_T: Tensor | None = None,
 ) -> TokenBatch:
     """The batch of R rows with `num_tokens_R` int64[R] trained tokens each, T in all.
 
     `coefficients_R` are the plan's columns for these rows (`advantage`, and `weight` or `keep`);
     `update` holds the denominators of the whole update that the rows belong to. The flat log-probs,
-    values and rewards [T] are in row order. `advantage_T` and `return_T` are the token stage's
-    results for these rows; without the former each token gets its row's advantage.
+    values and rewards [T] are in row order. `advantage_T`, `return_T` and `selected_T` are the
+    token stage's results for these rows; without the first each token gets its row's advantage.
 
     Raises ValueError where a flat tensor is not of T tokens.
     """
     num_rows = len(num_tokens_R)
     rows = torch.arange(num_rows, device=num_tokens_R.device)
     row_T = torch.repeat_interleave(rows, num_tokens_R)
-    flat = {
+    columns = {
         "behaviour_T": behaviour_T,
         "proximal_T": proximal_T,
         "reference_T": reference_T,
-        "advantage_T": advantage_T,
         "same_version_T": same_version_T,
         "value_T": value_T,
         "return_T": return_T,
+        "vocabulary_T": vocabulary_T,
+        "selected_T": selected_T,
         "reward_T": reward_T,
     }
-    _check_lengths(flat, row_T, num_rows)
+    _check_lengths({"advantage_T": advantage_T, **columns}, row_T, num_rows)
     weight_R, constant = row_weight(coefficients_R), settings.constant_length
     weight_T, mean_T = (
         token_weights(mode, row_T, num_tokens_R, weight_R, *update, constant)
@@ -65,14 +68,8 @@ def flatten(
         weight_T=weight_T,
         mean_T=mean_T,
         advantage_T=advantage_T,
-        behaviour_T=behaviour_T,
-        proximal_T=proximal_T,
-        reference_T=reference_T,
         coefficients_R=coefficients_R,
-        same_version_T=same_version_T,
-        value_T=value_T,
-        return_T=return_T,
-        reward_T=reward_T,
+        **columns,
     )
 
 

@@ -1,9 +1,9 @@
 """The group stage: from the rewards of a step's rows to the coefficients of its plan.
 
 Runs on the driver, over scalars, in float64. Rows are flat with a group index; groups are
-independent of each other, so a step may be given whole or group by group (but for the advantage
-`decoupled`, which is normalised over the step). What needs token tensors (KL in the reward,
-whitening) is the token stage's.
+independent of each other, so a step may be given whole or group by group (but for the advantages
+`decoupled`, which is normalised over the step, and `length_penalized`, which compares its groups).
+What needs token tensors (KL in the reward, whitening) is the token stage's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from manta.algorithms.advantages import ADVANTAGES, StepRewards
 from manta.algorithms.filters import GroupSamples, select
 from manta.algorithms.imitation import imitation
 from manta.algorithms.pairs import Pairs, pairs_of
-from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.settings import LABEL_LOSSES, AlgorithmSettings
 
 NO_PAIR = "no_pair"
 """Why a group is filtered: no two of its samples that can train have rewards that differ enough."""
@@ -60,8 +60,8 @@ def group_stage(
     rest, as in PODS (arXiv 2504.13818).
 
     A loss that compares rows gets pairs of those that are `eligible_N` (bool[N]; None: all), and
-    rows in no pair are not kept (`manta.algorithms.pairs`). KTO gets labels of the eligible ones,
-    and `cross_entropy` chooses among them where rewards select what is imitated
+    rows in no pair are not kept (`manta.algorithms.pairs`). KTO and PACS get labels of the eligible
+    ones, and `cross_entropy` chooses among them where rewards select what is imitated
     (`manta.algorithms.imitation`). Other losses do not read `eligible_N`.
 
     Raises ValueError where a reward that is needed is not finite.
@@ -79,7 +79,7 @@ def group_stage(
         eligible_N = torch.ones_like(rewards_N, dtype=torch.bool)
     if settings.is_paired:
         return _paired(settings, rewards_N, group_N, eligible_N)
-    if settings.loss == "kto":
+    if settings.loss in LABEL_LOSSES:
         return _labelled(settings, rewards_N, group_N, eligible_N)
     if settings.loss == "cross_entropy":
         keep_N, weight_N = imitation(settings, rewards_N, group_N, eligible_N)

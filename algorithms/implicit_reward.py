@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from manta.algorithms.advantages import return_to_go
+from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import ImplicitRewardSettings
-from manta.algorithms.token_stage import AllReduce
 from manta.algorithms.tokens import LossTerms, per_row
 
 NORM_EPSILON = 1e-6

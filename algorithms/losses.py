@@ -19,18 +19,24 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from manta.algorithms.kl import estimate
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.tokens import per_row
 
 
 class RatioTokens(NamedTuple):
     """What a loss sees, [T] each: `logprob_T` of the current policy (carries gradients),
-    `proximal_T` of the ratio's denominator, `advantage_T`, and int64 ascending `row_T`."""
+    `proximal_T` of the ratio's denominator, `advantage_T`, and int64 ascending `row_T`.
+    `vocabulary_T`, for a loss that needs it: by how much the mean over the vocabulary of the
+    policy's log-probs has risen since the start of the step, where the token is predicted.
+    Bool `selected_T`: the tokens that the step's covariances have chosen, where any were."""
 
     logprob_T: Tensor
     proximal_T: Tensor
     advantage_T: Tensor
     row_T: Tensor
+    vocabulary_T: Tensor | None = None
+    selected_T: Tensor | None = None
 
 
 class Surrogate(NamedTuple):
@@ -138,6 +144,63 @@ def sapo(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
     return Surrogate(loss_T, ratio_T, {"gate_mean": slope_T})
 
 
+def rover(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
+    """`(Q_t - sg(A + successor_weight * Q'_(t+1)))^2`, where `Q_t = rho * (logprob - proximal)` is
+    a token's value and `Q'_(t+1)` the mean of such values over the vocabulary where the row's next
+    trained token is predicted, 0 after its last: ROVER, He et al., arXiv 2509.24981, algorithm 1,
+    whose values are those of the policy that draws every token alike. At ratio 1 the gradient is
+    that of `-2 rho * A * logprob`. `successor_value` is the mean of Q'.
+
+    Raises ValueError without statistics of the vocabulary.
+    """
+    if tokens.vocabulary_T is None:
+        raise ValueError(
+            "the loss rover reads the vocabulary's mean log-prob at the start of the step, which "
+            "only the learner knows: set proximal to learner"
+        )
+    rise_T = tokens.logprob_T - tokens.proximal_T
+    value_T = settings.rho * tokens.vocabulary_T.detach()
+    next_T = torch.zeros_like(value_T)
+    goes_on_T = tokens.row_T[1:] == tokens.row_T[:-1]
+    next_T[:-1] = torch.where(goes_on_T, value_T[1:], 0.0)
+    target_T = tokens.advantage_T + settings.successor_weight * next_T
+    loss_T = (settings.rho * rise_T - target_T).square()
+    return Surrogate(loss_T, torch.exp(rise_T), {"successor_value": next_T})
+
+
+def clip_cov(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
+    """`clipped_surrogate` without `dual_clip`, and 0 at the chosen tokens, which so have no
+    gradient: Clip-Cov, arXiv 2505.22617, section 4.2 (how tokens are chosen:
+    `manta.algorithms.token_choice`). `covariance_fraction` is the share of chosen ones."""
+    ratio_T = torch.exp(tokens.logprob_T - tokens.proximal_T)
+    surrogate = _clipped(settings, ratio_T, tokens.advantage_T)
+    selected_T = _chosen(tokens)
+    loss_T = torch.where(selected_T, 0.0, surrogate.loss_T)
+    figures = {**surrogate.figures, "covariance_fraction": selected_T}
+    return Surrogate(loss_T, ratio_T, figures)
+
+
+def kl_cov(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
+    """`-ratio * A`, plus `covariance.coef` times an estimate of KL(proximal || policy) at the
+    chosen tokens: KL-Cov, arXiv 2505.22617, section 4.2. The ratio is not bounded. At ratio
+    1 no estimate has a gradient: what holds tokens back is felt from a step's second update on.
+    `covariance_fraction` is the share of chosen ones.
+
+    The paper writes a KL, and its listing computes `|log ratio|` (`covariance.estimator:
+    absolute`), which pulls a token back with one force however far it has gone. In a step's first
+    update, where ratios differ from 1 by rounding alone, that force has the sign of the rounding
+    error, so that what is learnt depends on micro-batches and ranks; k2 and k3 begin at 0."""
+    log_ratio_T = tokens.logprob_T - tokens.proximal_T
+    ratio_T = torch.exp(log_ratio_T)
+    selected_T = _chosen(tokens)
+    moved_T = torch.where(selected_T, log_ratio_T, 0.0)
+    kl_T = moved_T.abs()
+    if settings.covariance.estimator != "absolute":
+        kl_T = estimate(settings.covariance.estimator, torch.zeros_like(moved_T), moved_T)
+    loss_T = -ratio_T * tokens.advantage_T + settings.covariance.coef * kl_T
+    return Surrogate(loss_T, ratio_T, {"covariance_fraction": selected_T})
+
+
 LOSSES: Mapping[str, PolicyLoss] = {
     "clipped_surrogate": clipped_surrogate,
     "gspo": gspo,
@@ -145,6 +208,9 @@ LOSSES: Mapping[str, PolicyLoss] = {
     "cispo": cispo,
     "gmpo": gmpo,
     "sapo": sapo,
+    "rover": rover,
+    "clip_cov": clip_cov,
+    "kl_cov": kl_cov,
 }
 """Every loss that has a ratio."""
 
@@ -165,6 +231,15 @@ def _clipped(settings: AlgorithmSettings, ratio_T: Tensor, advantage_T: Tensor) 
         }
     loss_T = -torch.minimum(ratio_T * advantage_T, bounded_T * advantage_T)
     return Surrogate(loss_T, ratio_T, figures)
+
+
+def _chosen(tokens: RatioTokens) -> Tensor:
+    if tokens.selected_T is None:
+        raise ValueError(
+            "the loss looks at the tokens that a step's covariances have chosen, and none were: "
+            "give it what the token stage made (`selected_T`)"
+        )
+    return tokens.selected_T
 
 
 def _row_mean(values_T: Tensor, row_T: Tensor) -> Tensor:

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from manta.algorithms import kl
+from manta.algorithms.catalogue import LOSS_KINDS
 from manta.algorithms.losses import LOSSES, RatioTokens, cross_entropy
 from manta.algorithms.off_policy import correct
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.step_tally import StepTally
-from manta.algorithms.tokens import LossTerms, TokenBatch
+from manta.algorithms.tokens import LossTerms, TokenBatch, vocabulary_mean
 from manta.algorithms.values import value_loss
 
-Want: TypeAlias = Literal["logprob", "entropy", "value"]
+Want: TypeAlias = Literal["logprob", "entropy", "logsumexp", "vocab_mean", "value"]
 
 
 class _Policy(NamedTuple):
@@ -45,6 +46,8 @@ class Objective:
         """The statistics that `loss` reads, float[T] each."""
         has_entropy = self.settings.entropy_coef != 0.0 or self.report_entropy
         policy: tuple[Want, ...] = ("logprob", "entropy") if has_entropy else ("logprob",)
+        if LOSS_KINDS[self.settings.loss].needs_vocabulary:
+            policy = (*policy, "logsumexp", "vocab_mean")
         return policy if self.settings.critic is None else (*policy, "value")
 
     @property
@@ -75,7 +78,12 @@ class Objective:
         """
         active_T = (batch.weight_T != 0) | (batch.mean_T != 0)
         logprob_T = _only(active_T, stats["logprob"])
-        policy = self._policy(batch, logprob_T, active_T, tally)
+        vocabulary_T = vocabulary_mean(stats)
+        if vocabulary_T is not None and batch.vocabulary_T is not None:
+            vocabulary_T = _only(active_T, vocabulary_T - batch.vocabulary_T)
+        else:
+            vocabulary_T = None
+        policy = self._policy(batch, logprob_T, vocabulary_T, active_T, tally)
         loss_T, means = policy.loss_T, policy.means
         if batch.reference_T is not None:
             reference_T = _only(active_T, batch.reference_T)
@@ -134,7 +142,12 @@ class Objective:
         return LossTerms(loss, sums, {})
 
     def _policy(
-        self, batch: TokenBatch, logprob_T: Tensor, active_T: Tensor, tally: StepTally | None
+        self,
+        batch: TokenBatch,
+        logprob_T: Tensor,
+        vocabulary_T: Tensor | None,
+        active_T: Tensor,
+        tally: StepTally | None,
     ) -> _Policy:
         if self.settings.loss not in LOSSES:
             return _Policy(cross_entropy(logprob_T), {}, {})
@@ -151,7 +164,9 @@ class Objective:
         # Multiplying by a weight of 0 would keep the NaN of an infinite ratio.
         logprob_T = torch.where(weight_T != 0, logprob_T, proximal_T)
         advantage_T = _only(active_T, batch.advantage_T)
-        tokens = RatioTokens(logprob_T, proximal_T, advantage_T, batch.row_T)
+        tokens = RatioTokens(
+            logprob_T, proximal_T, advantage_T, batch.row_T, vocabulary_T, batch.selected_T
+        )
         surrogate = LOSSES[self.settings.loss](self.settings, tokens)
         ratio_T = surrogate.ratio_T.detach()
         figures = {name: figure.to(ratio_T.dtype) for name, figure in surrogate.figures.items()}

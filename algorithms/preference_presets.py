@@ -123,6 +123,20 @@ PREFERENCE_PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             beta=0.1,
             reference_point="other_class",
         ),
+        # PACS, Li et al., arXiv 2509.02522: 8 samples, beta 1, classes balanced by question, no KL,
+        # the settings of the authors' scripts (1024 prompts a step in four updates, learning rate
+        # 1e-6, and no bound on the gradient's norm: set them in the run).
+        "pacs": AlgorithmSettings(
+            name="pacs",
+            samples_per_prompt=8,
+            advantage="reward",
+            divide_by_std=False,
+            loss="pacs",
+            unit="group",
+            beta=1.0,
+            balance_classes=True,
+            proximal="learner",
+        ),
         # InstructGPT's, Ouyang et al., arXiv 2203.02155, eq. 1 and section 3.5: all pairs of a
         # prompt's answers, and every prompt counts the same. With two answers a prompt it is that
         # of Stiennon et al., arXiv 2009.01325. The paper starts from the supervised model; learning

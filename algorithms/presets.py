@@ -15,7 +15,9 @@ from types import MappingProxyType
 from manta.algorithms.preference_presets import PREFERENCE_PRESETS
 from manta.algorithms.settings import (
     AlgorithmSettings,
+    CovarianceSettings,
     CriticSettings,
+    DifficultySettings,
     FilterSettings,
     ImplicitRewardSettings,
     KlSettings,
@@ -202,6 +204,28 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             divide_by_std=False,
             aggregation="token_mean",
         ),
+        # GRPO-lambda, Dai et al., arXiv 2505.18086: the fifth of the step's prompts that is right
+        # most often pays for length; rewards are 0 or 1. The penalty's coefficient, the clip and a
+        # KL could not be checked: 0.2, PPO's clip and no KL are ours.
+        "grpo_lambda": AlgorithmSettings(
+            name="grpo_lambda",
+            samples_per_prompt=8,
+            advantage="length_penalized",
+            penalized_share=0.2,
+            length_penalty=0.2,
+            aggregation="sequence_mean",
+        ),
+        # GRPO-LEAD's weights by difficulty, Zhang and Zuo, arXiv 2504.09696: 0.4 to 1.5, half-way
+        # where 75% are right, steepness 10, 8 samples, mean over tokens, no KL, the settings of the
+        # authors' code. Its rewards (-1 for a wrong sample, less than 1 for a long right one) are
+        # the run file's.
+        "grpo_lead": AlgorithmSettings(
+            name="grpo_lead",
+            samples_per_prompt=8,
+            advantage="difficulty_weighted",
+            difficulty=DifficultySettings(low=0.4, high=1.5, midpoint=0.75, steepness=10.0),
+            aggregation="token_mean",
+        ),
         # On-policy distillation, Lu et al. 2025 (thinkingmachines.ai/blog/on-policy-distillation):
         # the reference is the teacher (`reference.model`), a token's advantage is minus the reverse
         # KL's estimate at it alone, no rewards; coefficient 1, discount 0 and 4 samples are the
@@ -263,6 +287,44 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             tau_positive=1.0,
             tau_negative=1.05,
             aggregation="sequence_mean",
+        ),
+        # ROVER, He et al., arXiv 2509.24981, algorithm 1 and table 4: 8 samples, rewards less their
+        # mean, rho 1, the value of what follows counts fully, no KL (128 prompts in four updates a
+        # step, temperature 0.6, learning rate 1e-6: set them in the run). The authors' script
+        # divides by the deviation too, the paper does not.
+        "rover": AlgorithmSettings(
+            name="rover",
+            samples_per_prompt=8,
+            divide_by_std=False,
+            loss="rover",
+            rho=1.0,
+            successor_weight=1.0,
+            aggregation="sequence_mean",
+            proximal="learner",
+        ),
+        # Clip-Cov, arXiv 2505.22617, section 4: 2e-4 of the tokens, drawn from those of covariance
+        # 1 to 5; 8 samples, groups without variance dropped (and eight updates a step: set
+        # `updates_per_step`). Bounds of 0 and 2 on the ratio are those of the authors' script.
+        "clip_cov": AlgorithmSettings(
+            name="clip_cov",
+            samples_per_prompt=8,
+            loss="clip_cov",
+            clip_low=1.0,
+            clip_high=1.0,
+            covariance=CovarianceSettings(share=2e-4, low=1.0, high=5.0),
+            aggregation="token_mean",
+            filters=(FilterSettings("zero_variance"),),
+        ),
+        # KL-Cov, the same: 2e-3 of the tokens of a 7B model (2e-4 of 32B), coefficient 1. With one
+        # update a step it holds nothing back. The KL as the paper writes it: its listing takes
+        # |log ratio| (`estimator: absolute`), the sign of which is rounding's in the first update.
+        "kl_cov": AlgorithmSettings(
+            name="kl_cov",
+            samples_per_prompt=8,
+            loss="kl_cov",
+            covariance=CovarianceSettings(share=2e-3, coef=1.0),
+            aggregation="token_mean",
+            filters=(FilterSettings("zero_variance"),),
         ),
         # Truncated importance sampling, Yao et al. 2025, "Your Efficient RL Framework Secretly
         # Brings You Off-Policy RL Training": bound 2, laid over DAPO.

@@ -20,6 +20,8 @@ Advantage: TypeAlias = Literal[
     "pass_at_k",
     "max_likelihood",
     "win_rate",
+    "length_penalized",
+    "difficulty_weighted",
     "none",
 ]
 """What they are: `manta.algorithms.advantages`. What they read: `manta.algorithms.catalogue`."""
@@ -31,11 +33,15 @@ LossName: TypeAlias = Literal[
     "cispo",
     "gmpo",
     "sapo",
+    "rover",
+    "clip_cov",
+    "kl_cov",
     "cross_entropy",
     "dpo",
     "ipo",
     "simpo",
     "kto",
+    "pacs",
     "bradley_terry",
 ]
 """What they are: `manta.algorithms.losses` and `manta.algorithms.coupled_losses`."""
@@ -52,8 +58,14 @@ PairsName: TypeAlias = Literal["best_worst", "all"]
 PAIR_LOSSES = ("dpo", "ipo", "simpo", "bradley_terry")
 """Those that compare samples of a prompt."""
 
-COUPLED_LOSSES = (*PAIR_LOSSES, "kto")
+LABEL_LOSSES = ("kto", "pacs")
+"""Those that couple rows, and tell good ones from others by a label."""
+
+COUPLED_LOSSES = (*PAIR_LOSSES, *LABEL_LOSSES)
 """Those of `manta.algorithms.coupled_losses`."""
+
+CHOOSING_LOSSES = ("clip_cov", "kl_cov")
+"""Those that treat some tokens of a step apart."""
 
 REFERENCE_LOSSES = ("dpo", "ipo", "kto")
 """Those that compare the policy with a reference, whatever the KL penalty is."""
@@ -65,12 +77,34 @@ class KlSettings:
 
     In the reward a token is charged its own KL and that of the tokens after it, each `discount`
     times what the one before it counts: with 1 all of the rest of the row, with 0 its own alone.
+
+    With a `target`, in nats a sample, `coef` is where the coefficient begins: from step to step it
+    follows what the KL is by `gain` (`manta.algorithms.kl_control`).
     """
 
     coef: float = 0.0
     estimator: Literal["k1", "k2", "k3"] = "k3"
     placement: Literal["loss", "reward"] = "loss"
     discount: float = 1.0
+    target: float | None = None
+    gain: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class CovarianceSettings:
+    """Which tokens of a step `clip_cov` and `kl_cov` treat apart, by the covariance of log-prob and
+    advantage (`manta.algorithms.token_choice`), and how.
+
+    `clip_cov` leaves out the `share` of all tokens, drawn from those between `low` and `high`.
+    `kl_cov` charges `coef` times a KL to the `share` with the largest; `estimator` is that of a
+    token's KL, as for the reference, or `absolute`: |log ratio|.
+    """
+
+    share: float = 2e-4
+    low: float = 1.0
+    high: float = 5.0
+    coef: float = 1.0
+    estimator: Literal["absolute", "k2", "k3"] = "k3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +120,17 @@ class OffPolicySettings:
     level: Literal["token", "sequence"] = "token"
     low: float | None = None
     high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DifficultySettings:
+    """Weights of advantages by a group's share of right samples, a logistic curve that falls from
+    `high` to `low`, and is half-way at `midpoint`. A sample is right whose reward is above 0.5."""
+
+    low: float = 0.4
+    high: float = 1.5
+    midpoint: float = 0.75
+    steepness: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,23 +219,28 @@ class AlgorithmSettings:
     `proximal`: the log-probs in the ratio's denominator are the engine's (`behaviour`), or the
     learner's own at the start of the step (`learner`); `off_policy` corrects for how the two
     differ, and needs the latter. `advantage: gae` is made from the values of `critic`; `gamma` and
-    `gae_lambda` are its own, as `pass_k` is of `pass_at_k`, and `component_weights` of `decoupled`
-    (the reward's components by name; none: all with weight 1). `clip_low` and `clip_high` are read
+    `gae_lambda` are its own, as `pass_k` is of `pass_at_k`, `difficulty` of `difficulty_weighted`,
+    and `component_weights` of `decoupled` (the reward's components by name; none: all with weight
+    1). In `length_penalized` the `penalized_share` of a step's groups that is right most often pays
+    for length, up to `length_penalty`. `clip_low` and `clip_high` are read
     by the losses that bound the ratio, each in its own way; `dual_clip` by `clipped_surrogate`,
-    `tau_positive` and `tau_negative` by `sapo`. `constant_length` is the divisor of the
-    `sequence_sum_constant` aggregation. `advantage: none` is 0 everywhere: what there is to learn
-    from is the KL alone. `filters` are applied in their order, to what the ones before have left.
+    `tau_positive` and `tau_negative` by `sapo`, `rho` and `successor_weight` (of a token's value,
+    and of what follows it) by `rover`, `covariance` by `CHOOSING_LOSSES`. `constant_length` is the
+    divisor of the `sequence_sum_constant` aggregation. `advantage: none` is 0 everywhere: what
+    there is to learn from is the KL alone. `filters` are applied in their order, to what the ones
+    before have left.
 
     `unit` is what a loss is computed over: rows, or (`PAIR_LOSSES`) pairs of samples of a prompt,
     of which one has the higher reward. With `pair` every pair counts the same, with `group` every
     prompt does, whatever its number of pairs. `pairs` says which a group has
     (`manta.algorithms.pairs`), of those whose rewards differ by `pair_margin` at least. `beta` is
     how much the log-ratio to the reference counts; with `length_normalized` that is the mean over
-    a row's tokens, not the sum. `target_margin` is SimPO's. In KTO a row is desirable whose reward
-    is above `desirable_above`, `reference_point` is what log-ratios are compared with, and the
-    weights are of rows that are desirable and that are not. `reward_model` is what `bradley_terry`
-    trains, in the place of the policy; `implicit_reward` trains beside it, and its token rewards
-    come on top of the advantage `leave_one_out`.
+    a row's tokens, not the sum. `target_margin` is SimPO's. In KTO and PACS a row is desirable
+    whose reward is above `desirable_above`. In KTO `reference_point` is what log-ratios are
+    compared with, and the weights are of rows that are desirable and that are not. PACS couples a
+    prompt's samples (`group`); with `balance_classes` desirable ones and others weigh the same in
+    it. `reward_model` is what `bradley_terry` trains, in the place of the policy; `implicit_reward`
+    trains beside it, and its token rewards come on top of the advantage `leave_one_out`.
 
     `cross_entropy` imitates rows: of each group the `keep_best` of the highest rewards (0: all),
     of these the ones whose reward is above `keep_above`, each with the weight
@@ -206,6 +256,9 @@ class AlgorithmSettings:
     gamma: float = 1.0
     gae_lambda: float = 1.0
     pass_k: int = 1
+    penalized_share: float = 0.2
+    length_penalty: float = 0.2
+    difficulty: DifficultySettings = field(default_factory=DifficultySettings)
     component_weights: Mapping[str, float] = field(default_factory=dict)
     critic: CriticSettings | None = None
     loss: LossName = "clipped_surrogate"
@@ -219,6 +272,7 @@ class AlgorithmSettings:
     desirable_above: float = 0.5
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
+    balance_classes: bool = False
     keep_best: int = 0
     keep_above: float | None = None
     reward_temperature: float | None = None
@@ -229,6 +283,9 @@ class AlgorithmSettings:
     dual_clip: float | None = None
     tau_positive: float = 1.0
     tau_negative: float = 1.05
+    rho: float = 1.0
+    successor_weight: float = 1.0
+    covariance: CovarianceSettings = field(default_factory=CovarianceSettings)
     aggregation: Literal["token_mean", "sequence_mean", "sequence_sum_constant"] = "token_mean"
     constant_length: int = 0
     kl: KlSettings = field(default_factory=KlSettings)
@@ -237,6 +294,11 @@ class AlgorithmSettings:
     off_policy: OffPolicySettings = field(default_factory=OffPolicySettings)
     whiten_advantages: bool = False
     filters: tuple[FilterSettings, ...] = ()
+
+    @property
+    def chooses_tokens(self) -> bool:
+        """Does the loss treat some tokens of a step apart?"""
+        return self.loss in CHOOSING_LOSSES
 
     @property
     def is_coupled(self) -> bool:

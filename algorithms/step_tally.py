@@ -14,7 +14,7 @@ from torch import Tensor
 
 from manta.algorithms import log_histogram
 from manta.algorithms.mismatch import QUANTILES
-from manta.algorithms.token_stage import AllReduce
+from manta.algorithms.rank_sums import AllReduce
 
 ADVANTAGE_QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95}
 _RATIO, _ADVANTAGE = range(2)

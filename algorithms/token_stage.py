@@ -6,9 +6,7 @@ ranks by a function that the caller passes in; nothing here knows how ranks talk
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,18 +14,20 @@ from torch import Tensor
 from manta.algorithms import kl
 from manta.algorithms.advantages import gae, return_to_go
 from manta.algorithms.aggregate import row_weight
+from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.token_choice import choose
 from manta.algorithms.tokens import TokenBatch
-
-AllReduce: TypeAlias = Callable[[Tensor], Tensor]
-"""The sum of a small float64 tensor over all ranks; every rank calls it equally often."""
 
 WHITEN_EPSILON = 1e-8
 """Added to the variance, so that equal advantages become 0."""
 
 
 def token_stage(
-    settings: AlgorithmSettings, batch: TokenBatch, all_reduce: AllReduce
+    settings: AlgorithmSettings,
+    batch: TokenBatch,
+    all_reduce: AllReduce,
+    tickets_T: Tensor | None = None,
 ) -> TokenBatch:
     """`batch` with `advantage_T` made from the rows' `advantage` coefficient, in this order:
 
@@ -46,28 +46,22 @@ def token_stage(
     2. Rewards of tokens (`reward_T`): each token is credited its own and those of the tokens after
        it, each `gamma` times what the one before it counts (PRIME, arXiv 2502.01456, eq. 5).
     3. Whitening over the step's tokens, on all ranks, by row weight (`whiten_advantages`).
+    4. The choice of tokens by the covariance of these advantages with the log-probs that a KL in
+       the reward would take, on all ranks (`manta.algorithms.token_choice`), into `selected_T`;
+       `tickets_T` are that module's.
 
-    With none of these every token gets its row's advantage. `all_reduce` is called once where
-    advantages are whitened, else not at all. Idempotent: an earlier result in `advantage_T` is not
-    read.
+    With none of them every token gets its row's advantage. `all_reduce` is called where advantages
+    are whitened or tokens chosen, by every rank equally often, else not at all. Idempotent: an
+    earlier result in `advantage_T` is not read.
 
-    Raises ValueError where the KL needs log-probs, or GAE values, that the batch lacks.
+    Raises ValueError where the KL or the choice needs log-probs, or GAE values, that the batch
+    lacks.
     """
     advantage_R = batch.coefficients_R["advantage"]
     advantage_T, return_T = advantage_R[batch.row_T], None
     kl_T = _charged(settings, batch)
     if settings.advantage == "gae":
-        if batch.value_T is None:
-            raise ValueError(
-                "advantage is gae but the batch has no values: train with a critic, or choose "
-                "another advantage"
-            )
-        charges_T = torch.zeros_like(batch.value_T) if kl_T is None else kl_T
-        rewards_T = token_rewards(advantage_R, charges_T, batch.row_T, settings.kl.coef)
-        advantage_T = gae(
-            rewards_T, batch.value_T, batch.row_T, settings.gamma, settings.gae_lambda
-        )
-        return_T = advantage_T + batch.value_T
+        advantage_T, return_T = _from_values(settings, batch, kl_T)
     elif kl_T is not None:
         charged_T = return_to_go(kl_T, batch.row_T, settings.kl.discount)
         advantage_T = advantage_T - settings.kl.coef * charged_T
@@ -76,7 +70,27 @@ def token_stage(
     if settings.whiten_advantages:
         weight_T = row_weight(batch.coefficients_R)[batch.row_T]
         advantage_T = whiten(advantage_T, weight_T, all_reduce)
-    return replace(batch, advantage_T=advantage_T, return_T=return_T)
+    staged = replace(batch, advantage_T=advantage_T, return_T=return_T)
+    if settings.chooses_tokens:
+        staged = replace(staged, selected_T=_selected(settings, staged, all_reduce, tickets_T))
+    return staged
+
+
+def _from_values(
+    settings: AlgorithmSettings, batch: TokenBatch, kl_T: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """GAE's advantages [T], and the returns that the critic learns."""
+    value_T, row_T = batch.value_T, batch.row_T
+    if value_T is None:
+        raise ValueError(
+            "advantage is gae but the batch has no values: train with a critic, or choose another "
+            "advantage"
+        )
+    charges_T = torch.zeros_like(value_T) if kl_T is None else kl_T
+    reward_R = batch.coefficients_R["advantage"]
+    rewards_T = token_rewards(reward_R, charges_T, row_T, settings.kl.coef)
+    advantage_T = gae(rewards_T, value_T, row_T, settings.gamma, settings.gae_lambda)
+    return advantage_T, advantage_T + value_T
 
 
 def _charged(settings: AlgorithmSettings, batch: TokenBatch) -> Tensor | None:
@@ -90,6 +104,22 @@ def _charged(settings: AlgorithmSettings, batch: TokenBatch) -> Tensor | None:
             "every token: let the policy sample and run reference workers, or set kl.coef to 0"
         )
     return kl.estimate(settings.kl.estimator, old_T, batch.reference_T)
+
+
+def _selected(
+    settings: AlgorithmSettings,
+    batch: TokenBatch,
+    all_reduce: AllReduce,
+    tickets_T: Tensor | None,
+) -> Tensor:
+    old_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
+    if old_T is None or tickets_T is None:
+        raise ValueError(
+            f"the loss {settings.loss} chooses tokens by the log-probs of the sampling policy, and "
+            "these rows have none, or no tickets: let the policy sample"
+        )
+    counts_T = batch.mean_T != 0
+    return choose(settings, old_T, batch.advantage_T, counts_T, tickets_T, all_reduce)
 
 
 def token_rewards(reward_R: Tensor, kl_T: Tensor, row_T: Tensor, coef: float) -> Tensor:

@@ -26,8 +26,11 @@ class TokenBatch:
     coefficients_R: named float32[R] columns of the plan.
     same_version_T: bool[T], True where the token was sampled under the very weights that the
         learner holds at the start of the step (None: nothing is known of that).
+    selected_T: bool[T], the tokens that the loss treats apart (None: none are chosen).
     value_T: float32[T], the critic's value before each token at the start of the step; return_T:
         float32[T], what the critic learns to say there (both None without a critic).
+    vocabulary_T: float32[T], `vocabulary_mean` under the learner's policy at the start of the step
+        (None: no loss asks).
     reward_T: float32[T], a reward of each token's own, beside what its row's advantage says (None:
         there are none).
     """
@@ -43,6 +46,8 @@ class TokenBatch:
     same_version_T: Tensor | None = None
     value_T: Tensor | None = None
     return_T: Tensor | None = None
+    vocabulary_T: Tensor | None = None
+    selected_T: Tensor | None = None
     reward_T: Tensor | None = None
 
 
@@ -61,3 +66,11 @@ def per_row(values_T: Tensor, row_T: Tensor, num_rows: int) -> Tensor:
     return torch.zeros(num_rows, dtype=values_T.dtype, device=values_T.device).index_add(
         0, row_T, values_T
     )
+
+
+def vocabulary_mean(stats: Mapping[str, Tensor]) -> Tensor | None:
+    """Mean over the vocabulary of the log-probs where each token is predicted, [T], without
+    gradients; None where the statistics `vocab_mean` and `logsumexp` are not both there."""
+    if "vocab_mean" not in stats or "logsumexp" not in stats:
+        return None
+    return stats["vocab_mean"].detach() - stats["logsumexp"].detach()

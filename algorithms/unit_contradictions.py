@@ -51,15 +51,20 @@ def unit_problems(settings: AlgorithmSettings) -> Iterator[str]:
         if settings.unit != "row":
             yield (
                 f"unit is {settings.unit} but the loss {settings.loss} looks at each row by "
-                f"itself: set unit to row, or loss to {' or '.join(PAIR_LOSSES)}"
+                f"itself: set unit to row, or loss to {' or '.join((*PAIR_LOSSES, 'pacs'))}"
             )
         return
-    yield from _pairs(settings) if settings.is_paired else _labels(settings)
+    if settings.loss == "pacs":
+        yield from _questions(settings)
+    else:
+        yield from _pairs(settings) if settings.is_paired else _labels(settings)
     if not 0 < settings.beta < math.inf:
         yield f"beta is {settings.beta:g}, it must be above 0 (0.1 is usual)"
     unused = _useless(
         settings, {"kl.coef": settings.kl.coef != 0, "entropy_coef": settings.entropy_coef != 0}
     )
+    if settings.loss == "pacs":
+        unused = [name for name in unused if not name.startswith("proximal")]
     for name in unused:
         yield f"the loss {settings.loss} has no use for `{name}`: remove it"
 
@@ -78,6 +83,26 @@ def _pairs(settings: AlgorithmSettings) -> Iterator[str]:
         value = getattr(settings, name)
         if not 0 <= value < math.inf:
             yield f"{name} is {value:g}, it must be 0 or more"
+
+
+def _questions(settings: AlgorithmSettings) -> Iterator[str]:
+    if settings.unit != "group":
+        yield (
+            f"unit is {settings.unit} but the loss pacs compares all samples of a prompt: set unit "
+            "to group"
+        )
+    if settings.samples_per_prompt == 1:
+        yield (
+            "samples_per_prompt is 1, and the loss pacs compares the samples of a prompt: set it "
+            "to 2 or more"
+        )
+    if settings.samples_from == "given":
+        yield (
+            "the loss pacs compares with the policy that sampled, and given answers have none: set "
+            "samples_from to policy"
+        )
+    if not math.isfinite(settings.desirable_above):
+        yield f"desirable_above is {settings.desirable_above}, it must be a finite number"
 
 
 def _labels(settings: AlgorithmSettings) -> Iterator[str]:

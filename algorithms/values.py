@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from manta.algorithms.token_stage import AllReduce
+from manta.algorithms.rank_sums import AllReduce
 
 
 class ValueLoss(NamedTuple):

@@ -1,21 +1,26 @@
 """Every preset on one small task: from one warm start, as many samples each, on three seeds.
 
-A run a seed: a supervised warm start on sums of two digits, then a stage for every preset that
-learns from its own samples, each from the weights of the warm start. Nothing is tuned by preset:
-what the table says under a learning rate that serves GRPO well says little of which one is best,
-and much of whether each of them learns. pass@8 and the entropy are those of the last tenth of the
-training steps.
+A supervised warm start on sums of two digits, then a stage for every preset that learns from its
+own samples, each from the weights of the warm start; a few presets share a run, and what a kept
+folder holds is not run again. Nothing is tuned by preset: what the table says under a learning rate
+that serves GRPO well says little of which one is best, and much of whether each of them learns. The
+samples are those that train: a preset that leaves groups out draws others in their place. pass@8,
+entropy and length are those of the last tenth of the training steps.
 
     taskset -c 2,3 python -m benchmarks.algorithms [--seeds N] [--steps N] [--only PRESET ...]
+        [--keep FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from statistics import mean
 
@@ -26,33 +31,51 @@ from benchmarks.algorithms_picture import draw
 from benchmarks.report import RESULTS, Figure, write
 from manta.algorithms.presets import PRESETS
 from manta.envs.records import Json
-from manta.orchestrator.metrics import ACCURACY, ENTROPY, MetricsLine, read_metrics
+from manta.orchestrator.metrics import (
+    ACCURACY,
+    ENTROPY,
+    LENGTH,
+    SAMPLES,
+    MetricsLine,
+    read_metrics,
+)
 
 CLAIM = "Every preset gains held-out accuracy over its warm start, on every seed, equal samples"
 LEAST_GAIN = 0.1
 WARM = "warm-start"
+PRESETS_PER_RUN = 6
 SAMPLES_PER_STEP = 1024
 SAMPLES_PER_PROMPT = 16
 LEARNING_RATE = 2e-4
 PASS_AT_8 = "pass_at/8"
+TRAINING_ACCURACY = "reward/correct"
 _ROOT = Path(__file__).parent.parent
 
+MAX_NEW_TOKENS = 8
+
 OWN: Mapping[str, Mapping[str, Json]] = {
+    "dr_grpo": {"constant_length": MAX_NEW_TOKENS},
     "gdpo": {"component_weights": {"correct": 1.0, "number": 0.1}},
     # Twice the policy's, as in the paper: the preset's is for a model of seven billion parameters
     "prime": {"implicit_reward": {"learning_rate": 2 * LEARNING_RATE}},
 }
-"""What a preset cannot do without."""
+"""What a preset cannot do without, or leaves to the task."""
+
+ONE_UPDATE = ("reinforce", "rloo", "opo", "max_rl")
+"""Those that are made for one update a step; the others make two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """One stage. NaN where the run does not know."""
+    """One stage. `samples_needed` is how many it drew until a step's samples were right as often as
+    the held-out sums at its start, and `LEAST_GAIN` more. NaN where the run does not know."""
 
     before: float
     after: float
     pass_at_8: float
     entropy: float
+    length: float
+    samples_needed: float
     seconds: float
 
     @property
@@ -69,17 +92,23 @@ def presets() -> list[str]:
     ]
 
 
-def run_file(folder: Path, seed: int, steps: int, names: Sequence[str]) -> dict[str, Json]:
+def run_file(name: str, folder: Path, seed: int, steps: int, names: Sequence[str]) -> Json:
     demo = yaml.safe_load((_ROOT / "recipes" / "demo.yaml").read_text(encoding="utf-8"))
     held_out = {"every_steps": steps, "prompts": 512, "metric": "correct"}
     [warm] = [stage for stage in demo["stages"] if stage["name"] == WARM]
     return {
         **demo,
-        "run": {"name": f"seed-{seed}", "seed": seed, "dir": str(folder)},
+        "run": {"name": name, "seed": seed, "dir": str(folder)},
+        "reward": {**demo["reward"], "formula": "correct"},
+        "rollout": {**demo["rollout"], "max_new_tokens": MAX_NEW_TOKENS},
         "evaluate": held_out,
-        "stages": [warm, *(stage(name, steps) for name in names)],
+        "stages": [warm, *(stage(each, steps) for each in names)],
         "checkpoint": {"every_steps": steps, "keep": 1},
     }
+
+
+def stage_name(preset: str) -> str:
+    return preset.replace("_", "-")
 
 
 def stage(name: str, steps: int) -> dict[str, Json]:
@@ -87,24 +116,45 @@ def stage(name: str, steps: int) -> dict[str, Json]:
     has_groups = PRESETS[name].samples_per_prompt > 1
     samples = SAMPLES_PER_PROMPT if has_groups else 1
     return {
-        "name": name.replace("_", "-"),
+        "name": stage_name(name),
         "algorithm": {"name": name, "samples_per_prompt": samples, **OWN.get(name, {})},
         "start_from": f"stage:{WARM}",
         "steps": steps,
         "prompts_per_step": SAMPLES_PER_STEP // samples,
-        "updates_per_step": 2,
+        "updates_per_step": 1 if name in ONE_UPDATE else 2,
         "learning_rate": LEARNING_RATE,
     }
 
 
 def learn(folder: Path, seed: int, steps: int, names: Sequence[str]) -> dict[str, Learnt]:
-    """By preset. Raises RuntimeError where the run fails."""
-    path = folder / f"seed-{seed}.yaml"
-    path.write_text(yaml.safe_dump(run_file(folder, seed, steps, names), sort_keys=False))
-    manta_side.train(path)
-    lines = read_metrics(folder / f"seed-{seed}" / "metrics.jsonl")
-    stages = {name: name.replace("_", "-") for name in names}
-    return {name: learnt([x for x in lines if x.stage == own]) for name, own in stages.items()}
+    """By preset, those that `folder` holds no finished run of made now. Raises RuntimeError where a
+    run fails."""
+    found = finished(folder, seed)
+    missing = [name for name in names if name not in found]
+    for start in range(0, len(missing), PRESETS_PER_RUN):
+        together = missing[start : start + PRESETS_PER_RUN]
+        title = f"seed-{seed}-{together[0].replace('_', '-')}"
+        shutil.rmtree(folder / title, ignore_errors=True)
+        path = folder / f"{title}.yaml"
+        content = run_file(title, folder, seed, steps, together)
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        manta_side.train(path)
+        found = finished(folder, seed)
+        for name in together:
+            print(f"seed {seed}, {name}: {found[name]}", flush=True)
+    return {name: found[name] for name in names}
+
+
+def finished(folder: Path, seed: int) -> dict[str, Learnt]:
+    """Of every preset in the runs of `folder` that ended."""
+    found = {}
+    for summary in sorted(folder.glob(f"seed-{seed}-*/summary.json")):
+        lines = read_metrics(summary.with_name("metrics.jsonl"))
+        stages = {line.stage for line in lines}
+        for name in presets():
+            if stage_name(name) in stages:
+                found[name] = learnt([line for line in lines if line.stage == stage_name(name)])
+    return found
 
 
 def learnt(lines: Sequence[MetricsLine]) -> Learnt:
@@ -112,13 +162,27 @@ def learnt(lines: Sequence[MetricsLine]) -> Learnt:
     accuracies = [line.values[ACCURACY] for line in lines if ACCURACY in line.values]
     trained = [line.values for line in lines if "time/step" in line.values]
     last = trained[-max(1, len(trained) // 10) :]
+
+    def at_last(name: str) -> float:
+        return mean(values.get(name, math.nan) for values in last)
+
     return Learnt(
         accuracies[0],
         accuracies[-1],
-        mean(values.get(PASS_AT_8, float("nan")) for values in last),
-        mean(values.get(ENTROPY, float("nan")) for values in last),
+        at_last(PASS_AT_8),
+        at_last(ENTROPY),
+        at_last(LENGTH),
+        _samples_until(trained, accuracies[0] + LEAST_GAIN),
         sum(values["time/step"] for values in trained),
     )
+
+
+def _samples_until(steps: Sequence[Mapping[str, float]], accuracy: float) -> float:
+    drawn = accumulate(values.get(SAMPLES, math.nan) for values in steps)
+    for values, samples in zip(steps, drawn, strict=True):
+        if values.get(TRAINING_ACCURACY, 0.0) >= accuracy:
+            return samples
+    return math.nan
 
 
 def figures(found: Mapping[str, Sequence[Learnt]]) -> list[Figure]:
@@ -131,6 +195,8 @@ def figures(found: Mapping[str, Sequence[Learnt]]) -> list[Figure]:
             _mean(name, "accuracy", [run.after for run in runs]),
             _mean(name, "pass@8", [run.pass_at_8 for run in runs]),
             _mean(name, "entropy", [run.entropy for run in runs], "nats"),
+            _mean(name, "length", [run.length for run in runs], "tokens"),
+            _mean(name, "samples to +0.1", [run.samples_needed for run in runs]),
             _mean(name, "time", [run.seconds for run in runs], "s"),
         ]
     return made
@@ -145,13 +211,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=50, help="of each preset")
     parser.add_argument("--only", nargs="+", choices=presets(), default=presets())
+    parser.add_argument("--keep", type=Path, default=None, help="folder to leave the runs in")
     arguments = parser.parse_args()
     found: dict[str, list[Learnt]] = {name: [] for name in arguments.only}
-    with tempfile.TemporaryDirectory(prefix="algorithms-") as folder:
+    with tempfile.TemporaryDirectory(prefix="algorithms-") as temporary:
+        folder = arguments.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         for seed in range(arguments.seeds):
-            for name, each in learn(Path(folder), seed, arguments.steps, arguments.only).items():
+            for name, each in learn(folder, seed, arguments.steps, arguments.only).items():
                 found[name].append(each)
-                print(f"seed {seed}, {name}: {each}", flush=True)
     write(
         "algorithms",
         CLAIM,

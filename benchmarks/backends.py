@@ -18,8 +18,9 @@ from typing import TypeAlias, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from torch.distributed import FileStore  # type: ignore[attr-defined]
+from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.report import Figure, write
 from manta.actors.backends.protocol import Backend
@@ -88,7 +89,7 @@ def one_update(backend: Backend, rows: Sequence[Row], tokens: int) -> tuple[floa
 
 def rank_main(rank: int, world_size: int, rounds: int, folder: str) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store-{world_size}", world_size)
+    store = FileStore(f"{folder}/store-{world_size}", world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     rows = some_rows()
     tokens = sum(row.num_tokens for row in rows)
@@ -110,7 +111,7 @@ def rank_main(rank: int, world_size: int, rounds: int, folder: str) -> None:
 def measure(world_size: int, rounds: int) -> list[Round]:
     """Raises RuntimeError where the backends did not do the same work."""
     with TemporaryDirectory() as folder:
-        mp.start_processes(
+        start_processes(  # type: ignore[no-untyped-call]
             rank_main, args=(world_size, rounds, folder), nprocs=world_size, start_method="spawn"
         )
         norms, found = torch.load(Path(folder) / f"{world_size}.pt")

@@ -116,7 +116,9 @@ class Crew:
         return 1e3 * (time.process_time() - began)
 
     async def _make(self, source: int, size: int) -> ray.ObjectRef[npt.NDArray[np.uint8]]:
-        block, summary = self._sources[source].make.remote(size)
+        made: tuple[ray.ObjectRef[npt.NDArray[np.uint8]], ray.ObjectRef[bytes]]
+        made = self._sources[source].make.remote(size)
+        block, summary = made
         await summary
         return block
 

@@ -80,8 +80,8 @@ def figures() -> list[Figure]:
         name = f"real actors, {engines} engines: driver, Ray's calls included"
         made.append(Figure(name, median(each), "ms/group", None, None, "lower", each))
     few, many = (median(found[count]) for count in COUNTS)
-    each = PROMPTS * (many - few) / (max(COUNTS) - min(COUNTS))
+    further = PROMPTS * (many - few) / (max(COUNTS) - min(COUNTS))
     made.append(
-        Figure("real actors: each further engine", each, "ms/step", None, None, "lower", [])
+        Figure("real actors: each further engine", further, "ms/step", None, None, "lower", [])
     )
     return made

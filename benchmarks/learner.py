@@ -131,7 +131,7 @@ def flops_per_token(spec: ModelSpec, rows: Sequence[Row], vocabulary: int = VOCA
     sizes = model_sizes(spec, vocabulary)
     width, layers = sizes.query_width, sizes.layers
     lengths = np.array([len(row.token_ids) for row in rows], np.float64)
-    trained = sum(row.num_tokens for row in rows) / lengths.sum()
+    trained = sum(row.num_tokens for row in rows) / float(lengths.sum())
     attention = 6 * width * layers * float((lengths**2).sum() / lengths.sum())
     return 6 * (num_hidden(sizes) + trained * vocabulary * sizes.width) + attention
 

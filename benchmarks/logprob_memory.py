@@ -120,7 +120,7 @@ def figures(rounds: int, entropy_trains: bool) -> list[Figure]:
     ]
     given, pairs = inputs(TOKENS), []
     for index in range(rounds + 1):
-        order = list(SIDES) if index % 2 else list(reversed(SIDES))
+        order = list(SIDES) if index % 2 else list(SIDES)[::-1]
         found = {name: run(SIDES[name], given, entropy_trains)[0] for name in order}
         if index:  # the first round warms up
             pairs.append((found["plain"], found["chunked"]))

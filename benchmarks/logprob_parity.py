@@ -116,7 +116,8 @@ def gaps(model: nn.Module, samples: Sequence[tuple[Int32, Completion]]) -> Float
         rows.append(Row(index, tokens, is_sampled, None, None, {}))
     found = build_backend(LearnerSettings(), model).evaluate(rows, ("logprob",), 1.0)["logprob"]
     engine = np.concatenate([completion.logprobs for _, completion in samples])
-    return np.abs(found.numpy() - engine)
+    apart: Float32 = np.abs(found.numpy() - engine)
+    return apart
 
 
 def measure(dtype: Dtype) -> list[Figure]:

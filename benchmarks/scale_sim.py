@@ -61,7 +61,7 @@ from manta.orchestrator.simulation.lengths import GroupLengths, LognormalLengths
 from manta.orchestrator.simulation.speeds import EngineSpeed, LearnerSpeed, Overheads, Speeds
 from manta.orchestrator.simulation.stage import SimulatedStage, StageParts
 from manta.orchestrator.simulation.world import SimulatedLearner, SimulatedWorld, WorldShape
-from manta.orchestrator.supply import BlockRef
+from manta.orchestrator.supply import BlockRef, Finished
 from manta.orchestrator.wait import Waits
 
 CLAIM = "The orchestrator at 1,000 engines: processor time a group and memory, in virtual time"
@@ -146,7 +146,7 @@ class TimedWorld(SimulatedWorld):
 
     episodes = most = 0
 
-    def run_block(  # type: ignore[override]
+    def run_block(
         self, lane: str, admissions: Sequence[Admission]
     ) -> Coroutine[Any, Any, tuple[BlockRef, BlockSummary]]:
         return self._counted(len(admissions), super().run_block(lane, admissions))
@@ -191,7 +191,9 @@ async def simulate(folder: Path, scale: Scale) -> Looks:
     )
     world = TimedWorld(shape, SPEEDS, LognormalLengths(256, 400.0, 0.7), TimedEngine)
     learner = SimulatedLearner(SPEEDS.learner)
-    feed = Feed(EpochOrder(1_000_000, 0), (STALENESS + 1) * scale.prompts, keeps_place=False)
+    feed: Feed[Finished] = Feed(
+        EpochOrder(1_000_000, 0), (STALENESS + 1) * scale.prompts, keeps_place=False
+    )
     stage = SimulatedStage(
         feed,
         PRESETS["grpo"],

@@ -23,7 +23,7 @@ def mean_length() -> float:
     """Of a lognormal length with the cap, in tokens."""
     normal, count = NormalDist(), 20_000
     quantiles = ((i + 0.5) / count for i in range(count))
-    return sum(min(CAP, MEDIAN * math.e ** (SIGMA * normal.inv_cdf(q))) for q in quantiles) / count
+    return sum(min(CAP, MEDIAN * math.exp(SIGMA * normal.inv_cdf(q))) for q in quantiles) / count
 
 
 UPDATE_SECONDS = PROMPTS * SAMPLES / ROWS * mean_length() / TOKENS_PER_SECOND

@@ -91,8 +91,10 @@ class Publishes:
         self._number += 1
         version = WeightVersion(self._number, 0)
         begin = time.perf_counter()
-        handed = self._sender.hand_over.remote(self._number % 2, version, in_full)
-        sha256: str = ray.get(handed)  # type: ignore[assignment]
+        handed: ray.ObjectRef[str] = self._sender.hand_over.remote(
+            self._number % 2, version, in_full
+        )
+        sha256: str = ray.get(handed)
         parcel = self._store.parcel.remote(version, None if in_full else self._held)
         taken: list[Delivery] = ray.get([engine.take.remote(parcel) for engine in self._engines])
         seconds = time.perf_counter() - begin
@@ -102,8 +104,10 @@ class Publishes:
         return seconds
 
     def close(self) -> None:
-        for actor in (*self._engines, self._sender, self._store):
-            ray.kill(actor)
+        for engine in self._engines:
+            ray.kill(engine)
+        ray.kill(self._sender)
+        ray.kill(self._store)
 
 
 @contextmanager

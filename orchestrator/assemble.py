@@ -98,12 +98,13 @@ def assemble(
         num_tokens_N=np.concatenate([summary.num_tokens for summary in summaries]),
         oldest_version=oldest_version,
     )
+    if settings.unit != "row":
+        plan = replace(plan, unit_N=group_N)
     if stage.pairs is None:
         return plan
     margins = np.array([summary.margin for summary in summaries], np.float32)
     return replace(
         plan,
-        unit_N=group_N,
         pair_P2=torch.stack(stage.pairs, dim=1).numpy().astype(np.int32),
         margin_P=margins[group_N[stage.pairs.chosen_P.numpy()]],
     )

@@ -227,7 +227,8 @@ def _ratio(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
     has_kl = algorithm.kl.coef != 0
     charges_kl = has_kl and algorithm.kl.placement == "reward"
     is_only_update = stage.updates_per_step * stage.epochs_per_step == 1
-    if algorithm.proximal == "learner" and is_only_update and not charges_kl:
+    needs_pass = charges_kl or algorithm.chooses_tokens or not is_only_update
+    if algorithm.proximal == "learner" and not needs_pass:
         told = (
             "the ratio's denominator is the learner's own log-probs: with one update a step they "
             "need no pass of their own"
@@ -248,6 +249,8 @@ def _ratio(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
         )
         if kl.discount != 1:
             told += f", discounted by {kl.discount:g} a token"
+        if kl.target is not None:
+            told += f", from there on whatever keeps it at {kl.target:g} nats a sample"
     if algorithm.advantage == "none":
         told += "; no rewards train, the KL alone does"
     return told

@@ -17,6 +17,8 @@ def compared_told(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSet
     """Of a loss that couples rows."""
     if algorithm.is_paired:
         return _pairs(run_file, stage, algorithm)
+    if algorithm.loss == "pacs":
+        return _questions(algorithm)
     point = {
         "samples": "the KL to it, estimated from the samples",
         "other_class": "the mean log-ratio of the other class",
@@ -27,6 +29,16 @@ def compared_told(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSet
         f"every one counts, desirable ones {algorithm.desirable_weight:g} times, others "
         f"{algorithm.undesirable_weight:g}; the loss is KTO with beta {algorithm.beta:g} against "
         f"{reference_told(run_file, stage)}, its reference point {point}"
+    )
+
+
+def _questions(algorithm: AlgorithmSettings) -> str:
+    balanced = ", both classes of a prompt count the same" if algorithm.balance_classes else ""
+    policy = {"learner": "the learner's own", "behaviour": "the engine's"}[algorithm.proximal]
+    return (
+        f"labels: a sample is right if its reward is above {algorithm.desirable_above:g}{balanced};"
+        " every prompt counts the same; the loss is PACS over all samples of a prompt, with beta "
+        f"{algorithm.beta:g} against {policy} log-probs at the start of the step"
     )
 
 

@@ -22,12 +22,13 @@ def pair_plan(
     rewards_N = torch.from_numpy(plan.coefficients["advantage"])
     stage = group_stage(settings, rewards_N, torch.from_numpy(plan.group_N))
     columns = {name: column.numpy() for name, column in stage.coefficients.items()}
+    if settings.unit != "row":
+        plan = replace(plan, unit_N=plan.group_N)
     if stage.pairs is None:
         return replace(plan, coefficients=columns)
     pair_P2 = torch.stack(stage.pairs, dim=1).numpy().astype(np.int32)
     return replace(
         plan,
-        unit_N=plan.group_N,
         coefficients=columns,
         pair_P2=pair_P2,
         margin_P=np.full(len(pair_P2), margin, np.float32),

@@ -44,7 +44,7 @@ def test_a_run_that_lost_its_learner_and_its_router_ends_as_one_that_did_not(
     expected = runs.check_history(finished, STEPS)
     assert [e.content_hash for e in trained] == [e.content_hash for e in expected]
     assert runs.weights(run_dir, STEPS) == runs.weights(finished, STEPS)
-    for name in ("learner/loss", "mismatch/same_version/tokens", "eval/accuracy"):
+    for name in ("learner/loss", "kl/coef", "mismatch/same_version/tokens", "eval/accuracy"):
         assert [m[name] for m in runs.metrics(run_dir) if name in m] == [
             m[name] for m in runs.metrics(finished) if name in m
         ]

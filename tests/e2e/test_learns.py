@@ -23,7 +23,7 @@ LEARNS = (
     "stages.rl.steps=90",
     "stages.rl.prompts_per_step=16",
     "stages.rl.algorithm.samples_per_prompt=16",
-    "stages.rl.algorithm.kl.coef=0",
+    "stages.rl.algorithm.kl={coef: 0}",
     "stages.rl.learning_rate=2e-3",
     "stages.rl.decay=linear",
 )

@@ -82,11 +82,13 @@ def test_the_same_seed_gives_the_same_run_even_when_killed(finished: Path, tmp_p
     assert result.returncode == 0, result.stdout + result.stderr
     [left] = runs.told(run_dir, "checkpoints left behind")
     assert left["steps"][-1] == 6
+    coefs = [line["kl/coef"] for line in runs.metrics(finished) if "kl/coef" in line]
+    assert len(set(coefs)) == 8
     trained = runs.check_history(run_dir, STEPS)
     expected = runs.check_history(finished, STEPS)
     assert [e.content_hash for e in trained] == [e.content_hash for e in expected]
     assert runs.weights(run_dir, STEPS) == runs.weights(finished, STEPS)
-    for name in ("learner/loss", "learner/grad_norm", "reward/mean", "eval/accuracy"):
+    for name in ("learner/loss", "learner/grad_norm", "kl/coef", "reward/mean", "eval/accuracy"):
         assert [m[name] for m in runs.metrics(run_dir) if name in m] == [
             m[name] for m in runs.metrics(finished) if name in m
         ]

@@ -21,7 +21,7 @@ def test_two_engines_learn_through_a_folder(tmp_path: Path, cluster: runs.Enviro
         "stages.rl.learning_rate=1e-6",
         "model.dtype=bfloat16",
         "publish.probe_tolerance=0.05",
-        "stages.rl.algorithm.kl.coef=0",
+        "stages.rl.algorithm.kl={coef: 0}",
     )
     result = runs.manta("train", runs.TINY, tmp_path, *overrides, env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr

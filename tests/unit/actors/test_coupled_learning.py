@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from manta.actors.backends.plain import PlainBackend
 from manta.actors.backends.residents import build_residents
@@ -33,8 +33,8 @@ from manta.actors.sharding import kept_rows
 from manta.actors.step_tokens import StepTokens
 from manta.algorithms.aggregate import Denominators
 from manta.algorithms.presets import PRESETS
+from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings
-from manta.algorithms.token_stage import AllReduce
 from manta.envs.records import StepPlan, WeightVersion
 from pair_plans import pair_plan
 from tiny import VOCABULARY, groups_of, join_group, rows_by_index, run_ranks, tiny_model, tiny_spec
@@ -52,10 +52,19 @@ ALGORITHMS = {
     "simpo, all pairs": replace(PRESETS["simpo"], pairs="all"),
     "kto": replace(PRESETS["kto"], undesirable_weight=1.5),
     "kto, samples": replace(PRESETS["kto"], samples_from="policy", reference_point="samples"),
+    "pacs": PRESETS["pacs"],
+    "pacs, behaviour": replace(PRESETS["pacs"], proximal="behaviour", beta=0.3),
     "reward model": PRESETS["reward_model"],
     "reward model, pairs": replace(PRESETS["reward_model"], unit="pair"),
 }
-ON_RANKS = ("dpo", "dpo, all pairs by prompt", "simpo, all pairs", "kto, samples", "reward model")
+ON_RANKS = (
+    "dpo",
+    "dpo, all pairs by prompt",
+    "simpo, all pairs",
+    "kto, samples",
+    "pacs",
+    "reward model",
+)
 FROZEN = ResidentRates({"reward": RATE}, is_policy_frozen=True)
 
 
@@ -117,13 +126,15 @@ def directly(coupled: Coupled) -> tuple[Tensor, Tensor]:
         value_N = value_N - torch.tensor([row_sum(row) for row in rows], dtype=torch.float64)
     if algorithm.loss in ("ipo", "simpo"):
         value_N = value_N / torch.from_numpy(plan.num_tokens_N)
-    if algorithm.loss == "kto":
+    if algorithm.loss == "pacs":
+        loss_P = question_losses(coupled, value_N)
+    elif algorithm.loss == "kto":
         loss_P = kto_losses(algorithm, value_N, torch.from_numpy(plan.coefficients["label"]) > 0)
     else:
         chosen_P, rejected_P = torch.from_numpy(plan.pair_P2.T.astype(np.int64))
         ahead_P = value_N[chosen_P] - value_N[rejected_P]
         loss_P = pair_losses(algorithm, ahead_P)
-    if algorithm.unit != "group":
+    if algorithm.unit != "group" or algorithm.loss == "pacs":
         loss = loss_P.mean()
     else:
         group_P = plan.group_N[plan.pair_P2[:, 0]]
@@ -139,6 +150,31 @@ def pair_losses(algorithm: AlgorithmSettings, ahead_P: Tensor) -> Tensor:
         return -logsigmoid(ahead_P - float(np.float32(MARGIN)))
     margin = algorithm.target_margin if algorithm.loss == "simpo" else 0.0
     return -logsigmoid(algorithm.beta * ahead_P - margin)
+
+
+def question_losses(coupled: Coupled, value_N: Tensor) -> Tensor:
+    """Of each prompt: psi by matrix, leave-one-out."""
+    rows, algorithm = coupled.rows(1), coupled.algorithm
+    start_N = value_N.detach()
+    if algorithm.proximal == "behaviour":
+        sums = [float(rows[i].behaviour_logprobs[rows[i].loss_mask].sum()) for i in sorted(rows)]  # type: ignore[index]
+        start_N = torch.tensor(sums, dtype=torch.float64)
+    proxy_N, group_N = algorithm.beta * (value_N - start_N), torch.from_numpy(coupled.plan.group_N)
+    label_N = torch.from_numpy(coupled.plan.coefficients["label"]).double()
+    losses = []
+    for group in torch.unique(group_N):
+        own = group_N == group
+        count = int(own.sum())
+        matrix = (torch.eye(count, dtype=torch.float64) * count - 1) / (count - 1)
+        label_K, classes = label_N[own], label_N[own].unique()
+        weight_K = torch.ones(count, dtype=torch.float64)
+        if len(classes) == 2:
+            for label in classes:
+                weight_K[label_K == label] = count / (2 * float((label_K == label).sum()))
+        losses.append(
+            binary_cross_entropy_with_logits(matrix @ proxy_N[own], label_K, weight=weight_K)
+        )
+    return torch.stack(losses)
 
 
 def kto_losses(algorithm: AlgorithmSettings, ratio_N: Tensor, is_good_N: Tensor) -> Tensor:
@@ -245,12 +281,25 @@ def share_of(
     tokens = StepTokens(coupled.algorithm, tuple(coupled.plan.coefficients), mine, None, alone)
     assert update.is_split(all_reduce)
     residents = () if update.scalar == "logprob" else (coupled.trained,)
-    batch = tokens.batch(mine, Denominators(1.0, 1.0))
     found = evaluate(coupled.policy, mine, (update.scalar,), 1.0, residents)  # type: ignore[arg-type]
+    start_T = found[update.scalar].detach() if coupled.algorithm.proximal == "learner" else None
+    batch = tokens.batch(mine, Denominators(1.0, 1.0), start_T)
     update.exchange(batch, found[update.scalar], all_reduce)
     terms = update.loss(mine, batch, found)
     gradients = torch.autograd.grad(terms.loss, coupled.parameters)
     return torch.cat([g.double().flatten() for g in gradients])
+
+
+def test_what_pacs_compares_with_stays_that_of_the_steps_start() -> None:
+    """Several updates and epochs, whatever the micro-batches; the log-ratios grow."""
+    moved = []
+    for budget in (8192, 60, 1):
+        coupled = Coupled(PRESETS["pacs"], budget)
+        rows = coupled.rows(2)
+        report = coupled.learner.step(coupled.plan, rows, 3, 2, 0.1)
+        assert report["updates"] == 6 and report["labels/margin"] > 0
+        moved.append(coupled.moved())
+    assert relative(moved[1], moved[0]) < 1e-6 and relative(moved[2], moved[0]) < 1e-6
 
 
 def test_a_pass_is_made_only_where_a_unit_is_split() -> None:

@@ -24,7 +24,12 @@ from manta.actors.rows import rows_of
 from manta.actors.weight_tensors import unpack
 from manta.algorithms.group_stage import group_stage
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, KlSettings, OffPolicySettings
+from manta.algorithms.settings import (
+    AlgorithmSettings,
+    CovarianceSettings,
+    KlSettings,
+    OffPolicySettings,
+)
 from manta.envs.records import WeightVersion
 from tiny import (
     HELD,
@@ -57,6 +62,17 @@ ALGORITHMS = {
     ),
     "row ratios": replace(
         GRPO, loss="gspo", proximal="learner", aggregation="sequence_mean", kl=KlSettings()
+    ),
+    "random policy's values": replace(
+        GRPO, loss="rover", proximal="learner", aggregation="sequence_mean", kl=KlSettings()
+    ),
+    "dropped tokens": replace(GRPO, loss="clip_cov", covariance=CovarianceSettings(0.1, 0.01, 9.0)),
+    "held tokens": replace(
+        GRPO,
+        loss="kl_cov",
+        proximal="learner",
+        covariance=CovarianceSettings(0.2),
+        kl=KlSettings(0.1, target=0.5, gain=1.0),
     ),
     "sft": AlgorithmSettings("sft", samples_from="given", loss="cross_entropy"),
 }
@@ -258,6 +274,29 @@ def test_the_proximal_policy_is_that_before_the_first_update() -> None:
     assert learner.step(plan, rows, 1, 1, 1.0)["ratio_max"] == pytest.approx(1.0, abs=1e-6)
     learner, _ = learner_of(replace(GRPO, proximal="learner"))
     assert learner.step(plan, rows, 2, 1, 1.0)["ratio_max"] > 1.001
+
+
+def test_values_of_the_random_policy_are_measured_from_the_step_s_start() -> None:
+    """Whole distributions of the policy before the step and after its first update, over the tokens
+    that another one of their row follows."""
+    groups = groups_of(SIZES)
+    plan = plan_of(groups, KEEP)
+    rows = rows_by_index(plan, groups)
+    algorithm = ALGORITHMS["random policy's values"]
+    model = tiny_model()
+    once = Learner(PlainBackend(model, settings(budget=70)), algorithm, 70, temperature=0.9)
+    assert once.step(plan, rows, 1, 1, 1.0)["successor_value"] == 0.0
+    kept = [row for row in rows.values() if row.coefficients["keep"]]
+    means = []
+    for policy in (tiny_model(), model):
+        found = evaluate(policy, kept, ("logsumexp", "vocab_mean"), 0.9)
+        means.append((found["vocab_mean"] - found["logsumexp"]).detach())
+    risen = (means[1] - means[0]).split([row.num_tokens for row in kept])
+    wanted = torch.cat([torch.cat([part[1:], torch.zeros(1)]) for part in risen]).mean()
+    twice, _ = learner_of(algorithm, 70)
+    report = twice.step(plan, rows, 2, 1, 1.0)
+    assert abs(float(wanted)) > 1e-4
+    assert report["successor_value"] == pytest.approx(float(wanted) / 2, rel=1e-3)
 
 
 def test_the_shortcut_for_a_single_update_equals_the_pass() -> None:

@@ -48,9 +48,10 @@ def test_ranks_that_write(kind: type[Whole], expected: list[bool], tmp_path: Pat
         told: list[tuple[int, Saved]] = []
         backend = kind()
         writer = CheckpointWriter(lambda step, saved, told=told: told.append((step, saved)))
-        save_part(cast(Backend, backend), writer, rank, 4, str(tmp_path / str(rank)))
+        save_part(cast(Backend, backend), writer, rank, 4, str(tmp_path / str(rank)), 0.1)
         writer.wait()
         assert backend.saves == int(is_writer)
         [(step, saved)] = told
         assert (step, saved.problem) == (4, "")
-        assert [file.name for file in saved.files] == ["learner.json"] * is_writer
+        names = ["kl.json"] * (rank == 0) + ["learner.json"] * is_writer
+        assert [file.name for file in saved.files] == names

@@ -21,7 +21,8 @@ WORDS = 7
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Ragged rows with a policy that is a table of logits: [T, 7], float64."""
+    """Ragged rows with a policy that is a table of logits: [T, 7], float64. `selected_T` are those
+    that a choice of tokens has made, of rows that are not asked for one."""
 
     counts_R: Tensor
     columns: dict[str, Tensor]
@@ -30,6 +31,7 @@ class Rows:
     behaviour_T: Tensor
     proximal_T: Tensor
     reference_T: Tensor
+    selected_T: Tensor | None = None
 
     @staticmethod
     def random(counts: list[int], seed: int) -> Rows:
@@ -51,6 +53,7 @@ class Rows:
             behaviour_T=logprob + near[0],
             proximal_T=logprob + near[1],
             reference_T=logprob + near[2],
+            selected_T=torch.from_numpy(generator.random(num_tokens) < 0.3),
         )
 
     @property
@@ -70,6 +73,7 @@ class Rows:
                 getattr(self, name)[picked_T]
                 for name in ("tokens_T", "logits_TV", "behaviour_T", "proximal_T", "reference_T")
             ),
+            selected_T=None if self.selected_T is None else self.selected_T[picked_T],
         )
 
     def terms(self, algorithm: AlgorithmSettings, update: Denominators) -> LossTerms:
@@ -81,6 +85,8 @@ class Rows:
             behaviour_T=self.behaviour_T,
             proximal_T=self.proximal_T if algorithm.proximal == "learner" else None,
             reference_T=self.reference_T,
+            vocabulary_T=(0.7 * self.logits_TV.detach()).log_softmax(-1).mean(-1),
+            selected_T=self.selected_T if algorithm.chooses_tokens else None,
         )
         return Objective(algorithm, report_entropy=True).loss(batch, self.statistics())
 
@@ -89,6 +95,8 @@ class Rows:
         return {
             "logprob": log_TV[torch.arange(len(self.tokens_T)), self.tokens_T],
             "entropy": -(log_TV.exp() * log_TV).sum(-1),
+            "vocab_mean": self.logits_TV.mean(-1),
+            "logsumexp": self.logits_TV.logsumexp(-1),
         }
 
 

@@ -16,7 +16,7 @@ from manta.algorithms.advantages import ADVANTAGES, StepRewards, max_likelihood,
 from manta.algorithms.catalogue import ADVANTAGE_KINDS
 from manta.algorithms.group_stage import group_stage
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.settings import AlgorithmSettings, DifficultySettings
 
 GroupLoop = Callable[[AlgorithmSettings, list[float], list[int]], list[float]]
 """The advantages of one group from its rewards and trained tokens."""
@@ -85,6 +85,16 @@ def wins(s: AlgorithmSettings, rewards: list[float], tokens: list[int]) -> list[
     return [(rate - 0.5) / scale for rate in rates]
 
 
+def lead(s: AlgorithmSettings, rewards: list[float], tokens: list[int]) -> list[float]:
+    share, told = sum(r > 0.5 for r in rewards) / len(rewards), s.difficulty
+    found = []
+    for advantage in grpo(s, rewards, tokens):
+        expected = share if advantage > 0 else 1 - share
+        curve = 1 + math.exp(told.steepness * (expected - told.midpoint))
+        found.append(advantage * (told.low + (told.high - told.low) / curve))
+    return found
+
+
 def nothing(_: AlgorithmSettings, rewards: list[float], tokens: list[int]) -> list[float]:
     return [0.0] * len(rewards)
 
@@ -99,9 +109,15 @@ CASES: dict[str, tuple[AlgorithmSettings, GroupLoop]] = {
     "pass_at_k": (dataclasses.replace(BASE, advantage="pass_at_k", pass_k=3), teams),
     "max_likelihood": (dataclasses.replace(BASE, advantage="max_likelihood"), maxrl),
     "win_rate": (dataclasses.replace(BASE, advantage="win_rate", divide_by_std=False), wins),
+    "difficulty_weighted": (
+        dataclasses.replace(
+            BASE, advantage="difficulty_weighted", difficulty=DifficultySettings(0.3, 1.8, 0.6, 4.0)
+        ),
+        lead,
+    ),
     "none": (dataclasses.replace(BASE, advantage="none"), nothing),
 }
-WHOLE_STEP = {"decoupled"}
+WHOLE_STEP = {"decoupled", "length_penalized"}
 """Those that look past the group have a test of their own."""
 COMPARING = [name for name, kind in ADVANTAGE_KINDS.items() if kind.needs_group]
 
@@ -195,7 +211,44 @@ def test_decoupled_takes_all_components_where_none_is_named() -> None:
         ADVANTAGES["decoupled"](unknown, told)
 
 
-@pytest.mark.parametrize("name", COMPARING)
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("share", [0.1, 0.34, 1.0])
+def test_the_easiest_groups_pay_for_length(share: float, seed: int) -> None:
+    settings = dataclasses.replace(
+        of("length_penalized"), penalized_share=share, length_penalty=0.6
+    )
+    told = step(seed)
+    groups = {
+        group: np.flatnonzero(told.group_N.numpy() == group) for group in told.group_N.tolist()
+    }
+    rewards, tokens = told.rewards_N.numpy(), told.num_tokens_N.numpy()
+    by_ease = sorted(groups, key=lambda group: (-rewards[groups[group]].mean(), group))
+    easy = by_ease[: math.ceil(share * len(groups))]
+    wanted = np.empty(len(rewards))
+    for group, rows in groups.items():
+        right = [float(n) for n, r in zip(tokens[rows], rewards[rows], strict=True) if r]
+        paid = []
+        for length, reward in zip(tokens[rows].tolist(), rewards[rows].tolist(), strict=True):
+            if reward and group in easy:
+                spread = float(np.std(right, ddof=1)) if len(right) > 1 else 0.0
+                z = (length - float(np.mean(right))) / (spread + settings.std_epsilon)
+                reward -= 0.6 / (1 + math.exp(-z))
+            paid.append(reward)
+        wanted[rows] = grpo(settings, paid, [])
+    found = ADVANTAGES["length_penalized"](settings, told)
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-9, atol=1e-10)
+
+
+def test_all_right_prompts_learn_to_be_short() -> None:
+    """Of ten prompts that are all right two pay, the first ones; the longer sample loses."""
+    groups = torch.arange(10).repeat_interleave(2)
+    told = StepRewards(torch.ones(20), groups, torch.tensor([3, 9]).repeat(10), {})
+    found = ADVANTAGES["length_penalized"](PRESETS["grpo_lambda"], told).view(10, 2)
+    assert (found[:2, 0] > 0.7).all() and (found[:2, 1] < -0.7).all()
+    assert not found[2:].any()
+
+
+@pytest.mark.parametrize("name", [name for name in COMPARING if name != "length_penalized"])
 def test_equal_rewards_and_groups_of_one_give_exactly_zero(name: str) -> None:
     num = 12
     for reward in (0.0, 1.0) if name == "pass_at_k" else (0.0, 0.1, 1.0, 1e6 + 0.3):
@@ -220,7 +273,7 @@ def test_the_order_of_samples_changes_nothing(name: str) -> None:
     torch.testing.assert_close(found, straight[order], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name in COMPARING if name not in ("decoupled",)])
+@pytest.mark.parametrize("name", [name for name in COMPARING if name not in WHOLE_STEP])
 def test_a_group_s_advantages_do_not_depend_on_the_others(name: str) -> None:
     told = step(3)
     whole = ADVANTAGES[name](of(name), told)
@@ -263,5 +316,7 @@ def test_rewards_that_do_not_fit_are_refused_by_group() -> None:
     rewards, groups = torch.tensor([1.0, 0.5, -1.0]), torch.tensor([4, 9, 7])
     with pytest.raises(ValueError, match=r"groups \[7, 9\] are neither 0 nor 1"):
         group_stage(PRESETS["pass_at_k"], rewards, groups)
+    with pytest.raises(ValueError, match="advantage length_penalized counts right samples"):
+        group_stage(PRESETS["grpo_lambda"], rewards, groups)
     with pytest.raises(ValueError, match=r"groups \[7\] are negative"):
         group_stage(PRESETS["max_rl"], rewards, groups)

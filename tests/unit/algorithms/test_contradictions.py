@@ -10,6 +10,7 @@ from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import (
     AlgorithmSettings,
     CriticSettings,
+    DifficultySettings,
     FilterName,
     FilterSettings,
     ImplicitRewardSettings,
@@ -35,6 +36,10 @@ def implicit(**told: object) -> AlgorithmSettings:
     return changed("prime", implicit_reward=ImplicitRewardSettings(**told))  # type: ignore[arg-type]
 
 
+def weighed(**told: float) -> AlgorithmSettings:
+    return changed("grpo_lead", difficulty=DifficultySettings(**told))
+
+
 def filtered(name: FilterName, **told: object) -> AlgorithmSettings:
     return changed("dr_grpo", filters=(FilterSettings(name, **told),))  # type: ignore[arg-type]
 
@@ -42,6 +47,15 @@ def filtered(name: FilterName, **told: object) -> AlgorithmSettings:
 def off_policy(correction: str, **told: object) -> AlgorithmSettings:
     settings = OffPolicySettings(correction, **told)  # type: ignore[arg-type]
     return changed("grpo", proximal="learner", off_policy=settings)
+
+
+def covariance(name: str, **told: object) -> AlgorithmSettings:
+    settings = dataclasses.replace(PRESETS[name].covariance, **told)  # type: ignore[arg-type]
+    return changed(name, covariance=settings)
+
+
+def kl(name: str, **told: object) -> AlgorithmSettings:
+    return changed(name, kl=dataclasses.replace(PRESETS[name].kl, **told))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +138,21 @@ def off_policy(correction: str, **told: object) -> AlgorithmSettings:
             "KL in the reward gives every token .* set loss to gspo_token",
         ),
         (changed("ppo", loss="gmpo"), "advantage gae gives every token"),
+        (covariance("kl_cov", low=2.0), "covariance.low is 2.0 but loss is kl_cov, .* to clip_cov"),
+        (covariance("clip_cov", coef=2.0), "covariance.coef is 2.0 but loss is clip_cov"),
+        (covariance("clip_cov", estimator="k2"), "covariance.estimator is k2 but .* to kl_cov"),
+        (covariance("grpo", share=0.1), "set loss to clip_cov or kl_cov"),
+        (covariance("kl_cov", share=0.0), "covariance.share is 0, it must be above 0"),
+        (covariance("clip_cov", share=1.5), "covariance.share is 1.5, .* at most 1"),
+        (covariance("clip_cov", low=5.0), "covariance.low is 5 and covariance.high 5, between"),
+        (covariance("clip_cov", high=float("nan")), "between which no covariance lies"),
+        (covariance("kl_cov", coef=0.0), "covariance.coef is 0, it must be above 0"),
+        (kl("grpo", gain=0.2), "kl.gain is 0.2 but there is no kl.target"),
+        (kl("grpo", target=0.0), "kl.target is 0, it must be above 0"),
+        (kl("grpo", target=6.0, gain=5.0), "kl.gain is 5, it must be above 0 and below 5"),
+        (kl("grpo", target=6.0, coef=0.0), "kl.coef, from which the coefficient begins, is 0"),
+        (kl("sft", target=6.0), "it samples nothing here"),
+        (kl("distillation", target=6.0), "no meaning where the KL alone trains"),
         (changed("sft", whiten_advantages=True), "`whiten_advantages` has no effect"),
         (off_policy("truncate"), "set off_policy.high"),
         (off_policy("mask"), "set off_policy.low, off_policy.high or both"),
@@ -168,6 +197,28 @@ def off_policy(correction: str, **told: object) -> AlgorithmSettings:
         (changed("kto", undesirable_weight=-1.0), "undesirable_weight is -1, it must be 0 or more"),
         (changed("kto", desirable_weight=0, undesirable_weight=0), "so that nothing trains"),
         (changed("dpo", desirable_weight=2.0), "desirable_weight is 2.0 but loss is dpo"),
+        (changed("pacs", unit="row"), "compares all samples of a prompt: set unit to group"),
+        (changed("pacs", samples_per_prompt=1), "compares the samples of a prompt: set it to 2"),
+        (changed("pacs", samples_from="given"), "given answers have none: set samples_from"),
+        (changed("pacs", desirable_above=float("nan")), "desirable_above is nan"),
+        (changed("pacs", beta=0.0), "beta is 0, it must be above 0"),
+        (changed("pacs", off_policy=OffPolicySettings("weight")), "no use for `off_policy`"),
+        (
+            changed("rover", proximal="behaviour"),
+            "which engines do not tell: set proximal to learner",
+        ),
+        (changed("grpo_lambda", penalized_share=0.0), "penalized_share is 0, it must be above 0"),
+        (changed("grpo_lambda", length_penalty=1.5), "length_penalty is 1.5, it must be above 0"),
+        (changed("grpo_lambda", filters=(ZERO,)), "zero_variance leaves these out: remove the"),
+        (changed("grpo", length_penalty=0.1), "length_penalty is 0.1 but advantage is group_rel"),
+        (weighed(low=2.0), "weighs from 2 to 1.5: let low be 0 or more"),
+        (weighed(midpoint=75.0), "difficulty.midpoint is 75, a share"),
+        (weighed(steepness=0.0), "difficulty.steepness is 0, it must be above 0"),
+        (changed("grpo", difficulty=DifficultySettings(high=2.0)), "but advantage is group_relat"),
+        (changed("rover", rho=0.0), "rho is 0.0, it must be above 0"),
+        (changed("rover", successor_weight=-1.0), "successor_weight is -1, it must be 0 or more"),
+        (changed("grpo", rho=2.0), "rho is 2.0 but loss is clipped_surrogate"),
+        (changed("kto", balance_classes=True), "balance_classes is True but loss is kto"),
         (changed("sft", keep_best=1), "keep_best is 1 of 1 samples, which chooses nothing"),
         (changed("raft", keep_best=-1), "keep_best is -1, it must be 0"),
         (changed("raft", keep_best=8), "keep_best is 8 of 8 samples"),
@@ -240,6 +291,10 @@ def test_all_problems_are_named_at_once() -> None:
         changed("online_dpo", samples_per_prompt=8, pairs="all", pair_margin=0.2, unit="group"),
         changed("dpo", length_normalized=True),
         changed("kto", samples_from="policy", reference_point="samples", samples_per_prompt=1),
+        changed("grpo_lambda", penalized_share=1.0, length_penalty=0.05, filters=(BAND,)),
+        changed("dapo", advantage="difficulty_weighted"),
+        changed("rover", successor_weight=0.0, divide_by_std=True, kl=KlSettings(0.01)),
+        changed("pacs", proximal="behaviour", balance_classes=False),
         changed("kto", reference_point="zero", desirable_weight=0.0),
         changed("raft", keep_best=2, keep_above=0.5, reward_temperature=0.5),
         changed("raft", kl=KlSettings(coef=0.1)),

@@ -20,7 +20,7 @@ from hypothesis import settings as of_search
 from hypothesis import strategies as st
 from torch import Tensor
 
-from manta.algorithms.coupled import Scalars, Units, couple, row_scalars
+from manta.algorithms.coupled import Coupling, Scalars, Units, couple, row_scalars
 from manta.algorithms.coupled_losses import LOSSES
 from manta.algorithms.group_stage import group_stage
 from manta.algorithms.presets import PRESETS
@@ -91,7 +91,11 @@ LABEL_CASES = {
     ),
     "kto, zero": preset("kto", reference_point="zero", desirable_weight=0.6, beta=0.7),
 }
-CASES = {**{name: case for name, (case, _) in PAIR_CASES.items()}, **LABEL_CASES}
+GROUP_CASES = {
+    "pacs": preset("pacs", beta=0.7),
+    "pacs, as many as there are": preset("pacs", balance_classes=False, desirable_above=0.2),
+}
+CASES = {**{name: case for name, (case, _) in PAIR_CASES.items()}, **LABEL_CASES, **GROUP_CASES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,19 +118,22 @@ class Rows:
         )
         if stage.pairs is not None:
             members = torch.stack(stage.pairs, dim=1)
-            labels = torch.tensor([1.0, 0.0]).repeat(len(members))
+            labels, count = torch.tensor([1.0, 0.0]).repeat(len(members)), len(members)
+            unit_M = torch.arange(count).repeat_interleave(2)
         else:
-            (kept,) = torch.where(stage.coefficients["keep"] > 0)
-            members, labels = kept[:, None], stage.coefficients["label"][kept]
-        count = len(members)
+            (members,) = torch.where(stage.coefficients["keep"] > 0)
+            labels, unit_M = stage.coefficients["label"][members], torch.arange(len(members))
+            if settings.unit == "group":
+                _, unit_M = torch.unique(torch.tensor(GROUPS)[members], return_inverse=True)
+            count = int(unit_M.max()) + 1
         weight_U = torch.full((count,), 1 / count, dtype=torch.float64)
-        if settings.unit == "group":
+        if stage.pairs is not None and settings.unit == "group":
             group_U = torch.tensor(GROUPS)[members[:, 0]]
             sizes = torch.bincount(group_U)
             weight_U = 1 / (sizes[group_U].double() * int((sizes > 0).sum()))
         units = Units(
             row_M=names_R[members.flatten()],
-            unit_M=torch.arange(count).repeat_interleave(members.shape[1]),
+            unit_M=unit_M,
             label_M=labels.double(),
             margin_U=torch.zeros(count, dtype=torch.float64),
             weight_U=weight_U,
@@ -159,6 +166,8 @@ def by_loop(name: str, rows: Rows, logprob_T: np.ndarray) -> float:
     if name in LABEL_CASES:
         held = reference_points(LABEL_CASES[name], rows.answers(rows.logprob_T.numpy()))
         return labels_by_loop(LABEL_CASES[name], answers, held)
+    if name in GROUP_CASES:
+        return questions_by_loop(GROUP_CASES[name], answers)
     settings, pair_loss = PAIR_CASES[name]
     by_group: dict[int, list[float]] = {}
     for group in sorted(set(GROUPS)):
@@ -191,6 +200,30 @@ def labels_by_loop(
         weight = settings.desirable_weight if good else settings.undesirable_weight
         losses.append(weight * (1 - 1 / (1 + math.exp(-settings.beta * ahead))))
     return float(np.mean(losses))
+
+
+def questions_by_loop(settings: AlgorithmSettings, answers: list[Answer]) -> float:
+    means = []
+    for members in groups_that_train():
+        proxies = {i: settings.beta * (answers[i].logprob - answers[i].reference) for i in members}
+        is_right = {i: REWARDS[i] > settings.desirable_above for i in members}
+        losses = []
+        for i in members:
+            others = [proxies[j] for j in members if j != i]
+            psi = proxies[i] - sum(others) / len(others) if others else 0.0
+            probability = 1 / (1 + math.exp(-psi))
+            loss = -math.log(probability if is_right[i] else 1 - probability)
+            weight = 1.0
+            if settings.balance_classes and len(set(is_right.values())) == 2:
+                weight = len(members) / (2 * sum(is_right[j] == is_right[i] for j in members))
+            losses.append(weight * loss)
+        means.append(sum(losses) / len(losses))
+    return sum(means) / len(means)
+
+
+def groups_that_train() -> list[list[int]]:
+    rows = [[r for r, g in enumerate(GROUPS) if g == group and COUNTS[r]] for group in set(GROUPS)]
+    return [members for members in rows if members]
 
 
 def reference_points(settings: AlgorithmSettings, answers: list[Answer]) -> dict[bool, float]:
@@ -304,7 +337,8 @@ def test_rows_in_no_unit_get_no_gradient(name: str) -> None:
     assert 0 < int(in_units.sum()) < len(COUNTS)
     for row, is_in in enumerate(in_units.tolist()):
         share = gradient_T[bounds[row] : bounds[row + 1]]
-        assert bool((share != 0).any()) == (is_in and COUNTS[row] > 0)
+        is_alone = CASES[name].unit == "group" and [row] in groups_that_train()
+        assert bool((share != 0).any()) == (is_in and COUNTS[row] > 0 and not is_alone)
 
 
 @pytest.mark.parametrize("name", list(PAIR_CASES))
@@ -325,7 +359,9 @@ def test_without_a_reference_it_says_what_is_missing(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if not CASES[n].needs_reference])
+@pytest.mark.parametrize(
+    "name", [n for n in CASES if not CASES[n].needs_reference and n not in GROUP_CASES]
+)
 def test_what_needs_no_reference_does_not_read_one(name: str) -> None:
     rows = Rows.of(CASES[name])
     scalars, _ = rows.scalars(rows.logprob_T, list(range(len(COUNTS))))
@@ -380,3 +416,49 @@ def test_kto_of_one_class_alone_has_a_reference_point_of_zero(label: float) -> N
     value = 1 / (1 + math.exp(-settings.beta * side * 3.0))
     assert float(found.loss_R.sum()) == pytest.approx(1 - value)
     assert float(found.figures["reference_point"].sum()) == 0.0
+
+
+def question(labels: list[float], proxies: list[float], **changes: object) -> Coupling:
+    """PACS of one prompt's samples, by what their log-probs rose since the step's start."""
+    count = len(labels)
+    units = Units(
+        torch.arange(count),
+        torch.zeros(count, dtype=torch.int64),
+        torch.tensor(labels, dtype=torch.float64),
+        torch.zeros(1, dtype=torch.float64),
+        torch.ones(1, dtype=torch.float64),
+    )
+    rose_R = torch.tensor(proxies, dtype=torch.float64)
+    scalars = Scalars(rose_R - 4, torch.full_like(rose_R, -4), torch.full_like(rose_R, 3))
+    return couple(preset("pacs", **changes), units, torch.arange(count), scalars)
+
+
+def test_what_pacs_reports_and_where_it_starts() -> None:
+    """By hand: psi are 1.5, -0.75 and -0.75 of log-ratios 1, -0.5 and -0.5."""
+    found = question([1, 0, 1], [1.0, -0.5, -0.5])
+    figures = {name: float(values_R.sum()) for name, values_R in found.figures.items()}
+    wanted = {"accuracy": 2 / 3, "desirable": 2 / 3, "margin": (1.5 + 0.75 - 0.75) / 3}
+    assert figures == pytest.approx(wanted)
+    # Both right samples weigh 3 / 4, the wrong one 3 / 2
+    losses = 0.75 * softplus(-1.5) + 1.5 * softplus(-0.75) + 0.75 * softplus(0.75)
+    assert float(found.loss_R.sum()) == pytest.approx(losses / 3)
+    # With nothing learnt yet it is leave-one-out REINFORCE of half the weighted labels
+    start = question([1, 0, 1], [0.0, 0.0, 0.0]).slope_R
+    pulls = torch.tensor([0.375, -0.75, 0.375], dtype=torch.float64)
+    torch.testing.assert_close(start, -(pulls - pulls.mean()) * 1.5 / 3)
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_a_prompt_of_one_class_teaches_pacs_nothing_before_the_policy_moves(label: float) -> None:
+    found = question([label] * 4, [0.0] * 4)
+    assert float(found.loss_R.sum()) == pytest.approx(math.log(2))
+    torch.testing.assert_close(found.slope_R, torch.zeros(4, dtype=torch.float64))
+    assert float(question([label], [0.7]).slope_R) == 0.0
+
+
+def test_pacs_without_log_probs_of_the_start_says_what_is_missing() -> None:
+    rows = Rows.of(CASES["pacs"])
+    scalars, _ = rows.scalars(rows.logprob_T, list(range(len(COUNTS))))
+    without = dataclasses.replace(scalars, reference_R=None)
+    with pytest.raises(ValueError, match="needs log-probs of the sampling policy"):
+        couple(CASES["pacs"], rows.units, rows.names_R, without)

@@ -1,6 +1,7 @@
 """Every loss with a ratio, against its formula in plain loops, and what must hold for all of them.
 
-A new loss adds a line to CASES; that micro-batches change nothing is in test_objective.
+A new loss adds a line to CASES; that micro-batches change nothing is in test_objective. ROVER is
+no surrogate of a reward: test_rover.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from manta.algorithms.group_stage import group_stage
 from manta.algorithms.losses import LOSSES
 from manta.algorithms.objective import Objective
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
+from manta.algorithms.settings import AlgorithmSettings, CovarianceSettings, OffPolicySettings
 from manta.algorithms.tokens import LossTerms
 from tests.unit.algorithms.ragged import Rows
 
@@ -29,12 +30,13 @@ from tests.unit.algorithms.ragged import Rows
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One row's tokens: log-ratios to the proximal policy, current (`now`) and where the formula
-    stops the gradient (`held`), and the current log-probs."""
+    stops the gradient (`held`), the current log-probs, and which tokens a step has chosen."""
 
     now: list[float]
     held: list[float]
     logprobs: list[float]
     advantage: float
+    chosen: list[bool]
 
 
 RowTerms = Callable[[AlgorithmSettings, Row], list[float]]
@@ -89,10 +91,28 @@ def sapo_row(s: AlgorithmSettings, row: Row) -> list[float]:
     return [-row.advantage * 4 / tau * gate for gate in gates]
 
 
+def clip_cov_row(s: AlgorithmSettings, row: Row) -> list[float]:
+    found = zip(row.now, row.chosen, strict=True)
+    return [0.0 if chosen else clip(s, math.exp(d), row.advantage) for d, chosen in found]
+
+
+def kl_cov_row(s: AlgorithmSettings, row: Row) -> list[float]:
+    """KL(old || new) of a token drawn from old, d being log new - log old."""
+    charge = {
+        "absolute": abs,
+        "k2": lambda d: d * d / 2,
+        "k3": lambda d: math.exp(d) - 1 - d,
+    }[s.covariance.estimator]
+    found = zip(row.now, row.chosen, strict=True)
+    return [
+        -math.exp(d) * row.advantage + s.covariance.coef * chosen * charge(d) for d, chosen in found
+    ]
+
+
 PPO = AlgorithmSettings("ppo", clip_low=0.2, clip_high=0.28, constant_length=17)
 
 
-def variant(loss: str, **told: float) -> AlgorithmSettings:
+def variant(loss: str, **told: object) -> AlgorithmSettings:
     return dataclasses.replace(PPO, loss=loss, **told)  # type: ignore[arg-type]
 
 
@@ -104,6 +124,15 @@ CASES: dict[str, tuple[AlgorithmSettings, RowTerms]] = {
     "cispo": (variant("cispo", clip_high=0.3), cispo_row),
     "gmpo": (variant("gmpo", clip_low=0.2, clip_high=0.1), gmpo_row),
     "sapo": (variant("sapo", tau_positive=1.0, tau_negative=2.5), sapo_row),
+    "clip_cov": (variant("clip_cov"), clip_cov_row),
+    "kl_cov": (variant("kl_cov", covariance=CovarianceSettings(coef=0.7)), kl_cov_row),
+    **{
+        f"kl_cov, {name}": (
+            variant("kl_cov", covariance=CovarianceSettings(coef=0.7, estimator=name)),
+            kl_cov_row,
+        )
+        for name in ("absolute", "k2")
+    },
 }
 AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum_constant")
 MASK = OffPolicySettings("mask", "token", 0.7, 1.4)
@@ -118,6 +147,7 @@ def at(rows: Rows, algorithm: AlgorithmSettings, logprob_T: Tensor) -> LossTerms
         rows.update,
         behaviour_T=rows.behaviour_T,
         proximal_T=rows.proximal_T if algorithm.proximal == "learner" else None,
+        selected_T=rows.selected_T if algorithm.chooses_tokens else None,
     )
     return Objective(algorithm).loss(batch, {"logprob": logprob_T})
 
@@ -146,7 +176,10 @@ def by_loop(
             for x in (now_T, held_T)
         )
         advantage = float(rows.columns["advantage"][row])
-        found = terms(algorithm, Row(now, held, [float(now_T[t]) for t in places], advantage))
+        assert rows.selected_T is not None
+        chosen = rows.selected_T[list(places)].tolist()
+        logprobs = [float(now_T[t]) for t in places]
+        found = terms(algorithm, Row(now, held, logprobs, advantage, chosen))
         share = {
             "token_mean": weights[row] / total_tokens,
             "sequence_mean": weights[row] / (count * total_rows),
@@ -172,7 +205,7 @@ def by_differences(
 
 
 def test_every_loss_has_a_case_and_a_kind() -> None:
-    assert {settings.loss for settings, _ in CASES.values()} == set(LOSSES)
+    assert {settings.loss for settings, _ in CASES.values()} == set(LOSSES) - {"rover"}
     assert set(LOSS_KINDS) == {*LOSSES, *COUPLED, "cross_entropy"}
     assert {name for name, kind in LOSS_KINDS.items() if kind.ratio} == set(LOSSES)
 
@@ -197,8 +230,8 @@ def test_value_and_gradient_are_those_of_the_formula(name: str) -> None:
         kept_T = row_weight(rows.columns).repeat_interleave(rows.counts_R) > 0
         assert torch.equal(gradient_T[~kept_T], torch.zeros(int((~kept_T).sum())).double())
         seen |= {figure for figure, value in found.sums.items() if value != 0}
-    figures = {"gate_mean"} if settings.loss == "sapo" else {"clip_fraction_low"}
-    assert figures <= seen
+    figures = {"sapo": "gate_mean", "kl_cov": "covariance_fraction"}
+    assert figures.get(settings.loss, "clip_fraction_low") in seen
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -211,7 +244,10 @@ def test_at_ratio_one_the_gradient_is_that_of_reinforce(name: str, aggregation: 
     found = at(rows, algorithm, logprob_T)
     (gradient_T,) = torch.autograd.grad(found.loss, logprob_T)
     batch = flatten(algorithm, rows.counts_R, rows.columns, rows.update)
-    torch.testing.assert_close(gradient_T, -batch.weight_T * batch.advantage_T)
+    learns_T = torch.ones_like(batch.weight_T)
+    if algorithm.loss == "clip_cov":
+        learns_T[rows.selected_T] = 0.0
+    torch.testing.assert_close(gradient_T, -learns_T * batch.weight_T * batch.advantage_T)
     assert found.sums["ratio_mean"].item() == pytest.approx(1.0)
     assert all(not value for figure, value in found.sums.items() if "clip_fraction" in figure)
 
@@ -224,8 +260,13 @@ def test_equal_rewards_give_no_gradient(name: str) -> None:
     logprob_T = rows.statistics()["logprob"].clone().requires_grad_()
     found = at(rows, CASES[name][0], logprob_T)
     (gradient_T,) = torch.autograd.grad(found.loss, logprob_T)
-    assert found.loss.item() == 0.0
-    assert torch.equal(gradient_T, torch.zeros_like(gradient_T))
+    learns = torch.zeros_like(gradient_T)
+    if CASES[name][0].loss == "kl_cov":  # whose own KL does not ask for rewards
+        assert rows.selected_T is not None
+        learns[rows.selected_T] = gradient_T[rows.selected_T]
+    else:
+        assert found.loss.item() == 0.0
+    assert torch.equal(gradient_T, learns)
 
 
 @pytest.mark.parametrize("name", list(CASES))

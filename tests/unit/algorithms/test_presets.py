@@ -9,7 +9,9 @@ from manta.algorithms.contradictions import check
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import (
     Advantage,
+    CovarianceSettings,
     CriticSettings,
+    DifficultySettings,
     FilterSettings,
     ImplicitRewardSettings,
     KlSettings,
@@ -63,6 +65,14 @@ def test_prime_is_the_published_setting() -> None:
     assert {name for name, each in PRESETS.items() if each.implicit_reward} == {"prime"}
 
 
+def test_clip_cov_and_kl_cov_are_the_published_settings() -> None:
+    clip_cov, kl_cov = PRESETS["clip_cov"], PRESETS["kl_cov"]
+    assert clip_cov.covariance == CovarianceSettings(share=2e-4, low=1.0, high=5.0)
+    assert kl_cov.covariance == CovarianceSettings(share=2e-3, coef=1.0, estimator="k3")
+    assert {n for n, each in PRESETS.items() if each.chooses_tokens} == {"clip_cov", "kl_cov"}
+    assert all(each.samples_per_prompt == 8 and each.filters_groups for each in (clip_cov, kl_cov))
+
+
 def test_dpo_is_the_published_setting() -> None:
     dpo = PRESETS["dpo"]
     assert (dpo.loss, dpo.unit, dpo.pairs, dpo.beta) == ("dpo", "pair", "best_worst", 0.1)
@@ -77,7 +87,7 @@ def test_reward_model_is_the_published_setting() -> None:
     assert found.reward_model == RewardModelSettings()
     assert found.is_coupled and not found.needs_reference
     coupled = {name for name, each in PRESETS.items() if each.is_coupled}
-    assert coupled == {"dpo", "online_dpo", "ipo", "simpo", "kto", "reward_model"}
+    assert coupled == {"dpo", "online_dpo", "ipo", "simpo", "kto", "pacs", "reward_model"}
 
 
 @pytest.mark.parametrize(
@@ -87,9 +97,13 @@ def test_reward_model_is_the_published_setting() -> None:
         ("ipo", {"loss": "ipo", "beta": 0.1, "length_normalized": True}),
         ("simpo", {"loss": "simpo", "beta": 2.0, "target_margin": 0.5}),
         ("kto", {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "unit": "row"}),
+        ("pacs", {"beta": 1.0, "balance_classes": True, "unit": "group", "samples_per_prompt": 8}),
         ("raft", {"loss": "cross_entropy", "keep_best": 1, "keep_above": None}),
         ("rejection_sampling", {"keep_best": 0, "keep_above": 0.5}),
         ("weighted_sft", {"reward_temperature": 1.0, "samples_from": "given"}),
+        ("rover", {"divide_by_std": False, "rho": 1.0, "successor_weight": 1.0}),
+        ("grpo_lambda", {"advantage": "length_penalized", "penalized_share": 0.2}),
+        ("grpo_lead", {"difficulty": DifficultySettings(0.4, 1.5, 0.75, 10.0)}),
         ("spo", {"advantage": "win_rate", "divide_by_std": False}),
         ("distillation", {"advantage": "none", "kl": KlSettings(1.0, "k1", "reward", 0.0)}),
     ],
@@ -133,6 +147,7 @@ def test_every_loss_and_advantage_has_a_preset() -> None:
         ("gspo", (3e-4, 4e-4)),
         ("cispo", (1.0, 4.0)),
         ("gmpo", (0.4, 0.4)),
+        ("clip_cov", (1.0, 1.0)),
         ("tis", (0.2, 0.28)),
     ],
 )
@@ -147,5 +162,5 @@ def test_presets_cannot_be_changed_in_place() -> None:
 
 def test_which_presets_compare_the_samples_of_a_prompt() -> None:
     compare = {name for name, preset in PRESETS.items() if compares_samples(preset)}
-    assert {"grpo", "dapo", "rloo", "gspo", "dpo", "reward_model"} <= compare
+    assert {"grpo", "dapo", "rloo", "gspo", "dpo", "reward_model", "pacs"} <= compare
     assert not {"sft", "ppo", "reinforce", "reinforce_plus_plus"} & compare

@@ -1,8 +1,6 @@
 """The token stage: KL in the reward and whitening, on one rank and on several."""
 
 import dataclasses
-import threading
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import AlgorithmSettings, KlSettings
 from manta.algorithms.token_stage import WHITEN_EPSILON, token_rewards, token_stage, whiten
 from manta.algorithms.tokens import TokenBatch
+from tests.unit.algorithms.rank_threads import on_ranks
 
 KL_IN_REWARD = dataclasses.replace(
     PRESETS["reinforce"], kl=KlSettings(coef=0.5, estimator="k1", placement="reward")
@@ -188,38 +187,11 @@ def test_nothing_kept_anywhere_stays_finite() -> None:
     assert torch.isfinite(result).all()
 
 
-class Ranks:
-    """An all-reduce among threads, as real ranks would do it."""
-
-    def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size, timeout=10)
-        self.parts: list[Tensor] = [torch.zeros(0)] * size
-
-    def all_reduce(self, rank: int) -> Callable[[Tensor], Tensor]:
-        def total(moments: Tensor) -> Tensor:
-            self.parts[rank] = moments
-            self.barrier.wait()
-            return torch.stack(self.parts).sum(0)
-
-        return total
-
-
 def test_ranks_whiten_as_one_process_would() -> None:
     generator = torch.Generator().manual_seed(4)
     values = torch.randn(40, generator=generator) * 3 + 1
     weight = torch.randint(0, 3, (40,), generator=generator).float()
     together = whiten(values, weight, Alone())
     shares = [slice(0, 5), slice(5, 5), slice(5, 40)]  # one rank has no token at all
-    ranks = Ranks(3)
-    results: list[Tensor] = [torch.zeros(0)] * 3
-
-    def work(rank: int) -> None:
-        part = shares[rank]
-        results[rank] = whiten(values[part], weight[part], ranks.all_reduce(rank))
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    results = on_ranks(shares, lambda part, total: whiten(values[part], weight[part], total))
     torch.testing.assert_close(torch.cat(results), together, rtol=1e-6, atol=1e-7)

@@ -16,7 +16,7 @@ from manta.orchestrator.metrics import MetricsLine
 def test_every_preset_that_samples_is_in_a_run_that_can_start(tmp_path: Path) -> None:
     names = algorithms.presets()
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(algorithms.run_file(tmp_path, 1, 5, names)))
+    path.write_text(yaml.safe_dump(algorithms.run_file("all", tmp_path, 1, 5, names)))
     loaded = run_file.load(str(path))
     assert cross_check(loaded, survey.look(loaded)) == []
     of_presets = loaded.stages[1:]
@@ -33,10 +33,14 @@ def test_a_stage_is_read_from_its_evaluations_and_its_last_tenth() -> None:
         named = {name.replace("__", "/"): value for name, value in values.items()}
         return MetricsLine("grpo", step, float(step), named)
 
-    steps = [line(i, time__step=2.0, learner__entropy=float(i)) for i in range(1, 21)]
+    steps = [
+        line(i, time__step=2.0, learner__entropy=float(i), samples=8.0, reward__correct=i / 20)
+        for i in range(1, 21)
+    ]
     lines = [line(0, eval__accuracy=0.25), *steps, line(20, eval__accuracy=0.5)]
     learnt = algorithms.learnt(lines)
     assert (learnt.gain, learnt.seconds, learnt.entropy) == (0.25, 40.0, pytest.approx(19.5))
+    assert learnt.samples_needed == 7 * 8, "the first step of at least 0.35 right"
     assert learnt.pass_at_8 != learnt.pass_at_8, "not measured is not a number"
     least = algorithms.figures({"grpo": [learnt]})[0]
     assert least.holds()

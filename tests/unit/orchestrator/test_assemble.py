@@ -132,6 +132,14 @@ def test_labels_of_rows_that_can_train_each_a_unit_of_its_own() -> None:
     assert filter_reason(kto, groups[1]) is None
 
 
+def test_labels_of_a_prompt_are_one_unit_where_the_loss_couples_them() -> None:
+    groups = [summary(GroupId(0, 0, 0), (0.0, 2.0, 0.5)), summary(GroupId(0, 1, 0), (1.0, 1.0))]
+    plan = assemble(1, groups, PRESETS["pacs"])
+    assert plan.coefficients["label"].tolist() == [0, 1, 0, 1, 1]
+    assert plan.unit_N.tolist() == [0, 0, 0, 1, 1]
+    assert plan.pair_P2.shape == (0, 2)
+
+
 def test_the_best_that_can_train_are_imitated() -> None:
     raft, rejection = PRESETS["raft"], PRESETS["rejection_sampling"]
     group = summary(GroupId(0, 0, 0), (0.0, 1.0, 2.0))

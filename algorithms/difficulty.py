@@ -1,0 +1,72 @@
+"""What a prompt's share of right samples makes of its rewards and advantages.
+
+Pure functions on tensors, in float64; the advantages that are made with them are registered in
+`manta.algorithms.advantages`, whose shapes they share. Which rewards count as right is told by the
+caller.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def length_penalized(
+    is_right_N: Tensor,
+    group_N: Tensor,
+    num_tokens_N: Tensor,
+    share: float,
+    penalty: float,
+    epsilon: float,
+) -> Tensor:
+    """Rewards of the rows, in which the easiest prompts of a step pay for length: GRPO-lambda (Dai
+    et al., arXiv 2505.18086), float64[N].
+
+    Of the step's G groups the `ceil(share * G)` with the largest shares of right rows (of equal
+    ones the first by name) give a right row `1 - penalty * sigmoid((l - mean(l)) / (std(l) +
+    epsilon))`, l being its trained tokens, mean and deviation over the group's right rows. All
+    other right rows get 1, wrong ones 0. The paper leaves the rounding, ties and the deviation's
+    divisor open; here that is n - 1, and a right row alone is at the mean.
+    """
+    names, index_N = torch.unique(group_N, return_inverse=True)
+    right_N, length_N = is_right_N.double(), num_tokens_N.double()
+
+    def total(values_N: Tensor) -> Tensor:
+        zeros_G = torch.zeros(len(names), dtype=torch.float64, device=group_N.device)
+        return zeros_G.index_add(0, index_N, values_N)
+
+    num_right_G = total(right_N)
+    accuracy_G = num_right_G / total(torch.ones_like(right_N))
+    # Less a little: 0.1 * 30 is above 3
+    num_easy = math.ceil(share * len(names) - 1e-9)
+    easy = torch.sort(accuracy_G, descending=True, stable=True).indices[:num_easy]
+    mean_G = total(right_N * length_N) / num_right_G.clamp(min=1)
+    apart_N = length_N - mean_G[index_N]
+    squares_G = total(right_N * apart_N.square())
+    deviation_G = (squares_G / (num_right_G - 1).clamp(min=1)).sqrt()
+    charge_N = penalty * torch.sigmoid(apart_N / (deviation_G + epsilon)[index_N])
+    return right_N * (1 - torch.where(torch.isin(index_N, easy), charge_N, 0.0))
+
+
+def difficulty_weight(
+    is_right_N: Tensor,
+    group_N: Tensor,
+    advantage_N: Tensor,
+    low: float,
+    high: float,
+    midpoint: float,
+    steepness: float,
+) -> Tensor:
+    """Factors of the rows' advantages by how hard their prompts are: GRPO-LEAD (Zhang and Zuo,
+    arXiv 2504.09696), float64[N].
+
+    `w(p) = low + (high - low) / (1 + exp(steepness * (p - midpoint)))`, p being the group's share
+    of right rows, is the factor of a row whose advantage is above 0, `w(1 - p)` that of another:
+    what is right in a hard prompt and wrong in an easy one counts most.
+    """
+    _, index_N = torch.unique(group_N, return_inverse=True)
+    accuracy_N = (torch.bincount(index_N, is_right_N.double()) / torch.bincount(index_N))[index_N]
+    expected_N = torch.where(advantage_N > 0, accuracy_N, 1 - accuracy_N)
+    return low + (high - low) * torch.sigmoid(-steepness * (expected_N - midpoint))
