@@ -337,8 +337,8 @@ class AlgorithmSettings:
 
     @property
     def needs_reference(self) -> bool:
-        has_ratio = self.loss in REFERENCE_LOSSES or self.implicit_reward is not None
-        return self.kl.coef != 0.0 or has_ratio
+        compares = self.loss in REFERENCE_LOSSES or self.implicit_reward is not None
+        return self.kl.coef != 0.0 or compares
 
     @property
     def trained_samples(self) -> int:

