@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 # side (where PYTHONDONTWRITEBYTECODE is set, each of them would compile everything for itself).
 INTO := --quiet --compile-bytecode --python $(BIN)/python
 TORCH := 2.13.0
-# verl asks for an older transformers than ours; its single controller, which a benchmark runs, for
-# these alone.
-VERL := "verl==0.9.1" "tensordict==0.10.0" "pyvers==0.2.3" "omegaconf==2.4.0"
+# verl asks for an older transformers than ours; its single controller, which a benchmark runs, and
+# its algorithms, which tests are held against, for these alone.
+VERL := "verl==0.9.1" "tensordict==0.10.0" "pyvers==0.2.3" "omegaconf==2.4.0" "codetiming==1.4.0"
 SEED ?= 0
 
 .PHONY: help install demo test lint bench lock clean
@@ -67,7 +67,7 @@ bench: $(VENV)/.vllm
 # The versions that CI uses: what is installed now, without torch (its build depends on the machine).
 lock: $(VENV)/.vllm
 	$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable \
-	  | grep -v -i -E '^(torch|torchvision|torchaudio|torchcodec|uv|pip|setuptools|nvidia-.*|triton|verl|tensordict|pyvers|omegaconf)(==| @)' > constraints.txt
+	  | grep -v -i -E '^(torch|torchvision|torchaudio|torchcodec|uv|pip|setuptools|nvidia-.*|triton|verl|tensordict|pyvers|omegaconf|codetiming)(==| @)' > constraints.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from manta.algorithms.difficulty import difficulty_weight, length_penalized
+from manta.algorithms.difficulty import difficulty_weight, length_charge
 from manta.algorithms.settings import AlgorithmSettings
 
 
@@ -111,7 +111,7 @@ def pass_at_k(rewards_N: Tensor, group_N: Tensor, k: int, epsilon: float) -> Ten
 
     Raises ValueError where a reward is neither 0 nor 1.
     """
-    is_right_N = _zero_or_one("pass_at_k", rewards_N, group_N)
+    is_right_N = _zero_or_one(rewards_N, group_N)
     groups = _Groups(group_N)
     right_G = groups.total(is_right_N.double())
     values = torch.zeros(2, len(groups.size_G), dtype=torch.float64, device=group_N.device)
@@ -191,13 +191,13 @@ class _Groups:
         return above_N - (self.total(above_N) / self.size_G)[self.index_N]
 
 
-def _zero_or_one(advantage: str, rewards_N: Tensor, group_N: Tensor) -> Tensor:
+def _zero_or_one(rewards_N: Tensor, group_N: Tensor) -> Tensor:
     is_other_N = (rewards_N != 0) & (rewards_N != 1)
     if bool(is_other_N.any()):
         raise ValueError(
             f"rewards of groups {_named(group_N, is_other_N)} are neither 0 nor 1: advantage "
-            f"{advantage} counts right samples, let the reward's formula be one component that is "
-            "0 or 1, such as exact"
+            "pass_at_k counts right samples, let the reward's formula be one component that is 0 "
+            "or 1, such as exact"
         )
     return rewards_N == 1
 
@@ -218,15 +218,15 @@ def _of_components(settings: AlgorithmSettings, step: StepRewards) -> Tensor:
 
 
 def _paying_for_length(settings: AlgorithmSettings, step: StepRewards) -> Tensor:
-    rewards_N = length_penalized(
-        _zero_or_one("length_penalized", step.rewards_N, step.group_N),
+    charge_N = length_charge(
+        step.rewards_N > RIGHT,
         step.group_N,
         step.num_tokens_N,
         settings.penalized_share,
         settings.length_penalty,
         settings.std_epsilon,
     )
-    return group_relative(rewards_N, step.group_N, True, settings.std_epsilon)
+    return group_relative(step.rewards_N - charge_N, step.group_N, True, settings.std_epsilon)
 
 
 def _by_difficulty(settings: AlgorithmSettings, step: StepRewards) -> Tensor:

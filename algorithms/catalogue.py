@@ -80,6 +80,7 @@ FILTER_READS: Mapping[str, tuple[str, ...]] = {
     "zero_variance": (),
     "accuracy_band": ("component", "low", "high"),
     "max_variance": ("keep",),
+    "process_consistency": ("component", "process", "keep"),
 }
 """What of `FilterSettings` a filter reads."""
 

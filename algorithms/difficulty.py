@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def length_penalized(
+def length_charge(
     is_right_N: Tensor,
     group_N: Tensor,
     num_tokens_N: Tensor,
@@ -21,14 +21,14 @@ def length_penalized(
     penalty: float,
     epsilon: float,
 ) -> Tensor:
-    """Rewards of the rows, in which the easiest prompts of a step pay for length: GRPO-lambda (Dai
-    et al., arXiv 2505.18086), float64[N].
+    """What is taken off the rewards so that the easiest prompts of a step pay for length:
+    GRPO-lambda (Dai et al., arXiv 2505.18086), float64[N].
 
-    Of the step's G groups the `ceil(share * G)` with the largest shares of right rows (of equal
-    ones the first by name) give a right row `1 - penalty * sigmoid((l - mean(l)) / (std(l) +
-    epsilon))`, l being its trained tokens, mean and deviation over the group's right rows. All
-    other right rows get 1, wrong ones 0. The paper leaves the rounding, ties and the deviation's
-    divisor open; here that is n - 1, and a right row alone is at the mean.
+    In the `ceil(share * G)` of the step's G groups with the largest shares of right rows (of equal
+    ones the first by name) a right row pays `penalty * sigmoid((l - mean(l)) / (std(l) +
+    epsilon))`, l being its trained tokens, mean and deviation over the group's right rows. Wrong
+    rows, and all of the other groups, pay nothing. Rounding, ties and the deviation's divisor are
+    ours: that is n - 1, and a right row alone is at the mean.
     """
     names, index_N = torch.unique(group_N, return_inverse=True)
     right_N, length_N = is_right_N.double(), num_tokens_N.double()
@@ -47,7 +47,7 @@ def length_penalized(
     squares_G = total(right_N * apart_N.square())
     deviation_G = (squares_G / (num_right_G - 1).clamp(min=1)).sqrt()
     charge_N = penalty * torch.sigmoid(apart_N / (deviation_G + epsilon)[index_N])
-    return right_N * (1 - torch.where(torch.isin(index_N, easy), charge_N, 0.0))
+    return torch.where(is_right_N & torch.isin(index_N, easy), charge_N, 0.0)
 
 
 def difficulty_weight(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from manta.algorithms.catalogue import FILTER_READS
-from manta.algorithms.settings import AlgorithmSettings, FilterSettings
+from manta.algorithms.settings import GROUP_FILTERS, AlgorithmSettings, FilterSettings
 
 
 def filter_problems(settings: AlgorithmSettings) -> Iterator[str]:
@@ -31,8 +31,8 @@ def filter_problems(settings: AlgorithmSettings) -> Iterator[str]:
                 f"the filter accuracy_band keeps shares from {told.low:g} to {told.high:g}: let "
                 "low and high be within 0 to 1, low the smaller one (0.2 and 0.8 in PRIME)"
             )
-        if told.name == "max_variance":
-            yield from _max_variance(settings, told)
+        if told.name not in GROUP_FILTERS:
+            yield from _of_samples(settings, told)
 
 
 def _unread_by_filter(told: FilterSettings) -> Iterator[str]:
@@ -47,20 +47,20 @@ def _unread_by_filter(told: FilterSettings) -> Iterator[str]:
             )
 
 
-def _max_variance(settings: AlgorithmSettings, told: FilterSettings) -> Iterator[str]:
+def _of_samples(settings: AlgorithmSettings, told: FilterSettings) -> Iterator[str]:
     if not 2 <= told.keep < settings.samples_per_prompt:
         yield (
-            f"the filter max_variance keeps {told.keep} of samples_per_prompt "
+            f"the filter {told.name} keeps {told.keep} of samples_per_prompt "
             f"({settings.samples_per_prompt}): set keep to 2 or more, and below samples_per_prompt"
         )
     if settings.advantage in ("pass_at_k", "max_likelihood"):
         yield (
             f"advantage {settings.advantage} estimates what random samples of a prompt get, and "
-            "the filter max_variance chooses them by reward: change one of the two"
+            f"the filter {told.name} chooses them by reward: change one of the two"
         )
     after = settings.filters[settings.filters.index(told) + 1 :]
     if any(each.name == "accuracy_band" for each in after):
         yield (
-            "the filter accuracy_band stands after max_variance, and would measure the samples "
+            f"the filter accuracy_band stands after {told.name}, and would measure the samples "
             "that are chosen by reward: put it first"
         )

@@ -10,6 +10,7 @@ orchestrator's business.
 | `zero_variance` | groups of different rewards | DAPO's dynamic sampling, arXiv 2503.14476 |
 | `accuracy_band` | groups of which `low` to `high` are right | PRIME, arXiv 2502.01456 |
 | `max_variance` | the `keep` samples whose rewards vary most | PODS, arXiv 2504.13818 |
+| `process_consistency` | the `keep` whose way fits their answer | PROF, arXiv 2509.03403 |
 """
 
 from __future__ import annotations
@@ -123,10 +124,35 @@ def max_variance(settings: FilterSettings, samples: GroupSamples) -> Sequence[in
     return sorted(order[: keep - best] + order[count - best :])
 
 
+def process_consistency(settings: FilterSettings, samples: GroupSamples) -> Sequence[int]:
+    """`keep` samples, right ones with the best way to their answer and wrong ones with the worst,
+    by the component `process`; as many of both as there are, the odd one wrong. All of a group that
+    has no more, or in which a sample lacks one of the two components.
+
+    Ye et al., algorithm 1, the form that filters both sides: of n samples `k` right and `keep - k`
+    wrong ones stay, which makes `k (keep - k)` greatest. Of equal values the first samples stay.
+    The mean over a sample's steps, and what the paper takes off for one step or very many, is the
+    component's business.
+    """
+    values = samples.components.get(settings.process, ())
+    answers = samples.components.get(settings.component, ())
+    count, keep = len(samples.rewards), settings.keep
+    known = [value for value in (*values, *answers) if not math.isnan(value)]
+    if count <= keep or len(known) < 2 * count:
+        return range(count)
+    right = [place for place in range(count) if answers[place] > RIGHT]
+    wrong = [place for place in range(count) if not answers[place] > RIGHT]
+    num_right = min(len(right), max(keep // 2, keep - len(wrong)))
+    best = sorted(right, key=lambda place: -values[place])[:num_right]
+    worst = sorted(wrong, key=lambda place: values[place])[: keep - num_right]
+    return sorted(best + worst)
+
+
 FILTERS: Mapping[str, Filter] = {
     "zero_variance": zero_variance,
     "accuracy_band": accuracy_band,
     "max_variance": max_variance,
+    "process_consistency": process_consistency,
 }
 
 _WORDS: Mapping[str, Callable[[FilterSettings], str]] = {

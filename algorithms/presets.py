@@ -205,8 +205,8 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             aggregation="token_mean",
         ),
         # GRPO-lambda, Dai et al., arXiv 2505.18086: the fifth of the step's prompts that is right
-        # most often pays for length; rewards are 0 or 1. The penalty's coefficient, the clip and a
-        # KL could not be checked: 0.2, PPO's clip and no KL are ours.
+        # most often pays for length; rewards are 0 or 1 there. The penalty's coefficient, the
+        # clip and a KL could not be checked: 0.2, PPO's clip and no KL are ours.
         "grpo_lambda": AlgorithmSettings(
             name="grpo_lambda",
             samples_per_prompt=8,
@@ -225,6 +225,18 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             advantage="difficulty_weighted",
             difficulty=DifficultySettings(low=0.4, high=1.5, midpoint=0.75, steepness=10.0),
             aggregation="token_mean",
+        ),
+        # PROF, Ye et al., arXiv 2509.03403: of 8 samples the 4 whose way fits their answer, laid
+        # over GRPO with the settings of the authors' runs, mean over tokens, KL and entropy
+        # coefficients 0.001. The reward needs a component `process`, such as the mean of a process
+        # reward model's scores.
+        "prof": AlgorithmSettings(
+            name="prof",
+            samples_per_prompt=8,
+            aggregation="token_mean",
+            kl=KlSettings(coef=0.001, estimator="k3", placement="loss"),
+            entropy_coef=0.001,
+            filters=(FilterSettings("process_consistency", keep=4),),
         ),
         # On-policy distillation, Lu et al. 2025 (thinkingmachines.ai/blog/on-policy-distillation):
         # the reference is the teacher (`reference.model`), a token's advantage is minus the reverse

@@ -46,7 +46,9 @@ LossName: TypeAlias = Literal[
 ]
 """What they are: `manta.algorithms.losses` and `manta.algorithms.coupled_losses`."""
 
-FilterName: TypeAlias = Literal["zero_variance", "accuracy_band", "max_variance"]
+FilterName: TypeAlias = Literal[
+    "zero_variance", "accuracy_band", "max_variance", "process_consistency"
+]
 """What they are: `manta.algorithms.filters`."""
 
 GROUP_FILTERS = ("zero_variance", "accuracy_band")
@@ -201,11 +203,13 @@ class FilterSettings:
     `manta.algorithms.catalogue`.
 
     `accuracy_band` keeps groups whose share of right samples is `low` to `high`; a sample is right
-    where the reward's `component` is above 0.5. `max_variance` keeps `keep` samples of a group.
+    where the reward's `component` is above 0.5. `max_variance` keeps `keep` samples of a group, and
+    so does `process_consistency`, by what the component `process` says of the way to the answer.
     """
 
     name: FilterName
     component: str = "correct"
+    process: str = "process"
     low: float = 0.2
     high: float = 0.8
     keep: int = 0
@@ -343,5 +347,5 @@ class AlgorithmSettings:
     @property
     def trained_samples(self) -> int:
         """The most samples of a prompt that train."""
-        kept = [each.keep for each in self.filters if each.name == "max_variance"]
+        kept = [each.keep for each in self.filters if each.name not in GROUP_FILTERS]
         return min([self.samples_per_prompt, *kept])

@@ -43,8 +43,8 @@ def token_stage(
        With `advantage: gae` the coefficient is the row's reward, and `advantage_T` are the
        generalised advantage estimates of these per-token rewards over `value_T`; `return_T` are
        those plus the values. Tokens between trained ones (other parties' turns) take no time.
-    2. Rewards of tokens (`reward_T`): each token is credited its own and those of the tokens after
-       it, each `gamma` times what the one before it counts (PRIME, arXiv 2502.01456, eq. 5).
+    2. Rewards of an implicit reward model (`reward_T`): each token is credited its own and those of
+       the tokens after it, discounted by `gamma` (PRIME, arXiv 2502.01456, eq. 5).
     3. Whitening over the step's tokens, on all ranks, by row weight (`whiten_advantages`).
     4. The choice of tokens by the covariance of these advantages with the log-probs that a KL in
        the reward would take, on all ranks (`manta.algorithms.token_choice`), into `selected_T`;
@@ -65,7 +65,7 @@ def token_stage(
     elif kl_T is not None:
         charged_T = return_to_go(kl_T, batch.row_T, settings.kl.discount)
         advantage_T = advantage_T - settings.kl.coef * charged_T
-    if batch.reward_T is not None:
+    if settings.implicit_reward is not None and batch.reward_T is not None:
         advantage_T = advantage_T + return_to_go(batch.reward_T, batch.row_T, settings.gamma)
     if settings.whiten_advantages:
         weight_T = row_weight(batch.coefficients_R)[batch.row_T]

@@ -144,8 +144,10 @@ class _Watch:
     def until(self, step: int) -> None:
         """Returns when the line of `step` is there."""
         while self.last_step() < step:
-            if self._process.poll() is not None:
-                raise RuntimeError(f"ended before step {step}:\n{self._end_of_log()}")
+            code = self._process.poll()
+            if code is not None:
+                told = f"exit code {code} before step {step}:\n{self._end_of_log()}"
+                raise RuntimeError(told)
             if time.perf_counter() > self._deadline:
                 raise TimeoutError(f"no step {step} in time:\n{self._end_of_log()}")
             time.sleep(_POLL_SECONDS)

@@ -16,11 +16,8 @@ def filter_problems(stage: StageConfig, algorithm: AlgorithmSettings) -> Iterato
     if stage.reward is None:
         return
     for index, told in enumerate(algorithm.filters):
-        if "component" not in FILTER_READS[told.name]:
-            continue
-        if told.component not in stage.reward.components:
-            hint = nearest(told.component, stage.reward.components)
-            yield (
-                f".algorithm.filters[{index}].component: there is no component "
-                f"'{told.component}'{hint}"
-            )
+        components = {"component": told.component, "process": told.process}
+        for key, name in components.items():
+            if key in FILTER_READS[told.name] and name not in stage.reward.components:
+                hint = nearest(name, stage.reward.components)
+                yield f".algorithm.filters[{index}].{key}: there is no component '{name}'{hint}"

@@ -89,6 +89,11 @@ def filters_told(algorithm: AlgorithmSettings) -> list[str]:
                 f"groups of which fewer than {each.low:.0%} or more than {each.high:.0%} are right "
                 f"by '{each.component}' are replaced by others"
             )
+        elif each.name == "process_consistency":
+            told.append(
+                f"of a group {each.keep} samples train, right ones by '{each.component}' of the "
+                f"highest '{each.process}' and as many wrong ones of the lowest"
+            )
         else:
             told.append(f"the {each.keep} samples of a group whose rewards vary most train")
     return [f"filters: {'; '.join(told)}"] if told else []

@@ -82,6 +82,52 @@ def test_no_other_samples_vary_more(rewards: list[int], keep: int) -> None:
     assert variance([float(rewards[i]) for i in found]) == pytest.approx(best)
 
 
+def consistent(keep: int) -> FilterSettings:
+    return FilterSettings("process_consistency", keep=keep)
+
+
+def test_the_best_ways_to_right_answers_and_the_worst_to_wrong_ones_by_hand() -> None:
+    process = [0.1, 0.9, 0.5, 0.8, 0.2, 0.7]
+    samples = group(1, 1, 1, 0, 0, 0, correct=[1, 1, 1, 0, 0, 0], process=process)
+    assert select((consistent(4),), samples).kept == (1, 2, 4, 5)
+    # An odd one is wrong; where there are too few of one kind the others make up for it
+    assert select((consistent(3),), samples).kept == (1, 4, 5)
+    rare = group(1, 0, 0, 0, 0, 0, correct=[1, 0, 0, 0, 0, 0], process=process)
+    found = select((consistent(4),), rare)
+    assert (found.kept, found.left_out) == ((0, 2, 4, 5), {"process_consistency": 2})
+    alike = group(1, 1, 1, 1, correct=[1] * 4, process=[0.2, 0.3, 0.3, 0.3])
+    assert select((consistent(2),), alike).kept == (1, 2)
+
+
+def test_what_little_is_known_of_leaves_a_group_as_it_is() -> None:
+    whole = (0, 1, 2)
+    for parts in ({}, {"correct": [1, 0, 1]}, {"correct": [1, 0, 1], "process": [1, NAN, 0]}):
+        assert select((consistent(2),), group(1, 0, 1, **parts)).kept == whole  # type: ignore[arg-type]
+    few = group(1, 0, 1, correct=[1, 0, 1], process=[1, 1, 0])
+    assert select((consistent(3),), few).kept == whole
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=3, max_size=9), st.data())
+def test_the_removed_are_as_many_as_the_paper_counts(
+    rows: list[tuple[bool, int]], data: st.DataObject
+) -> None:
+    """`min(n - m, ceil((n+ - n- + n - m) / 2))` right ones go, no less than 0 and no more than
+    there are, the others are wrong."""
+    keep = data.draw(st.integers(2, len(rows)))
+    right = [float(is_right) for is_right, _ in rows]
+    process = [float(value) for _, value in rows]
+    kept = select((consistent(keep),), group(*right, correct=right, process=process)).kept
+    num, num_right = len(rows), int(sum(right))
+    surplus = math.ceil((2 * num_right - num + num - keep) / 2)
+    removed = max(0, min(num - keep, surplus, num_right))
+    assert sum(right[place] for place in kept) == num_right - removed
+    assert len(kept) == keep
+    for side, sign in ((1.0, 1), (0.0, -1)):
+        stay = [sign * process[i] for i in kept if right[i] == side]
+        go = [sign * process[i] for i in range(num) if i not in kept and right[i] == side]
+        assert not stay or not go or min(stay) >= max(go)
+
+
 def test_a_large_common_offset_changes_nothing() -> None:
     rewards = (0.25, 0.75, 0.5, 0.0)
     far = [reward + 2.0**30 for reward in rewards]

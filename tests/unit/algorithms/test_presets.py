@@ -104,6 +104,7 @@ def test_reward_model_is_the_published_setting() -> None:
         ("rover", {"divide_by_std": False, "rho": 1.0, "successor_weight": 1.0}),
         ("grpo_lambda", {"advantage": "length_penalized", "penalized_share": 0.2}),
         ("grpo_lead", {"difficulty": DifficultySettings(0.4, 1.5, 0.75, 10.0)}),
+        ("prof", {"filters": (FilterSettings("process_consistency", keep=4),)}),
         ("spo", {"advantage": "win_rate", "divide_by_std": False}),
         ("distillation", {"advantage": "none", "kl": KlSettings(1.0, "k1", "reward", 0.0)}),
     ],
