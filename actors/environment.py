@@ -39,8 +39,8 @@ from manta.envs.records import (
     ScoredGroup,
     Task,
     Trajectory,
-    summarise,
 )
+from manta.envs.summaries import summarise
 from manta.envs.trajectory_files import write_groups
 
 if TYPE_CHECKING:

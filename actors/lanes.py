@@ -10,20 +10,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from manta.envs.protocols import Options, Split
-from manta.envs.records import GroupId, GroupSummary
+from manta.envs.records import CompanionKind, GroupId, GroupSummary
 
 
 @dataclass(frozen=True, slots=True)
 class RewardSpec:
     """A formula over named components; each is (registry name or `module:attribute`, options).
     `scorers` are those that components call; `gold` is the component that the formula's value is
-    held against."""
+    held against; `within` are weights of what components say of parts."""
 
     formula: str
     components: Mapping[str, tuple[str, Options]]
     deadline_seconds: float
     scorers: tuple[str, ...] = ()
     gold: str | None = None
+    within: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Lane:
     `purpose` seeds sampling apart from other lanes; `context` bounds prompt plus answer in tokens.
     With `ignore_eos` samples end at their budget only. `compares`: all given answers of a task make
     its group, and not the gold one alone. `is_annotated`: what was written is scored again, by the
-    lane's rewards and the reference, where it has them.
+    lane's rewards and the reference, where it has them. `companion` is made beside the samples.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Lane:
     redundant_samples: int = 0
     compares: bool = False
     is_annotated: bool = False
+    companion: CompanionKind = "none"
 
     @property
     def priority(self) -> int:

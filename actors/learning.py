@@ -34,7 +34,7 @@ from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.step_tally import StepTally
 from manta.algorithms.tokens import LossTerms, vocabulary_mean
-from manta.envs.records import StepPlan
+from manta.envs.records import COMPANION, StepPlan
 
 
 class Learner:
@@ -119,7 +119,7 @@ class Learner:
         tally = MismatchTally(self._algorithm.off_policy)
         is_whole = tokens.tally(tally)
         self._tally = StepTally()
-        if LOSS_KINDS[self._algorithm.loss].ratio is not None:
+        if LOSS_KINDS[self._algorithm.loss].uses_advantages:
             tokens.tally_advantages(self._tally)
         train = self._coupled if self._algorithm.is_coupled else self._update
         reports: list[dict[str, float]] = []
@@ -201,7 +201,9 @@ class Learner:
         Tokens are chosen before any update, and so ask too."""
         kl = self._algorithm.kl
         charges_kl = kl.placement == "reward" and kl.coef != 0.0
-        needs_ratio = num_updates > 1 or self._algorithm.chooses_tokens
+        is_weighed = LOSS_KINDS[self._algorithm.loss].ratio is not None
+        is_weighed |= self._algorithm.off_policy.correction != "none"
+        needs_ratio = (num_updates > 1 and is_weighed) or self._algorithm.chooses_tokens
         has_ratio = needs_ratio and not residents.is_policy_frozen
         wants: list[Want] = []
         if self._algorithm.proximal == "learner" and (has_ratio or charges_kl):
@@ -221,6 +223,7 @@ class Learner:
             vocabulary_mean(found),
             self._seed,
             plan.step,
+            plan.group_N,
             reward_T,
         )
 
@@ -300,7 +303,12 @@ class Learner:
 
 def _denominators(plan: StepPlan, rows: IntArray) -> Denominators:
     columns = {name: torch.from_numpy(plan.coefficients[name][rows]) for name in plan.coefficients}
-    return denominators(torch.from_numpy(plan.num_tokens_N[rows]), row_weight(columns))
+    is_given = plan.sample_N[rows] == COMPANION
+    return denominators(
+        torch.from_numpy(plan.num_tokens_N[rows]),
+        row_weight(columns),
+        torch.from_numpy(is_given) if is_given.any() else None,
+    )
 
 
 def _rates(learning_rate: float, residents: ResidentRates) -> dict[str, float]:

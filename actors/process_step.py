@@ -22,7 +22,6 @@ from manta.actors.sharding import IntArray
 from manta.algorithms.aggregate import denominators, row_weight
 from manta.algorithms.implicit_reward import (
     ProcessRewards,
-    RowPlaces,
     outcome_loss,
     process_rewards,
     token_rewards,
@@ -30,6 +29,7 @@ from manta.algorithms.implicit_reward import (
 from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import ImplicitRewardSettings
 from manta.algorithms.tokens import LossTerms
+from manta.algorithms.turns import Places
 from manta.envs.records import StepPlan
 
 
@@ -94,12 +94,11 @@ class ProcessStep:
         found = self._backend.evaluate(rows, ("process_logprob",), self._temperature)
         logprob_T = found["process_logprob"].cpu()
         reward_T = token_rewards(self._settings.beta, logprob_T, _reference(rows))
-        places = RowPlaces(
-            _row_T(rows),
+        places = Places(
             torch.tensor([row.index for row in rows], dtype=torch.int64),
             torch.from_numpy(self._plan.group_N.astype(np.int64)),
         )
-        return process_rewards(self._settings, reward_T, places, self._all_reduce)
+        return process_rewards(self._settings, reward_T, _row_T(rows), places, self._all_reduce)
 
     def _learn(
         self, parts: Sequence[tuple[Sequence[Row], IntArray]], learning_rate: float

@@ -21,7 +21,17 @@ from manta.envs.group import (
     run_group,
 )
 from manta.envs.protocols import Compares, Env, Generate, ScoreGroup, ScoreReference, TaskSource
-from manta.envs.records import Bool, GroupId, Int32, Sampling, Score, ScoredGroup, Task, Trajectory
+from manta.envs.records import (
+    COMPANION,
+    Bool,
+    GroupId,
+    Int32,
+    Sampling,
+    Score,
+    ScoredGroup,
+    Task,
+    Trajectory,
+)
 from manta.envs.registry import build
 from manta.envs.render import Renderer
 from manta.envs.tokenizer import build_tokenizer
@@ -64,6 +74,7 @@ class SampledGroups:
             lane.purpose,
             lane.samples_per_prompt,
             redundant=lane.redundant_samples,
+            companion=lane.companion,
         )
         limits = self.limits
         if admission.cap is not None:
@@ -191,6 +202,8 @@ class GoldRows:
 
 def _as_written(group: ScoredGroup) -> ScoreGroup:
     async def score(task: Task, trajectories: Sequence[Trajectory]) -> tuple[Score, ...]:
+        if group.companion is not None and trajectories[0].sample == COMPANION:
+            return (group.companion.score,)
         return group.scores
 
     return score

@@ -57,7 +57,10 @@ class RewardWorker(Alive):
             for name, (kind, options) in lane.reward.components.items()
         }
         self._lanes[lane.name] = Composition(
-            Formula(lane.reward.formula), components, lane.reward.deadline_seconds
+            Formula(lane.reward.formula),
+            components,
+            lane.reward.deadline_seconds,
+            lane.reward.within,
         )
         return {
             name: " ".join(

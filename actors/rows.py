@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
+from manta.envs.chat_template import POLICY
 from manta.envs.records import (
+    COMPANION,
+    TOKEN_REWARDS,
     Bool,
     Float32,
     GroupId,
@@ -15,9 +20,12 @@ from manta.envs.records import (
     ScoredGroup,
     StepPlan,
     Trajectory,
+    Turn,
     WeightVersion,
     version_ranges,
 )
+
+Int64: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +33,8 @@ class Row:
     """Shapes: all arrays are [L] over the whole trajectory; `index` is its place in the plan.
 
     `same_version` is True where a token was sampled under the weights that the learner holds
-    before the step; None where that is not known.
+    before the step; None where that is not known. `token_rewards` float32[L] are the rewards within
+    the trajectory, None where there are none; `turns` are all of its turns.
     """
 
     index: int
@@ -35,6 +44,8 @@ class Row:
     reference_logprobs: Float32 | None
     coefficients: Mapping[str, float]
     same_version: Bool | None = None
+    token_rewards: Float32 | None = None
+    turns: tuple[Turn, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -45,6 +56,25 @@ class Row:
     def beginning(self) -> bytes:
         """The token ids (int32) before the first trained one, as bytes."""
         return self.token_ids[: int(self.loss_mask.argmax())].tobytes()
+
+    def rewards_T(self) -> Float32:
+        """float32[num_tokens]: the rewards within, each at the last trained token up to where it is
+        paid: a reward for what the policy did is often paid in somebody else's turn. What is paid
+        before the first trained token was earned by nothing that trains, and is left out."""
+        rewards_T = np.zeros(self.num_tokens, np.float64)
+        if self.token_rewards is not None:
+            at_L = np.cumsum(self.loss_mask) - 1
+            paid_L = (at_L >= 0) & (self.token_rewards != 0)
+            np.add.at(rewards_T, at_L[paid_L], self.token_rewards[paid_L])
+        return rewards_T.astype(np.float32)
+
+    def turns_T(self) -> Int64:
+        """int64[num_tokens]: which turn of the policy each trained token is in, counted from 0;
+        turns of which no token trains any more count too. A trajectory without turns is one."""
+        starts = [turn.start for turn in self.turns if turn.role == POLICY]
+        (trained,) = np.nonzero(self.loss_mask)
+        turns_T = np.searchsorted(np.array(starts, np.int64), trained, side="right") - 1
+        return np.maximum(turns_T, 0).astype(np.int64)
 
 
 def rows_of(
@@ -82,15 +112,17 @@ def _row(
 ) -> Row:
     group = groups[plan.groups[plan.group_N[index]]]
     sample = int(plan.sample_N[index])
-    trajectory = group.trajectories[sample]
+    trajectory = group.row(sample)
     row = Row(
         index=index,
         token_ids=trajectory.token_ids,
         loss_mask=_trained(trajectory, plan.oldest_version),
         behaviour_logprobs=trajectory.logprobs,
-        reference_logprobs=None if group.reference is None else group.reference.logprobs[sample],
+        reference_logprobs=_reference(group, sample),
         coefficients={name: float(column[index]) for name, column in plan.coefficients.items()},
         same_version=None if held is None else _sampled_under(held, trajectory),
+        token_rewards=_token_rewards(group, sample),
+        turns=trajectory.turns,
     )
     planned = (int(plan.lengths_N[index]), int(plan.num_tokens_N[index]))
     if (len(row.token_ids), row.num_tokens) != planned:
@@ -100,6 +132,32 @@ def _row(
             " made from other trajectories"
         )
     return row
+
+
+def _token_rewards(group: ScoredGroup, sample: int) -> Float32 | None:
+    """Raises ValueError where they could not train: scores are checked where they are made, those
+    of written trajectories may be of elsewhere. A companion is judged as a whole."""
+    if sample == COMPANION:
+        return None
+    rewards = group.scores[sample].columns.get(TOKEN_REWARDS)
+    if rewards is None:
+        return None
+    length = len(group.trajectories[sample].token_ids)
+    if len(rewards) != length or not np.isfinite(rewards).all():
+        raise ValueError(
+            f"task {group.task.id}, sample {sample} of group {group.id}: its column "
+            f"{TOKEN_REWARDS!r} of rewards within has {len(rewards)} numbers for {length} tokens, "
+            f"{np.count_nonzero(~np.isfinite(rewards))} of them not finite: a reward that could "
+            "not be computed must drop its sample"
+        )
+    return rewards
+
+
+def _reference(group: ScoredGroup, sample: int) -> Float32 | None:
+    """The reference does not look at companions."""
+    if group.reference is None or sample == COMPANION:
+        return None
+    return group.reference.logprobs[sample]
 
 
 def _sampled_under(version: WeightVersion, trajectory: Trajectory) -> Bool:

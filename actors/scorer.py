@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from manta.actors.alive import Alive
 from manta.actors.cores import available_cores
+from manta.actors.scorers.settings import ScorerKind
 from manta.actors.scoring_queue import QueueFigures, ScoringQueue
 from manta.envs.packing import PackedShown
 from manta.envs.records import Score, Shown
@@ -19,6 +20,9 @@ from manta.envs.tokenizer import build_tokenizer
 
 if TYPE_CHECKING:
     from manta.actors.scorers.reward_model import RewardModelScorer
+    from manta.actors.scorers.token_logprobs import TokenLogprobs
+
+    Frozen: TypeAlias = RewardModelScorer | TokenLogprobs
 
 
 class ScorerWorker(Alive):
@@ -29,6 +33,7 @@ class ScorerWorker(Alive):
         tokens_per_batch: int,
         dtype: Literal["float32", "bfloat16"],
         uses_gpu: bool,
+        kind: ScorerKind = "reward_model",
     ) -> None:
         """`tokenizer` is the policy's."""
         # Imported here: the driver and reward workers name this class without loading torch.
@@ -39,7 +44,8 @@ class ScorerWorker(Alive):
         torch.set_num_threads(threads or available_cores())
         self._tokenizer = build_tokenizer(tokenizer)
         self._settings = ScorerSettings(tokens_per_batch, dtype, "cuda" if uses_gpu else "cpu")
-        self._scorer: RewardModelScorer | None = None
+        self._kind = kind
+        self._scorer: Frozen | None = None
         self._queue: ScoringQueue[Shown, tuple[Score, ...]] = ScoringQueue(
             self._score, lambda scores, items: scores[items]
         )
@@ -59,8 +65,10 @@ class ScorerWorker(Alive):
 
     def _load(self, folder: Path) -> str:
         from manta.actors.scorers.reward_model import RewardModelScorer
+        from manta.actors.scorers.token_logprobs import TokenLogprobs
 
-        self._scorer = RewardModelScorer(folder, self._tokenizer, self._settings)
+        of_kind = RewardModelScorer if self._kind == "reward_model" else TokenLogprobs
+        self._scorer = of_kind(folder, self._tokenizer, self._settings)
         return self._scorer.version
 
     def _score(self, shown: Sequence[Shown]) -> tuple[Score, ...]:

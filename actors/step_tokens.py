@@ -6,13 +6,16 @@ Owns the way from rows to what losses see. It evaluates no model and steps nothi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from manta.actors.rows import Row
 from manta.algorithms.aggregate import Denominators
+from manta.algorithms.catalogue import LOSS_KINDS
 from manta.algorithms.flatten import flatten
 from manta.algorithms.kl_control import KlControl
 from manta.algorithms.mismatch import MismatchTally
@@ -22,8 +25,9 @@ from manta.algorithms.step_tally import StepTally
 from manta.algorithms.token_choice import tickets
 from manta.algorithms.token_stage import token_stage
 from manta.algorithms.tokens import TokenBatch
+from manta.algorithms.turns import Places
 from manta.algorithms.values import value_figures
-from manta.envs.records import Bool, Float32
+from manta.envs.records import Bool, Float32, Int32
 
 
 class StepTokens:
@@ -33,8 +37,8 @@ class StepTokens:
     order, of the policy and the critic before the step's first update, or None; so is `reward_T`,
     what tokens are rewarded with beside their rows. Construction
     takes part in the token stage's sums over ranks, so every rank constructs one, with or without
-    rows; `names` are the plan's coefficient columns. What is drawn at random follows from `seed`,
-    `step` and the rows' places in the plan.
+    rows; `names` are the plan's coefficient columns, `group_N` the group of each of its rows. What
+    is drawn at random follows from `seed`, `step` and the rows' places in the plan.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class StepTokens:
         vocabulary_T: Tensor | None = None,
         seed: int = 0,
         step: int = 0,
+        group_N: Int32 | None = None,
         reward_T: Tensor | None = None,
     ) -> None:
         self._settings = settings
@@ -58,8 +63,14 @@ class StepTokens:
             row.index: slice(start, end)
             for row, start, end in zip(rows, starts[:-1], starts[1:], strict=True)
         }
-        self._behaviour_T = _flat([row.behaviour_logprobs for row in rows], rows)
-        self._reference_T = _flat([row.reference_logprobs for row in rows], rows)
+        behaviour = [row.behaviour_logprobs for row in rows]
+        if LOSS_KINDS[settings.loss].ratio is None:
+            behaviour = _among_sampled(behaviour, rows)
+        self._behaviour_T = _flat(behaviour, rows)
+        # The reference does not look at companions, and every rank is to know of it as much
+        has_reference = settings.companion != "given"
+        reference = [row.reference_logprobs if has_reference else None for row in rows]
+        self._reference_T = _flat(reference, rows)
         self._same_version_T = _flat([row.same_version for row in rows], rows, np.bool_)
         self._proximal_T = None if proximal_T is None else proximal_T.detach().cpu()
         self._value_T = None if value_T is None else value_T.detach().cpu()
@@ -73,11 +84,22 @@ class StepTokens:
             self._proximal_T,
             self._reference_T,
             value_T=self._value_T,
-            reward_T=reward_T,
         )
+        if reward_T is None and _pays_within(rows):
+            reward_T = _joined([row.rewards_T() for row in rows])
+        if reward_T is not None:
+            batch = replace(batch, reward_T=reward_T)
+        if settings.reads_turns:
+            turn_T = _joined([row.turns_T() for row in rows], np.int64)
+            batch = replace(batch, turn_T=turn_T)
         row_R = torch.tensor([row.index for row in rows], dtype=torch.int64)
-        drawn_T = tickets(seed, step, row_R, self._num_tokens(rows))
-        staged = token_stage(settings, batch, all_reduce, drawn_T)
+        drawn_T = None
+        if settings.chooses_tokens:
+            drawn_T = tickets(seed, step, row_R, self._num_tokens(rows))
+        places = None
+        if group_N is not None:
+            places = Places(row_R, torch.from_numpy(group_N.astype(np.int64)))
+        staged = token_stage(settings, batch, all_reduce, drawn_T, places)
         self._advantage_T, self._return_T = staged.advantage_T, staged.return_T
         self._selected_T = staged.selected_T
         self._counts_T = staged.mean_T != 0
@@ -152,6 +174,20 @@ class StepTokens:
         }
 
 
+def _pays_within(rows: Sequence[Row]) -> bool:
+    return any(row.token_rewards is not None for row in rows)
+
+
+def _among_sampled(columns: Sequence[Float32 | None], rows: Sequence[Row]) -> list[Float32 | None]:
+    """NaN for rows that nobody sampled, where others were; a ratio to such a row has no meaning."""
+    if all(column is None for column in columns):
+        return list(columns)
+    return [
+        np.full(len(row.token_ids), np.nan, np.float32) if column is None else column
+        for column, row in zip(columns, rows, strict=True)
+    ]
+
+
 def _flat(
     columns: Sequence[Float32 | Bool | None],
     rows: Sequence[Row],
@@ -165,4 +201,10 @@ def _flat(
     ]
     if len(parts) < len(rows):
         return None
+    return _joined(parts, dtype)
+
+
+def _joined(
+    parts: Sequence[npt.NDArray[np.generic]], dtype: type[np.generic] = np.float32
+) -> Tensor:
     return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts]))

@@ -25,12 +25,14 @@ from manta.algorithms.settings import AlgorithmSettings
 
 class StepRewards(NamedTuple):
     """All rows of a step: `rewards_N`, int64 `group_N` and `num_tokens_N` (trained ones), and the
-    rewards' named components, [N] each, NaN where a row has none."""
+    rewards' named components, [N] each, NaN where a row has none. `is_companion_N` bool[N]: True at
+    the one row of each group that is no sample (None: there are none)."""
 
     rewards_N: Tensor
     group_N: Tensor
     num_tokens_N: Tensor
     components: Mapping[str, Tensor]
+    is_companion_N: Tensor | None = None
 
 
 RIGHT = 0.5
@@ -165,6 +167,57 @@ def win_rate(rewards_N: Tensor, group_N: Tensor) -> Tensor:
     return rate_N
 
 
+def greedy_baseline(rewards_N: Tensor, group_N: Tensor, is_companion_N: Tensor) -> Tensor:
+    """`r_i - r(greedy)`, the reward of the policy's greedy answer to the same prompt, which is the
+    companion's, float64[N]; 0 for that row: ReMax (Li et al., arXiv 2310.10505). The baseline knows
+    nothing of the samples, so that it biases nothing, with one sample of a prompt too.
+
+    Raises ValueError where a group has not one companion.
+    """
+    groups = _Groups(group_N)
+    baseline_G = groups.total(_companions(groups, is_companion_N) * rewards_N.double())
+    return rewards_N.double() - baseline_G[groups.index_N]
+
+
+def alignment(
+    relative_N: Tensor,
+    group_N: Tensor,
+    is_companion_N: Tensor,
+    imitation_coef: float,
+    alignment_coef: float,
+) -> Tensor:
+    """What makes a mean over rows of `advantage * mean log-prob` the objective of GRAO (Group
+    Relative Alignment Optimization, arXiv 2508.07750), float64[N]:
+
+    `J = mean_i [A_i m(o_i) + b A_y m(y) + l A_i (m(o_i) - m(y))]` over a group's G samples o_i,
+    with its given answer y, b the `imitation_coef`, l the `alignment_coef`, and `relative_N` the
+    advantages A of the G + 1 rows among each other. J is linear in the rows' mean log-probs m, so
+    that o_i gets `(G + 1) / G * (1 + l) A_i` and y gets `(G + 1) (b A_y - l mean_i A_i)`: the
+    factors G + 1 are those by which a mean over the group's rows divides.
+
+    Raises ValueError where a group has not one companion.
+    """
+    groups = _Groups(group_N)
+    companion_N = _companions(groups, is_companion_N)
+    relative_N = relative_N.double()
+    samples_G = (groups.size_G - 1).clamp(min=1)
+    mean_G = groups.total((1 - companion_N) * relative_N) / samples_G
+    of_sample_N = (1 + alignment_coef) * relative_N / samples_G[groups.index_N]
+    of_answer_N = imitation_coef * relative_N - alignment_coef * mean_G[groups.index_N]
+    return groups.size_G[groups.index_N] * torch.where(is_companion_N, of_answer_N, of_sample_N)
+
+
+def _companions(groups: _Groups, is_companion_N: Tensor) -> Tensor:
+    """float64[N], 1 at the companions, of which each group has one."""
+    companion_N = is_companion_N.double()
+    if not bool((groups.total(companion_N) == 1).all()):
+        raise ValueError(
+            "the advantage needs one companion in every group, and some have none: let "
+            "algorithm.companion say which one is made"
+        )
+    return companion_N
+
+
 class _Groups:
     """Sums by group. `size_G` float64, `index_N` each row's place among the groups."""
 
@@ -215,6 +268,11 @@ def _of_components(settings: AlgorithmSettings, step: StepRewards) -> Tensor:
             f"{sorted(step.components)}: name some of these"
         )
     return decoupled(step.components, weights, step.group_N, settings.std_epsilon)
+
+
+def _known_companions(step: StepRewards) -> Tensor:
+    known_N = step.is_companion_N
+    return torch.zeros_like(step.group_N, dtype=torch.bool) if known_N is None else known_N
 
 
 def _paying_for_length(settings: AlgorithmSettings, step: StepRewards) -> Tensor:
@@ -268,11 +326,24 @@ ADVANTAGES: Mapping[str, RowAdvantage] = {
         settings.divide_by_std,
         settings.std_epsilon,
     ),
+    "greedy_baseline": lambda settings, step: greedy_baseline(
+        step.rewards_N, step.group_N, _known_companions(step)
+    ),
+    "alignment": lambda settings, step: alignment(
+        group_relative(step.rewards_N, step.group_N, settings.divide_by_std, settings.std_epsilon),
+        step.group_N,
+        _known_companions(step),
+        settings.imitation_coef,
+        settings.alignment_coef,
+    ),
     "length_penalized": _paying_for_length,
     "difficulty_weighted": _by_difficulty,
+    "return_to_go": _as_they_are,
+    "turn_mixed": _as_they_are,
     "none": lambda settings, step: torch.zeros_like(step.rewards_N, dtype=torch.float64),
 }
-"""Of rows, before the token stage: `gae` takes the rewards on from there."""
+"""Of rows, before the token stage: `gae`, `return_to_go` and `turn_mixed` take the rewards on from
+there."""
 
 
 def return_to_go(rewards_T: Tensor, row_T: Tensor, gamma: float) -> Tensor:

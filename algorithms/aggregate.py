@@ -20,10 +20,12 @@ Aggregation: TypeAlias = Literal["token_mean", "sequence_mean", "sequence_sum_co
 
 class Denominators(NamedTuple):
     """Of one update, over all ranks and micro-batches: the sum of row weight times trained tokens,
-    and the sum of the row weights of rows that have a trained token."""
+    and the sum of the row weights of rows that have a trained token. `sampled_tokens` is the former
+    without given rows (None: there are none beside sampled ones)."""
 
     total_tokens: float
     total_rows: float
+    sampled_tokens: float | None = None
 
 
 def row_weight(coefficients_R: Mapping[str, Tensor]) -> Tensor:
@@ -39,8 +41,11 @@ def row_weight(coefficients_R: Mapping[str, Tensor]) -> Tensor:
     return columns[0] if len(columns) == 1 else columns[0] * columns[1]
 
 
-def denominators(num_tokens_R: Tensor, row_weight_R: Tensor) -> Denominators:
+def denominators(
+    num_tokens_R: Tensor, row_weight_R: Tensor, is_given_R: Tensor | None = None
+) -> Denominators:
     """The denominators of an update from all its rows: int64[R] trained tokens, float[R] weights.
+    `is_given_R` bool[R] marks rows that nobody sampled among others (None: there are none).
 
     A row of weight 0 (not kept) or without a trained token takes no part. A row of weight 2 counts
     as two rows. Raises ValueError where a weight is negative or not finite.
@@ -51,9 +56,11 @@ def denominators(num_tokens_R: Tensor, row_weight_R: Tensor) -> Denominators:
             f"row weights must be finite and at least 0, got {weight_R.min()} to {weight_R.max()}: "
             "use a negative advantage to push a row down"
         )
+    tokens_R = weight_R * num_tokens_R
     return Denominators(
-        total_tokens=float((weight_R * num_tokens_R).sum()),
+        total_tokens=float(tokens_R.sum()),
         total_rows=float((weight_R * (num_tokens_R > 0)).sum()),
+        sampled_tokens=None if is_given_R is None else float(tokens_R[~is_given_R].sum()),
     )
 
 

@@ -23,12 +23,18 @@ class LossKind:
     """`ratio`: whose importance ratio a loss bounds, a token's or a whole row's (None: it has
     none). `reads`: settings that other losses may have no use for. `needs_row_advantage`: it is
     defined only where all tokens of a row have one advantage. `needs_vocabulary`: it reads the mean
-    over the vocabulary of the policy's log-probs, now and at the start of the step."""
+    over the vocabulary of the policy's log-probs, now and at the start of the step. `is_plain`: it
+    weighs log-probs by advantages, without a ratio."""
 
     ratio: Literal["token", "sequence"] | None
     reads: tuple[str, ...] = ()
     needs_row_advantage: bool = False
     needs_vocabulary: bool = False
+    is_plain: bool = False
+
+    @property
+    def uses_advantages(self) -> bool:
+        return self.ratio is not None or self.is_plain
 
 
 LOSS_KINDS: Mapping[str, LossKind] = {
@@ -38,11 +44,12 @@ LOSS_KINDS: Mapping[str, LossKind] = {
     "cispo": LossKind("token", _CLIP),
     "gmpo": LossKind("sequence", _CLIP, needs_row_advantage=True),
     "sapo": LossKind("token", ("tau_positive", "tau_negative")),
+    "policy_gradient": LossKind(None, is_plain=True),
     "rover": LossKind("token", ("rho", "successor_weight"), needs_vocabulary=True),
     "clip_cov": LossKind("token", _CLIP),
     "kl_cov": LossKind("token"),
     "cross_entropy": LossKind(None, ("keep_best", "keep_above", "reward_temperature")),
-    "dpo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
+    "dpo": LossKind(None, (*_PAIRS, "beta", "length_normalized", "margin_weight")),
     "ipo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
     "simpo": LossKind(None, (*_PAIRS, "beta", "target_margin")),
     "kto": LossKind(None, ("beta", *_LABELS)),
@@ -54,24 +61,36 @@ LOSS_KINDS: Mapping[str, LossKind] = {
 @dataclass(frozen=True, slots=True)
 class AdvantageKind:
     """`needs_group`: a prompt's samples are compared with each other, so that a sample alone has
-    none. `reads`: as of `LossKind`."""
+    none. `reads`: as of `LossKind`. `companions`: what it can take beside the samples; where that
+    lacks `none`, it needs one. `reads_within`: rewards within a row count, and tokens of a row
+    differ in their advantages."""
 
     needs_group: bool
     reads: tuple[str, ...] = ()
+    companions: tuple[str, ...] = ("none",)
+    reads_within: bool = False
 
 
 ADVANTAGE_KINDS: Mapping[str, AdvantageKind] = {
-    "group_relative": AdvantageKind(True, ("divide_by_std", "std_epsilon")),
+    "group_relative": AdvantageKind(True, ("divide_by_std", "std_epsilon"), ("none", "given")),
     "reward": AdvantageKind(False),
-    "gae": AdvantageKind(False, ("gamma", "gae_lambda")),
+    "gae": AdvantageKind(False, ("gamma", "gae_lambda"), reads_within=True),
     "leave_one_out": AdvantageKind(True),
     "length_weighted": AdvantageKind(True),
     "decoupled": AdvantageKind(True, ("component_weights", "std_epsilon")),
     "pass_at_k": AdvantageKind(True, ("pass_k", "std_epsilon")),
     "max_likelihood": AdvantageKind(True),
     "win_rate": AdvantageKind(True, ("divide_by_std", "std_epsilon")),
+    "greedy_baseline": AdvantageKind(False, companions=("greedy",)),
+    "alignment": AdvantageKind(
+        True, ("divide_by_std", "std_epsilon", "imitation_coef", "alignment_coef"), ("given",)
+    ),
     "length_penalized": AdvantageKind(True, ("penalized_share", "length_penalty", "std_epsilon")),
     "difficulty_weighted": AdvantageKind(True, ("difficulty", "std_epsilon")),
+    "return_to_go": AdvantageKind(False, ("gamma", "credit"), reads_within=True),
+    "turn_mixed": AdvantageKind(
+        True, ("gamma", "turn_weight", "mixed_over", "std_epsilon"), reads_within=True
+    ),
     "none": AdvantageKind(False),
 }
 
@@ -86,10 +105,11 @@ FILTER_READS: Mapping[str, tuple[str, ...]] = {
 
 
 def compares_samples(settings: AlgorithmSettings) -> bool:
-    """Does what is learnt depend on how the samples of a prompt differ in reward?"""
+    """Does what is learnt depend on how the samples of a prompt differ in reward alone? Samples of
+    equal rewards may have turns that differ."""
+    kind = ADVANTAGE_KINDS[settings.advantage]
     return settings.unit != "row" or (
-        LOSS_KINDS[settings.loss].ratio is not None
-        and ADVANTAGE_KINDS[settings.advantage].needs_group
+        LOSS_KINDS[settings.loss].uses_advantages and kind.needs_group and not kind.reads_within
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from manta.algorithms.catalogue import ADVANTAGE_KINDS, LOSS_KINDS, OPTIONAL, readers
 from manta.algorithms.choice_contradictions import choice_problems, target_problems
+from manta.algorithms.companion_contradictions import companion_problems
 from manta.algorithms.difficulty_contradictions import difficulty_problems
 from manta.algorithms.filter_contradictions import filter_problems
 from manta.algorithms.presets import PRESETS
@@ -45,6 +46,7 @@ def check(settings: AlgorithmSettings) -> None:
         *_reward_model(settings),
         *_implicit_reward(settings),
         *filter_problems(settings),
+        *companion_problems(settings),
         *choice_problems(settings, PRESETS.get(settings.name, _DEFAULTS)),
         *target_problems(settings),
     ]
@@ -92,8 +94,9 @@ def _row_advantage(settings: AlgorithmSettings) -> Iterator[str]:
     if not LOSS_KINDS[settings.loss].needs_row_advantage:
         return
     charges_kl = settings.kl.coef != 0 and settings.kl.placement == "reward"
+    by_token = ADVANTAGE_KINDS[settings.advantage].reads_within
     causes = {
-        "advantage gae": settings.advantage == "gae",
+        f"advantage {settings.advantage}": by_token,
         "KL in the reward": charges_kl,
         "an implicit_reward": settings.implicit_reward is not None,
     }
@@ -119,9 +122,17 @@ def _numbers(settings: AlgorithmSettings) -> list[str]:
         problems.append(
             f"dual_clip is {settings.dual_clip:g}, it must be above 1 (3 is usual; null: no bound)"
         )
+    for name in ("imitation_coef", "alignment_coef"):
+        value = getattr(settings, name)
+        if not 0 <= value < math.inf:
+            problems.append(f"{name} is {value}, it must be 0 or more")
     for name, weight in settings.component_weights.items():
         if not math.isfinite(weight):
             problems.append(f"component_weights.{name} is {weight}, it must be a finite number")
+    if not 0 <= settings.turn_weight <= 1:
+        problems.append(
+            f"turn_weight is {settings.turn_weight:g}, it must be at least 0 and at most 1"
+        )
     reads_k = "pass_k" in ADVANTAGE_KINDS[settings.advantage].reads
     if reads_k and not 1 <= settings.pass_k <= max(1, settings.samples_per_prompt):
         problems.append(
@@ -149,7 +160,10 @@ def _kl(settings: AlgorithmSettings) -> list[str]:
         return [f"kl.coef is {penalty.coef}, it must be 0 or more"]
     if not 0 <= penalty.discount <= 1:
         return [f"kl.discount is {penalty.discount:g}, it must be at least 0 and at most 1"]
-    if penalty.discount != 1 and (penalty.coef == 0 or penalty.placement != "reward"):
+    is_charged = penalty.coef != 0 and penalty.placement == "reward"
+    # What a preset brought along is let pass, so that its KL can be switched off by one key
+    brought = PRESETS.get(settings.name, _DEFAULTS).kl.discount
+    if not is_charged and penalty.discount not in (1, brought):
         return [
             f"kl.discount is {penalty.discount:g}, and no KL is charged to the reward: remove it, "
             "or set kl.placement to reward and kl.coef above 0"
@@ -239,7 +253,7 @@ def _values(settings: AlgorithmSettings) -> list[str]:
 
 def _no_advantage(settings: AlgorithmSettings) -> list[str]:
     """Without an advantage the KL is all there is."""
-    if settings.advantage != "none" or not LOSS_KINDS[settings.loss].ratio:
+    if settings.advantage != "none" or not LOSS_KINDS[settings.loss].uses_advantages:
         return []
     problems = []
     if settings.kl.coef == 0:
@@ -306,7 +320,7 @@ def _implicit_reward(settings: AlgorithmSettings) -> list[str]:
     if told is None:
         return []
     problems = _optimizer("implicit_reward", told)
-    if LOSS_KINDS[settings.loss].ratio is None:
+    if not LOSS_KINDS[settings.loss].uses_advantages:
         problems.append(
             f"implicit_reward rewards tokens, and the loss {settings.loss} has no use for "
             "advantages: set loss to clipped_surrogate, or implicit_reward to null"

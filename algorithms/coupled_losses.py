@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.settings import AlgorithmSettings, MarginWeightSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,29 @@ def dpo(settings: AlgorithmSettings, members: Members) -> UnitTerms:
 
     `chosen` and `rejected` are the implicit rewards `beta (log pi - log ref)`. With
     `length_normalized` a log-ratio is divided by its answer's tokens (as in Tulu 3, arXiv
-    2411.15124). Raises ValueError without a reference.
+    2411.15124). With `margin_weight` a pair's loss is multiplied by its weight, which is reported
+    (`margin_weight`). Raises ValueError without a reference.
     """
     implicit_M = settings.beta * _log_ratio(settings, members)
-    return _preference(implicit_M, members, torch.zeros_like(members.margin_U))
+    terms = _preference(implicit_M, members, torch.zeros_like(members.margin_U))
+    if settings.margin_weight is None:
+        return terms
+    weight_U = margin_weight(settings.margin_weight, members.margin_U)
+    return UnitTerms(weight_U * terms.loss_U, {**terms.figures, "weight": weight_U})
+
+
+def margin_weight(told: MarginWeightSettings, margin_U: Tensor) -> Tensor:
+    """`sigmoid(c m) / sigmoid(m)` of a pair whose rewards differ by m, [U]: MADPO, Rho, arXiv
+    2510.05342, with `c = low + (high - low) / (1 + (high - 1) / (1 - low) * exp(steepness * (|m| -
+    threshold)))`, which is 1 at `threshold`. Where m is -`threshold` or less the weight is 1.
+
+    A pair that is harder to tell apart than that weighs more than 1, an easier one less.
+    """
+    excess_U = torch.exp(told.steepness * (margin_U.abs() - told.threshold))
+    spread = (told.high - 1) / (1 - told.low)
+    factor_U = told.low + (told.high - told.low) / (1 + spread * excess_U)
+    weight_U = torch.sigmoid(factor_U * margin_U) / torch.sigmoid(margin_U)
+    return torch.where(margin_U > -told.threshold, weight_U, 1.0)
 
 
 def ipo(settings: AlgorithmSettings, members: Members) -> UnitTerms:

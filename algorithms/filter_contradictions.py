@@ -20,7 +20,7 @@ def filter_problems(settings: AlgorithmSettings) -> Iterator[str]:
             yield f"filters has {name} {names.count(name)} times: once is enough"
     for told in settings.filters:
         yield from _unread_by_filter(told)
-    if "zero_variance" in names and settings.samples_per_prompt == 1:
+    if "zero_variance" in names and settings.rows_per_prompt == 1:
         yield (
             "the filter zero_variance would drop every group of one: set samples_per_prompt to 2 "
             "or more, or remove it"

@@ -29,16 +29,18 @@ RIGHT = 0.5
 
 class GroupSamples(NamedTuple):
     """n samples of one group: `rewards` [n] and their `components` by name, [n] each, NaN where a
-    sample has none."""
+    sample has none. `beside` is the reward of the group's companion, if it has one."""
 
     rewards: Sequence[float]
     components: Mapping[str, Sequence[float]]
+    beside: float | None = None
 
     def only(self, places: Sequence[int]) -> GroupSamples:
         """Those at `places`."""
         return GroupSamples(
             [self.rewards[place] for place in places],
             {name: [values[place] for place in places] for name, values in self.components.items()},
+            self.beside,
         )
 
 
@@ -77,10 +79,10 @@ def select(filters: Sequence[FilterSettings], samples: GroupSamples) -> Selectio
 
 
 def zero_variance(settings: FilterSettings, samples: GroupSamples) -> Sequence[int]:
-    """All samples, or none where their rewards are equal: their advantages would be 0. A group of
-    one is such a group."""
-    rewards = samples.rewards
-    return range(len(rewards)) if min(rewards) != max(rewards) else ()
+    """All samples, or none where their rewards, and the companion's, are equal: their advantages
+    would be 0. A group of one is such a group."""
+    rewards = [*samples.rewards, *([] if samples.beside is None else [samples.beside])]
+    return range(len(samples.rewards)) if min(rewards) != max(rewards) else ()
 
 
 def accuracy_band(settings: FilterSettings, samples: GroupSamples) -> Sequence[int]:

@@ -30,14 +30,13 @@ def flatten(
     return_T: Tensor | None = None,
     vocabulary_T: Tensor | None = None,
     selected_T: Tensor | None = None,
-    reward_T: Tensor | None = None,
 ) -> TokenBatch:
     """The batch of R rows with `num_tokens_R` int64[R] trained tokens each, T in all.
 
     `coefficients_R` are the plan's columns for these rows (`advantage`, and `weight` or `keep`);
-    `update` holds the denominators of the whole update that the rows belong to. The flat log-probs,
-    values and rewards [T] are in row order. `advantage_T`, `return_T` and `selected_T` are the
-    token stage's results for these rows; without the first each token gets its row's advantage.
+    `update` holds the denominators of the whole update that the rows belong to. The flat log-probs
+    and values [T] are in row order. `advantage_T`, `return_T` and `selected_T` are the token
+    stage's results for these rows; without the first each token gets its row's advantage.
 
     Raises ValueError where a flat tensor is not of T tokens.
     """
@@ -53,12 +52,12 @@ def flatten(
         "return_T": return_T,
         "vocabulary_T": vocabulary_T,
         "selected_T": selected_T,
-        "reward_T": reward_T,
     }
     _check_lengths({"advantage_T": advantage_T, **columns}, row_T, num_rows)
     weight_R, constant = row_weight(coefficients_R), settings.constant_length
+    totals = (update.total_tokens, update.total_rows)
     weight_T, mean_T = (
-        token_weights(mode, row_T, num_tokens_R, weight_R, *update, constant)
+        token_weights(mode, row_T, num_tokens_R, weight_R, *totals, constant)
         for mode in (settings.aggregation, "token_mean")
     )
     if advantage_T is None:
@@ -69,8 +68,19 @@ def flatten(
         mean_T=mean_T,
         advantage_T=advantage_T,
         coefficients_R=coefficients_R,
+        sampled_T=_of_sampled(mean_T, behaviour_T, update),
         **columns,
     )
+
+
+def _of_sampled(mean_T: Tensor, behaviour_T: Tensor | None, update: Denominators) -> Tensor | None:
+    """`TokenBatch.sampled_T`."""
+    if update.sampled_tokens is None:
+        return None
+    if behaviour_T is None:
+        return torch.zeros_like(mean_T)
+    share = update.total_tokens / update.sampled_tokens if update.sampled_tokens else 0.0
+    return torch.where(behaviour_T.isnan(), 0.0, mean_T * share)
 
 
 def _check_lengths(flat: Mapping[str, Tensor | None], row_T: Tensor, num_rows: int) -> None:

@@ -31,7 +31,7 @@ NONE_KEPT = "none_kept"
 @dataclass(frozen=True, slots=True)
 class GroupStage:
     """`coefficients`: float32[N] columns `advantage`, `weight` and `keep` (0 or 1), and where good
-    and bad rows are told apart `label` (1 or 0).
+    and bad rows are told apart `label` (1 or 0). A greedy companion has `keep` 0.
 
     `filtered` maps the index of a group that shall not train to the reason; its rows have `keep` 0,
     and so have those that a filter left out of a group that trains.
@@ -50,6 +50,7 @@ def group_stage(
     eligible_N: Tensor | None = None,
     num_tokens_N: Tensor | None = None,
     components: Mapping[str, Tensor] = MappingProxyType({}),
+    is_companion_N: Tensor | None = None,
 ) -> GroupStage:
     """Coefficients of N rows from their rewards [N] and group indices int64[N].
 
@@ -57,7 +58,8 @@ def group_stage(
     trained tokens int64[N] (None: all rows have as many) and the rewards' components, [N] each; for
     `cross_entropy`, which has no use for them, they are 1. What the filters
     (`manta.algorithms.filters`) leave out has advantage 0 and no part in the advantages of the
-    rest, as in PODS (arXiv 2504.13818).
+    rest, as in PODS (arXiv 2504.13818). They choose among samples; a group's companion
+    (`is_companion_N` bool[N]; None: there are none) stays with those that are left.
 
     A loss that compares rows gets pairs of those that are `eligible_N` (bool[N]; None: all), and
     rows in no pair are not kept (`manta.algorithms.pairs`). KTO and PACS get labels of the eligible
@@ -87,14 +89,21 @@ def group_stage(
         return GroupStage(columns, _without(group_N, keep_N, NONE_KEPT))
     if num_tokens_N is None:
         num_tokens_N = torch.ones_like(group_N)
-    step = StepRewards(rewards_N, group_N, num_tokens_N, components)
+    step = StepRewards(rewards_N, group_N, num_tokens_N, components, is_companion_N)
+    return _weighed(settings, step)
+
+
+def _weighed(settings: AlgorithmSettings, step: StepRewards) -> GroupStage:
+    """By advantages, of the rows that filters leave."""
     kept_N, filtered = _filtered(settings, step)
-    advantage_N = torch.zeros(len(rewards_N), dtype=torch.float64, device=rewards_N.device)
+    advantage_N = torch.zeros_like(step.rewards_N, dtype=torch.float64)
     if bool(kept_N.any()):
         advantage_N[kept_N] = ADVANTAGES[settings.advantage](settings, _only(step, kept_N)).double()
+    if step.is_companion_N is not None and settings.companion == "greedy":
+        kept_N = kept_N & ~step.is_companion_N
     columns = {**_columns(kept_N.float()), "advantage": advantage_N.float()}
     if settings.implicit_reward is not None:
-        is_right_N = rewards_N.double() > settings.implicit_reward.outcome_above
+        is_right_N = step.rewards_N.double() > settings.implicit_reward.outcome_above
         columns["label"] = is_right_N.float()
     return GroupStage(columns, filtered)
 
@@ -105,11 +114,17 @@ def _filtered(settings: AlgorithmSettings, step: StepRewards) -> tuple[Tensor, d
     filtered: dict[int, str] = {}
     if not settings.filters:
         return kept_N, filtered
+    is_companion_N = step.is_companion_N
+    if is_companion_N is None:
+        is_companion_N = torch.zeros_like(kept_N)
     for group in torch.unique(step.group_N).tolist():
-        rows = torch.eq(step.group_N, group).nonzero().flatten()
+        is_own_N = torch.eq(step.group_N, group)
+        rows = (is_own_N & ~is_companion_N).nonzero().flatten()
+        beside = step.rewards_N[is_own_N & is_companion_N].tolist()
         parts = {name: values[rows].tolist() for name, values in step.components.items()}
-        selection = select(settings.filters, GroupSamples(step.rewards_N[rows].tolist(), parts))
-        kept_N[rows] = False
+        samples = GroupSamples(step.rewards_N[rows].tolist(), parts, *beside)
+        selection = select(settings.filters, samples)
+        kept_N[is_own_N] = is_companion_N[is_own_N] & bool(selection.kept)
         kept_N[rows[list(selection.kept)]] = True
         if not selection.kept:
             filtered[group] = selection.dropped_by
@@ -122,6 +137,7 @@ def _only(step: StepRewards, kept_N: Tensor) -> StepRewards:
         step.group_N[kept_N],
         step.num_tokens_N[kept_N],
         {name: values[kept_N] for name, values in step.components.items()},
+        None if step.is_companion_N is None else step.is_companion_N[kept_N],
     )
 
 

@@ -20,6 +20,7 @@ from manta.algorithms.advantages import return_to_go
 from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import ImplicitRewardSettings
 from manta.algorithms.tokens import LossTerms, per_row
+from manta.algorithms.turns import Places
 
 NORM_EPSILON = 1e-6
 """Added to the divisor of `normalize`, as in the authors' code."""
@@ -56,15 +57,6 @@ def outcome_loss(reward_T: Tensor, row_T: Tensor, label_R: Tensor, weight_R: Ten
     return LossTerms(loss, sums, {})
 
 
-class RowPlaces(NamedTuple):
-    """`row_T` int64[T] and `place_R` int64[R]: this rank's rows, and where they are in the plan;
-    `group_N` int64[N] names each row's group by any number."""
-
-    row_T: Tensor
-    place_R: Tensor
-    group_N: Tensor
-
-
 class ProcessRewards(NamedTuple):
     """`reward_T` float64[T] are rewards less their baseline; `mean` is that of all rows' token
     rewards before that, weighted by tokens (None where there are no rows)."""
@@ -74,7 +66,11 @@ class ProcessRewards(NamedTuple):
 
 
 def process_rewards(
-    settings: ImplicitRewardSettings, reward_T: Tensor, rows: RowPlaces, all_reduce: AllReduce
+    settings: ImplicitRewardSettings,
+    reward_T: Tensor,
+    row_T: Tensor,
+    places: Places,
+    all_reduce: AllReduce,
 ) -> ProcessRewards:
     """`coef * (r_t - mean over the group's other rows of their mean token reward)`: the bracket of
     PRIME, arXiv 2502.01456, eq. 5, whose sum over the rest of the row is the advantage.
@@ -90,7 +86,7 @@ def process_rewards(
     has none. That code also multiplies a token's own reward by n / (n - 1), which the paper's
     formula does not.
     """
-    row_T, place_R, group_N = rows
+    place_R, group_N = places
     tokens_R = per_row(torch.ones_like(reward_T), row_T, len(place_R))
     columns = torch.zeros(3, len(group_N), dtype=torch.float64)
     columns[0, place_R] = per_row(reward_T, row_T, len(place_R))

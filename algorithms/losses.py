@@ -1,4 +1,4 @@
-"""Losses of the rows' tokens by the ratio of current over proximal policy, and of given tokens.
+"""Losses of the rows' tokens by the ratio of current over proximal policy, and without one.
 
 Pure functions of log-probs and advantages, registered in `LOSSES`. What a loss reads of the
 settings stands in `manta.algorithms.catalogue`, how its tokens are averaged in
@@ -213,6 +213,12 @@ LOSSES: Mapping[str, PolicyLoss] = {
     "kl_cov": kl_cov,
 }
 """Every loss that has a ratio."""
+
+
+def policy_gradient(logprob_T: Tensor, advantage_T: Tensor) -> Tensor:
+    """`-A * logprob`, [T]: REINFORCE (Williams 1992). Nothing bounds a step, and nothing is asked
+    of whoever sampled the tokens: for one on-policy update a step, and for given tokens."""
+    return -advantage_T * logprob_T
 
 
 def cross_entropy(logprob_T: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ class MismatchTally:
         """
         if batch.behaviour_T is None:
             return
-        trains_T = batch.mean_T != 0
+        # Nobody sampled a given token
+        trains_T = (batch.mean_T != 0) & ~batch.behaviour_T.isnan()
         same_T = batch.same_version_T
         if same_T is None:
             same_T = torch.zeros_like(trains_T)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manta.algorithms import kl
 from manta.algorithms.catalogue import LOSS_KINDS
-from manta.algorithms.losses import LOSSES, RatioTokens, cross_entropy
+from manta.algorithms.losses import LOSSES, RatioTokens, cross_entropy, policy_gradient
 from manta.algorithms.off_policy import correct
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.step_tally import StepTally
@@ -26,11 +26,13 @@ Want: TypeAlias = Literal["logprob", "entropy", "logsumexp", "vocab_mean", "valu
 
 
 class _Policy(NamedTuple):
-    """The policy's term [T] and what it reports: means [T] still to be averaged, maxima."""
+    """The policy's term [T] and what it reports: means [T] still to be averaged, of them those of
+    sampled tokens alone in `drift`, and maxima."""
 
     loss_T: Tensor
     means: dict[str, Tensor]
     maxima: dict[str, Tensor]
+    drift: dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +74,17 @@ class Objective:
         ratio too), the loss's own figures (`clip_fraction_low`, `clip_fraction_high` and the like:
         `manta.algorithms.losses`), `kl_behaviour` and `kl_behaviour_k1`, the k3 and k1 estimates of
         KL(behaviour || policy), and with a correction its `weight_mean`. `maxima`: `ratio_max`.
+        `policy_gradient` reports of these what needs no ratio. Where given tokens stand among
+        sampled ones, `entropy` and `kl_behaviour` are means over the sampled ones (`sampled_T`).
         With a critic its terms come on top (`critic_loss`). `tally` counts the ratios.
 
         Raises ValueError where the batch lacks log-probs that the settings need.
         """
         active_T = (batch.weight_T != 0) | (batch.mean_T != 0)
         logprob_T = _only(active_T, stats["logprob"])
-        vocabulary_T = vocabulary_mean(stats)
-        if vocabulary_T is not None and batch.vocabulary_T is not None:
-            vocabulary_T = _only(active_T, vocabulary_T - batch.vocabulary_T)
-        else:
-            vocabulary_T = None
+        vocabulary_T = _moved(batch, stats, active_T)
         policy = self._policy(batch, logprob_T, vocabulary_T, active_T, tally)
-        loss_T, means = policy.loss_T, policy.means
+        loss_T, means, drift = policy.loss_T, policy.means, policy.drift
         if batch.reference_T is not None:
             reference_T = _only(active_T, batch.reference_T)
             means["kl_reference"] = kl.estimate(self.settings.kl.estimator, logprob_T, reference_T)
@@ -98,11 +98,13 @@ class Objective:
                 "reference workers, or set kl.coef to 0"
             )
         if "entropy" in self.wants:
-            means["entropy"] = _only(active_T, stats["entropy"])
+            drift["entropy"] = _only(active_T, stats["entropy"])
             if self.settings.entropy_coef != 0.0:
-                loss_T = loss_T - self.settings.entropy_coef * means["entropy"]
+                loss_T = loss_T - self.settings.entropy_coef * drift["entropy"]
         loss = (batch.weight_T * loss_T).sum()
         sums = {name: (batch.mean_T * mean.detach()).sum() for name, mean in means.items()}
+        of_sampled_T = batch.mean_T if batch.sampled_T is None else batch.sampled_T
+        sums |= {name: (of_sampled_T * mean.detach()).sum() for name, mean in drift.items()}
         sums["policy_loss"] = (batch.weight_T * policy.loss_T.detach()).sum()
         if self.settings.critic is not None:
             critic = self.critic_loss(batch, stats)
@@ -149,8 +151,10 @@ class Objective:
         active_T: Tensor,
         tally: StepTally | None,
     ) -> _Policy:
+        if LOSS_KINDS[self.settings.loss].is_plain:
+            return self._plain(batch, logprob_T, active_T, tally)
         if self.settings.loss not in LOSSES:
-            return _Policy(cross_entropy(logprob_T), {}, {})
+            return _Policy(cross_entropy(logprob_T), {}, {}, {})
         current_T = logprob_T.detach()
         proximal_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
         if proximal_T is None:
@@ -173,21 +177,37 @@ class Objective:
         means = {**figures, "ratio_mean": ratio_T}
         if self.settings.off_policy.correction != "none":
             means["weight_mean"] = weight_T
-        if batch.behaviour_T is not None:
-            # The tokens were drawn from the behaviour policy: it is the p of KL(p || q).
-            behaviour_T = _only(active_T, batch.behaviour_T)
-            means["kl_behaviour"] = kl.k3(behaviour_T, current_T)
-            means["kl_behaviour_k1"] = kl.k1(behaviour_T, current_T)
         if tally is not None:
             tally.add_ratios(ratio_T, current_T, batch.behaviour_T, batch.mean_T != 0)
         maxima = {"ratio_max": _greatest(_only(active_T, ratio_T))}
-        return _Policy(weight_T * surrogate.loss_T, means, maxima)
+        drift = _drift(batch, current_T, active_T)
+        return _Policy(weight_T * surrogate.loss_T, means, maxima, drift)
 
-    def _off_policy_weight(self, batch: TokenBatch, proximal_T: Tensor, active_T: Tensor) -> Tensor:
+    def _plain(
+        self, batch: TokenBatch, logprob_T: Tensor, active_T: Tensor, tally: StepTally | None
+    ) -> _Policy:
+        """Of a loss that needs to know nothing of who sampled."""
+        current_T = logprob_T.detach()
+        means: dict[str, Tensor] = {}
+        advantage_T = _only(active_T, batch.advantage_T)
+        if self.settings.off_policy.correction != "none":
+            proximal_T = None if batch.proximal_T is None else _only(active_T, batch.proximal_T)
+            weight_T = self._off_policy_weight(batch, proximal_T, active_T)
+            means["weight_mean"] = weight_T
+            logprob_T = torch.where(weight_T != 0, logprob_T, 0.0)
+            advantage_T = weight_T * advantage_T
+        if tally is not None:
+            tally.add_ratios(None, current_T, batch.behaviour_T, batch.mean_T != 0)
+        drift = _drift(batch, current_T, active_T)
+        return _Policy(policy_gradient(logprob_T, advantage_T), means, {}, drift)
+
+    def _off_policy_weight(
+        self, batch: TokenBatch, proximal_T: Tensor | None, active_T: Tensor
+    ) -> Tensor:
         """The weight [T] of each token's policy loss, without gradients."""
-        if self.settings.off_policy.correction == "none":
+        if proximal_T is not None and self.settings.off_policy.correction == "none":
             return torch.ones_like(proximal_T)
-        if batch.behaviour_T is None or batch.proximal_T is None:
+        if batch.behaviour_T is None or batch.proximal_T is None or proximal_T is None:
             raise ValueError(
                 f"off_policy.correction is {self.settings.off_policy.correction} but the batch has "
                 "not both the engine's and the learner's log-probs: let the policy sample, and set "
@@ -195,6 +215,26 @@ class Objective:
             )
         behaviour_T = _only(active_T, batch.behaviour_T)
         return correct(self.settings.off_policy, proximal_T, behaviour_T, batch.row_T).weight_T
+
+
+def _moved(batch: TokenBatch, stats: Mapping[str, Tensor], active_T: Tensor) -> Tensor | None:
+    """How far the mean over the vocabulary has moved since the step began, where it is known."""
+    now_T = vocabulary_mean(stats)
+    if now_T is None or batch.vocabulary_T is None:
+        return None
+    return _only(active_T, now_T - batch.vocabulary_T)
+
+
+def _drift(batch: TokenBatch, current_T: Tensor, active_T: Tensor) -> dict[str, Tensor]:
+    """How far the current policy is from the one that sampled, which is the p of KL(p || q)."""
+    if batch.behaviour_T is None:
+        return {}
+    at_T = active_T & ~batch.behaviour_T.isnan()
+    behaviour_T, current_T = _only(at_T, batch.behaviour_T), _only(at_T, current_T)
+    return {
+        "kl_behaviour": kl.k3(behaviour_T, current_T),
+        "kl_behaviour_k1": kl.k1(behaviour_T, current_T),
+    }
 
 
 def _only(active_T: Tensor, values_T: Tensor) -> Tensor:

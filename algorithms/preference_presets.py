@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from manta.algorithms.settings import AlgorithmSettings, RewardModelSettings
+from manta.algorithms.settings import AlgorithmSettings, MarginWeightSettings, RewardModelSettings
 
 PREFERENCE_PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
     {
@@ -69,6 +69,20 @@ PREFERENCE_PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             unit="pair",
             pairs="best_worst",
             beta=0.1,
+        ),
+        # MADPO, Rho, arXiv 2510.05342: DPO with a weight by margin; 0.5, 2, steepness 1 and a
+        # threshold of log(0.999 / 0.001) are those of the author's notebook, and so is beta 0.1.
+        "madpo": AlgorithmSettings(
+            name="madpo",
+            samples_from="given",
+            samples_per_prompt=2,
+            advantage="reward",
+            divide_by_std=False,
+            loss="dpo",
+            unit="pair",
+            pairs="best_worst",
+            beta=0.1,
+            margin_weight=MarginWeightSettings(),
         ),
         # Online DPO, Guo et al., arXiv 2402.04792: two samples of the policy, ranked by the run's
         # reward. beta 0.1 is TRL's.

@@ -2,7 +2,8 @@
 
 Loads no torch, so that a run file can be checked. Overriding fields is the run file's work
 (`manta.orchestrator`), what must hold for any settings is `manta.algorithms.contradictions`'. Those
-that imitate or compare are `manta.algorithms.preference_presets`'. The numbers that a paper leaves
+that imitate or compare are `manta.algorithms.preference_presets`', those with rewards within a
+trajectory `manta.algorithms.turn_presets`'. The numbers that a paper leaves
 open are named beside the preset. Where none is named, groups are of 8, the clip is PPO's 0.2, and
 there is no KL.
 """
@@ -23,6 +24,7 @@ from manta.algorithms.settings import (
     KlSettings,
     OffPolicySettings,
 )
+from manta.algorithms.turn_presets import TURN_PRESETS
 
 PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
     {
@@ -138,6 +140,37 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             aggregation="token_mean",
             implicit_reward=ImplicitRewardSettings(beta=0.05, learning_rate=1e-6),
             filters=(FilterSettings("accuracy_band", low=0.2, high=0.8),),
+        ),
+        # ReMax, Li et al., arXiv 2310.10505, as in the authors' code: one sample, the reward of the
+        # greedy answer as the baseline, `-A * logprob`, mean over tokens, each of which is charged
+        # its own KL (k1) to the reference; coefficient 0.05 of their Llama-2-7B script. Theirs also
+        # discounts the reward by 0.99 a token from the row's end, bounds it by 5, and samples with
+        # top_p 0.9: none of it here.
+        "remax": AlgorithmSettings(
+            name="remax",
+            samples_per_prompt=1,
+            companion="greedy",
+            advantage="greedy_baseline",
+            divide_by_std=False,
+            loss="policy_gradient",
+            aggregation="token_mean",
+            kl=KlSettings(coef=0.05, estimator="k1", placement="reward", discount=0.0),
+            proximal="learner",
+        ),
+        # GRAO, arXiv 2508.07750: 8 samples and the given answer, normalised together, imitation
+        # 0.5, alignment 0.6, means over each row's tokens, no ratio, no KL (sampled at temperature
+        # 0.7: set `rollout.temperature`). Its text normalises the answer in one group with the
+        # samples, as here, its formulas for mean and deviation sum over G; their deviation divides
+        # by the group's size, ours by one less. No epsilon is given.
+        "grao": AlgorithmSettings(
+            name="grao",
+            samples_per_prompt=8,
+            companion="given",
+            advantage="alignment",
+            imitation_coef=0.5,
+            alignment_coef=0.6,
+            loss="policy_gradient",
+            aggregation="sequence_mean",
         ),
         # REINFORCE++, arXiv 2501.03262, eq. 8 to 10: one sample, k1 in each token's reward, its
         # return-to-go, normalised over the step's tokens, PPO's clip. KL coefficient 0.01, the
@@ -351,5 +384,6 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             filters=(FilterSettings("zero_variance"),),
         ),
         **PREFERENCE_PRESETS,
+        **TURN_PRESETS,
     }
 )

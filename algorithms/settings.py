@@ -20,8 +20,12 @@ Advantage: TypeAlias = Literal[
     "pass_at_k",
     "max_likelihood",
     "win_rate",
+    "greedy_baseline",
+    "alignment",
     "length_penalized",
     "difficulty_weighted",
+    "return_to_go",
+    "turn_mixed",
     "none",
 ]
 """What they are: `manta.algorithms.advantages`. What they read: `manta.algorithms.catalogue`."""
@@ -33,6 +37,7 @@ LossName: TypeAlias = Literal[
     "cispo",
     "gmpo",
     "sapo",
+    "policy_gradient",
     "rover",
     "clip_cov",
     "kl_cov",
@@ -136,6 +141,17 @@ class DifficultySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MarginWeightSettings:
+    """Weights of pairs by how far apart their rewards are: a factor of the margin falls from about
+    `high`, where it is small, to `low`, and is 1 at `threshold`; `steepness` is how fast."""
+
+    low: float = 0.5
+    high: float = 2.0
+    threshold: float = 6.906754778648554
+    steepness: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class CriticSettings:
     """The critic of a stage: what estimates values, and how it learns.
 
@@ -226,7 +242,10 @@ class AlgorithmSettings:
     `gae_lambda` are its own, as `pass_k` is of `pass_at_k`, `difficulty` of `difficulty_weighted`,
     and `component_weights` of `decoupled` (the reward's components by name; none: all with weight
     1). In `length_penalized` the `penalized_share` of a step's groups that is right most often pays
-    for length, up to `length_penalty`. `clip_low` and `clip_high` are read
+    for length, up to `length_penalty`. `return_to_go` sums what is paid from a token on, or from
+    its turn on (`credit`); `turn_mixed` weighs turns' returns by `turn_weight` and their own
+    rewards, normalised over `mixed_over`, by the rest; `gamma` is theirs too. `clip_low` and
+    `clip_high` are read
     by the losses that bound the ratio, each in its own way; `dual_clip` by `clipped_surrogate`,
     `tau_positive` and `tau_negative` by `sapo`, `rho` and `successor_weight` (of a token's value,
     and of what follows it) by `rover`, `covariance` by `CHOOSING_LOSSES`. `constant_length` is the
@@ -239,12 +258,18 @@ class AlgorithmSettings:
     prompt does, whatever its number of pairs. `pairs` says which a group has
     (`manta.algorithms.pairs`), of those whose rewards differ by `pair_margin` at least. `beta` is
     how much the log-ratio to the reference counts; with `length_normalized` that is the mean over
-    a row's tokens, not the sum. `target_margin` is SimPO's. In KTO and PACS a row is desirable
-    whose reward is above `desirable_above`. In KTO `reference_point` is what log-ratios are
-    compared with, and the weights are of rows that are desirable and that are not. PACS couples a
-    prompt's samples (`group`); with `balance_classes` desirable ones and others weigh the same in
-    it. `reward_model` is what `bradley_terry` trains, in the place of the policy; `implicit_reward`
-    trains beside it, and its token rewards come on top of the advantage `leave_one_out`.
+    a row's tokens, not the sum. `target_margin` is SimPO's; with `margin_weight` a pair of `dpo`
+    counts by how far apart its rewards are. In KTO and PACS a row is desirable whose reward is
+    above `desirable_above`. In KTO `reference_point` is what log-ratios are compared with, and the
+    weights are of rows that are desirable and that are not. PACS couples a prompt's samples
+    (`group`); with `balance_classes` desirable ones and others weigh the same in it. `reward_model`
+    is what `bradley_terry` trains, in the place of the policy; `implicit_reward` trains beside it,
+    and its token rewards come on top of the advantage `leave_one_out`.
+
+    `companion` is a further row of each prompt, beside its samples: the policy's `greedy` answer,
+    which never trains and whose reward is the baseline of `greedy_baseline`; or the environment's
+    (`given`), which stands in the group like a sample and trains, and to which `alignment` gives
+    `imitation_coef` and `alignment_coef`.
 
     `cross_entropy` imitates rows: of each group the `keep_best` of the highest rewards (0: all),
     of these the ones whose reward is above `keep_above`, each with the weight
@@ -254,16 +279,22 @@ class AlgorithmSettings:
     name: str
     samples_from: Literal["policy", "given"] = "policy"
     samples_per_prompt: int = 1
+    companion: Literal["none", "greedy", "given"] = "none"
     advantage: Advantage = "group_relative"
     divide_by_std: bool = True
     std_epsilon: float = 1e-6
     gamma: float = 1.0
     gae_lambda: float = 1.0
     pass_k: int = 1
+    imitation_coef: float = 0.5
+    alignment_coef: float = 0.6
     penalized_share: float = 0.2
     length_penalty: float = 0.2
     difficulty: DifficultySettings = field(default_factory=DifficultySettings)
     component_weights: Mapping[str, float] = field(default_factory=dict)
+    credit: Literal["token", "turn"] = "token"
+    turn_weight: float = 0.5
+    mixed_over: Literal["group", "step"] = "group"
     critic: CriticSettings | None = None
     loss: LossName = "clipped_surrogate"
     unit: Literal["row", "pair", "group"] = "row"
@@ -272,6 +303,7 @@ class AlgorithmSettings:
     beta: float = 0.1
     length_normalized: bool = False
     target_margin: float = 0.5
+    margin_weight: MarginWeightSettings | None = None
     reference_point: Literal["samples", "other_class", "zero"] = "samples"
     desirable_above: float = 0.5
     desirable_weight: float = 1.0
@@ -328,6 +360,12 @@ class AlgorithmSettings:
         return self.is_coupled or self.advantage != "none"
 
     @property
+    def reads_turns(self) -> bool:
+        """Is a turn of the policy one action to the advantage?"""
+        by_turn = self.advantage == "return_to_go" and self.credit == "turn"
+        return by_turn or self.advantage == "turn_mixed"
+
+    @property
     def filters_groups(self) -> bool:
         """May a whole group be left out of training for its rewards?"""
         is_bounded = self.loss == "cross_entropy" and self.keep_above is not None
@@ -345,7 +383,12 @@ class AlgorithmSettings:
         return self.kl.coef != 0.0 or compares
 
     @property
-    def trained_samples(self) -> int:
-        """The most samples of a prompt that train."""
+    def trained_rows(self) -> int:
+        """The most rows of a prompt that train."""
         kept = [each.keep for each in self.filters if each.name not in GROUP_FILTERS]
-        return min([self.samples_per_prompt, *kept])
+        return min([self.samples_per_prompt, *kept]) + (self.companion == "given")
+
+    @property
+    def rows_per_prompt(self) -> int:
+        """Its samples, and the companion."""
+        return self.samples_per_prompt + (self.companion != "none")

@@ -39,13 +39,20 @@ class StepTally:
         self._histograms = torch.zeros(2, log_histogram.BINS, dtype=torch.float64)
 
     def add_ratios(
-        self, ratio_T: Tensor, current_T: Tensor, behaviour_T: Tensor | None, counts_T: Tensor
+        self,
+        ratio_T: Tensor | None,
+        current_T: Tensor,
+        behaviour_T: Tensor | None,
+        counts_T: Tensor,
     ) -> None:
-        """Of tokens of one update: the ratio that the loss bounds, and the log-probs under the
-        current policy and under the one that sampled; those count where `counts_T` (bool[T])."""
-        self._histograms[_RATIO] += log_histogram.counts(torch.log(ratio_T[counts_T]))
+        """Of tokens of one update: the ratio that the loss bounds (None: it has none), and the
+        log-probs under the current policy and under the one that sampled; those count where
+        `counts_T` (bool[T]), but for given tokens, which nobody sampled (NaN)."""
+        if ratio_T is not None:
+            self._histograms[_RATIO] += log_histogram.counts(torch.log(ratio_T[counts_T]))
         if behaviour_T is None:
             return
+        counts_T = counts_T & ~behaviour_T.isnan()
         weight_T = torch.exp((current_T[counts_T] - behaviour_T[counts_T]).double())
         self._add(_RATIO, weight_T)
 

@@ -14,10 +14,12 @@ from torch import Tensor
 from manta.algorithms import kl
 from manta.algorithms.advantages import gae, return_to_go
 from manta.algorithms.aggregate import row_weight
+from manta.algorithms.catalogue import ADVANTAGE_KINDS
 from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.token_choice import choose
 from manta.algorithms.tokens import TokenBatch
+from manta.algorithms.turns import Places, turn_mixed, turn_returns, turns_of
 
 WHITEN_EPSILON = 1e-8
 """Added to the variance, so that equal advantages become 0."""
@@ -28,6 +30,7 @@ def token_stage(
     batch: TokenBatch,
     all_reduce: AllReduce,
     tickets_T: Tensor | None = None,
+    places: Places | None = None,
 ) -> TokenBatch:
     """`batch` with `advantage_T` made from the rows' `advantage` coefficient, in this order:
 
@@ -43,26 +46,33 @@ def token_stage(
        With `advantage: gae` the coefficient is the row's reward, and `advantage_T` are the
        generalised advantage estimates of these per-token rewards over `value_T`; `return_T` are
        those plus the values. Tokens between trained ones (other parties' turns) take no time.
-    2. Rewards of an implicit reward model (`reward_T`): each token is credited its own and those of
-       the tokens after it, discounted by `gamma` (PRIME, arXiv 2502.01456, eq. 5).
-    3. Whitening over the step's tokens, on all ranks, by row weight (`whiten_advantages`).
-    4. The choice of tokens by the covariance of these advantages with the log-probs that a KL in
+       Rewards within the rows (`reward_T`) are among these rewards.
+       With `return_to_go` and `turn_mixed` the coefficient is the row's reward too, paid on its
+       last trained token beside the rewards within, and the A of above is what is made of both: the
+       discounted sum of what is paid from the token on, or from its turn on, without a baseline;
+       or `manta.algorithms.turns.turn_mixed`.
+       With an implicit reward model the rewards within are its own, less their baseline, and what
+       is paid from a token on comes on top (PRIME, arXiv 2502.01456, eq. 5).
+    2. Whitening over the step's tokens, on all ranks, by row weight (`whiten_advantages`).
+    3. The choice of tokens by the covariance of these advantages with the log-probs that a KL in
        the reward would take, on all ranks (`manta.algorithms.token_choice`), into `selected_T`;
        `tickets_T` are that module's.
 
     With none of them every token gets its row's advantage. `all_reduce` is called where advantages
-    are whitened or tokens chosen, by every rank equally often, else not at all. Idempotent: an
-    earlier result in `advantage_T` is not read.
+    are whitened, turns compared or tokens chosen, by every rank equally often, else not at all.
+    Idempotent: an earlier result in `advantage_T` is not read. `places` is for `turn_mixed`.
 
-    Raises ValueError where the KL or the choice needs log-probs, or GAE values, that the batch
-    lacks.
+    Raises ValueError where the KL or the choice needs log-probs, GAE values, or an advantage of
+    turns their numbers or `places`, that are not there.
     """
     advantage_R = batch.coefficients_R["advantage"]
     advantage_T, return_T = advantage_R[batch.row_T], None
     kl_T = _charged(settings, batch)
     if settings.advantage == "gae":
         advantage_T, return_T = _from_values(settings, batch, kl_T)
-    elif kl_T is not None:
+    elif ADVANTAGE_KINDS[settings.advantage].reads_within:
+        advantage_T = _from_returns(settings, batch, all_reduce, places).to(advantage_T.dtype)
+    if settings.advantage != "gae" and kl_T is not None:
         charged_T = return_to_go(kl_T, batch.row_T, settings.kl.discount)
         advantage_T = advantage_T - settings.kl.coef * charged_T
     if settings.implicit_reward is not None and batch.reward_T is not None:
@@ -89,8 +99,42 @@ def _from_values(
     charges_T = torch.zeros_like(value_T) if kl_T is None else kl_T
     reward_R = batch.coefficients_R["advantage"]
     rewards_T = token_rewards(reward_R, charges_T, row_T, settings.kl.coef)
+    if batch.reward_T is not None:
+        rewards_T = rewards_T + batch.reward_T
     advantage_T = gae(rewards_T, value_T, row_T, settings.gamma, settings.gae_lambda)
     return advantage_T, advantage_T + value_T
+
+
+def _from_returns(
+    settings: AlgorithmSettings, batch: TokenBatch, all_reduce: AllReduce, places: Places | None
+) -> Tensor:
+    """float64[T]: the advantages of tokens by what is paid in their rows, without values."""
+    reward_R = batch.coefficients_R["advantage"].double()
+    rewards_T = token_rewards(reward_R, torch.zeros_like(batch.row_T), batch.row_T, 0.0)
+    if batch.reward_T is not None:
+        rewards_T = rewards_T + batch.reward_T
+    if not settings.reads_turns:
+        return return_to_go(rewards_T, batch.row_T, settings.gamma)
+    if batch.turn_T is None:
+        raise ValueError(
+            f"advantage {settings.advantage} is by turn, and tokens' turns are unknown"
+        )
+    turns = turns_of(batch.row_T, batch.turn_T)
+    if settings.advantage == "return_to_go":
+        return turn_returns(rewards_T, turns, settings.gamma)[turns.of_T]
+    if places is None:
+        raise ValueError("advantage turn_mixed compares rows, and where they stand is unknown")
+    mixed_U = turn_mixed(
+        rewards_T,
+        turns,
+        places,
+        settings.gamma,
+        settings.turn_weight,
+        settings.mixed_over,
+        settings.std_epsilon,
+        all_reduce,
+    )
+    return mixed_U[turns.of_T]
 
 
 def _charged(settings: AlgorithmSettings, batch: TokenBatch) -> Tensor | None:

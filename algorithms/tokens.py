@@ -21,18 +21,22 @@ class TokenBatch:
         tokens: the `token_mean` weight, whatever the loss is aggregated by.
     advantage_T: float32[T].
     behaviour_T: float32[T], log-prob under the policy that sampled the token (None for given
-        answers); proximal_T: float32[T], log-prob under the learner's policy at the start of the
-        step, the ratio's denominator (None: the behaviour policy's is); reference_T: float32[T].
+        answers; NaN where these stand among sampled ones); proximal_T: float32[T], log-prob under
+        the learner's policy at the start of the step, the ratio's denominator (None: the behaviour
+        policy's is); reference_T: float32[T].
     coefficients_R: named float32[R] columns of the plan.
     same_version_T: bool[T], True where the token was sampled under the very weights that the
         learner holds at the start of the step (None: nothing is known of that).
     selected_T: bool[T], the tokens that the loss treats apart (None: none are chosen).
     value_T: float32[T], the critic's value before each token at the start of the step; return_T:
         float32[T], what the critic learns to say there (both None without a critic).
+    sampled_T: float32[T], as mean_T for what is measured of sampled tokens alone, 0 at given ones
+        (None: mean_T).
     vocabulary_T: float32[T], `vocabulary_mean` under the learner's policy at the start of the step
         (None: no loss asks).
-    reward_T: float32[T], a reward of each token's own, beside what its row's advantage says (None:
-        there are none).
+    reward_T: float32[T], for the token stage alone, rewards within the rows, each paid at its
+        token; the row's own reward is not in them (None: there are none). turn_T: int64[T], which
+        of its row's turns a token is in, counted from 0 over the policy's (None: nobody asks).
     """
 
     row_T: Tensor
@@ -46,9 +50,11 @@ class TokenBatch:
     same_version_T: Tensor | None = None
     value_T: Tensor | None = None
     return_T: Tensor | None = None
+    sampled_T: Tensor | None = None
     vocabulary_T: Tensor | None = None
     selected_T: Tensor | None = None
     reward_T: Tensor | None = None
+    turn_T: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

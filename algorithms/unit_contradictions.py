@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from manta.algorithms.settings import PAIR_LOSSES, AlgorithmSettings
+from manta.algorithms.settings import PAIR_LOSSES, AlgorithmSettings, MarginWeightSettings
 
 
 def imitation_problems(settings: AlgorithmSettings) -> Iterator[str]:
@@ -79,10 +79,24 @@ def _pairs(settings: AlgorithmSettings) -> Iterator[str]:
         yield (
             "samples_per_prompt is 1, and a pair takes two samples of a prompt: set it to 2 or more"
         )
+    if settings.margin_weight is not None:
+        yield from _margin_weight(settings.margin_weight)
     for name in ("pair_margin", "target_margin"):
         value = getattr(settings, name)
         if not 0 <= value < math.inf:
             yield f"{name} is {value:g}, it must be 0 or more"
+
+
+def _margin_weight(told: MarginWeightSettings) -> Iterator[str]:
+    if not 0 < told.low < 1 < told.high < math.inf:
+        yield (
+            f"margin_weight goes from {told.high:g} down to {told.low:g}: let low be above 0 and "
+            "below 1, and high above 1 (0.5 and 2 in MADPO)"
+        )
+    if not 0 <= told.threshold < math.inf:
+        yield f"margin_weight.threshold is {told.threshold:g}, it must be 0 or more"
+    if not 0 < told.steepness < math.inf:
+        yield f"margin_weight.steepness is {told.steepness:g}, it must be above 0"
 
 
 def _questions(settings: AlgorithmSettings) -> Iterator[str]:

@@ -30,6 +30,7 @@ from benchmarks import manta_side
 from benchmarks.algorithms_picture import draw
 from benchmarks.report import RESULTS, Figure, write
 from manta.algorithms.presets import PRESETS
+from manta.algorithms.turn_presets import TURN_PRESETS
 from manta.envs.records import Json
 from manta.orchestrator.metrics import (
     ACCURACY,
@@ -85,11 +86,12 @@ class Learnt:
 
 
 def presets() -> list[str]:
-    """Those that learn from samples of the policy and their rewards."""
+    """Those that learn from samples of the policy and their rewards; not from rewards within
+    samples, of which this task has none."""
     return [
         name
         for name, preset in PRESETS.items()
-        if preset.samples_from == "policy" and preset.reads_rewards
+        if preset.samples_from == "policy" and preset.reads_rewards and name not in TURN_PRESETS
     ]
 
 

@@ -31,8 +31,8 @@ from manta.envs.records import (
     Task,
     Trajectory,
     Turn,
-    summarise,
 )
+from manta.envs.summaries import summarise
 from manta.orchestrator.assemble import assemble
 
 TOLERANCE = 1e-5

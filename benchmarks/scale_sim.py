@@ -57,10 +57,15 @@ from manta.orchestrator.recorder import Recorder
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.simulation import virtual_clock
 from manta.orchestrator.simulation.engine import MadeRow, PacedEngine
-from manta.orchestrator.simulation.lengths import GroupLengths, LognormalLengths
+from manta.orchestrator.simulation.lengths import LognormalLengths
 from manta.orchestrator.simulation.speeds import EngineSpeed, LearnerSpeed, Overheads, Speeds
 from manta.orchestrator.simulation.stage import SimulatedStage, StageParts
-from manta.orchestrator.simulation.world import SimulatedLearner, SimulatedWorld, WorldShape
+from manta.orchestrator.simulation.world import (
+    DrawnGroup,
+    SimulatedLearner,
+    SimulatedWorld,
+    WorldShape,
+)
 from manta.orchestrator.supply import BlockRef, Finished
 from manta.orchestrator.wait import Waits
 
@@ -162,7 +167,7 @@ class TimedWorld(SimulatedWorld):
             self.episodes -= groups * SAMPLES
 
     async def _call(
-        self, worker: int, groups: Sequence[GroupLengths], rank: tuple[int, ...]
+        self, worker: int, groups: Sequence[DrawnGroup], rank: tuple[int, ...]
     ) -> list[list[MadeRow]]:
         return await WATCH.timed(WORLD, super()._call(worker, groups, rank))
 

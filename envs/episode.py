@@ -13,6 +13,7 @@ from manta.envs.chat_template import POLICY
 from manta.envs.failures import WorldBroke
 from manta.envs.protocols import Env, Generate
 from manta.envs.records import (
+    COMPANION,
     Completion,
     FinishReason,
     GenerateRequest,
@@ -23,7 +24,7 @@ from manta.envs.records import (
     Trajectory,
 )
 from manta.envs.render import Renderer
-from manta.envs.transcript import Transcript
+from manta.envs.transcript import Transcript, given_trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,26 @@ def finished(
     return transcript.finish(task.id, sample, speaker.model, completion.finish_reason, artifact, {})
 
 
+def given_episode(
+    task: Task, renderer: Renderer, limits: Limits, answer: str, sample: int, what: str
+) -> Trajectory:
+    """The written `answer` as an episode that nobody sampled: it and its end token train.
+
+    Raises ValueError, naming it as `what`, where it does not fit the context.
+    """
+    prompt = prompt_ids(task, renderer, limits)
+    try:
+        ids = renderer.answer_ids(answer)
+    except ValueError as error:
+        raise ValueError(f"task {task.id}, {what}: {error}") from error
+    if len(prompt) + len(ids) > limits.context:
+        raise ValueError(
+            f"task {task.id}: prompt and {what} have {len(prompt)} + {len(ids)} tokens, more "
+            f"than the context of {limits.context}: raise model.context or filter the tasks"
+        )
+    return given_trajectory(task.id, prompt, ids, answer, sample)
+
+
 async def run_episode(
     env: Env,
     task: Task,
@@ -109,8 +130,9 @@ async def run_episode(
     for turn in range(limits.max_turns):
         room = min(budget - transcript.num_generated, limits.context - transcript.length)
         completion = await _next(speaker, transcript.token_ids, seed(turn), room, session)
-        _hear_policy(transcript, task, completion, sample)
-        messages.append(Message(POLICY, renderer.decode(completion.token_ids)))
+        text = renderer.decode(completion.token_ids)
+        _hear_policy(transcript, task, completion, sample, text)
+        messages.append(Message(POLICY, text))
         reason: FinishReason = "length"
         ended = "tokens"
         if completion.finish_reason == "length":
@@ -126,7 +148,7 @@ async def run_episode(
         if transcript.length + len(added) >= limits.context or transcript.num_generated >= budget:
             break
         messages.append(reply)
-        transcript.hear(reply.role, added)
+        transcript.hear(reply.role, added, reply.content)
     return transcript.finish(
         task.id,
         sample,
@@ -145,10 +167,13 @@ async def _next(
     return completion
 
 
-def _hear_policy(transcript: Transcript, task: Task, completion: Completion, sample: int) -> None:
+def _hear_policy(
+    transcript: Transcript, task: Task, completion: Completion, sample: int, text: str = ""
+) -> None:
     if completion.finish_reason == "abort":
-        raise WorldBroke(f"task {task.id}: the engine aborted sample {sample}")
-    transcript.say(completion)
+        which = "the greedy sample" if sample == COMPANION else f"sample {sample}"
+        raise WorldBroke(f"task {task.id}: the engine aborted {which}")
+    transcript.say(completion, text)
 
 
 def _messages(task: Task) -> Sequence[Message]:

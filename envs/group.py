@@ -14,10 +14,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from manta.envs.episode import Limits, Speaker, finished, prompt_ids, run_episode
+from manta.envs.companion import make_companion
+from manta.envs.episode import Limits, Speaker, finished, given_episode, prompt_ids, run_episode
 from manta.envs.failures import GroupBroken, WorldBroke
 from manta.envs.protocols import Compares, Env, ScoreGroup, ScoreReference
 from manta.envs.records import (
+    COMPANION,
+    Companion,
+    CompanionKind,
     GenerateRequest,
     GroupId,
     Int32,
@@ -30,8 +34,8 @@ from manta.envs.records import (
 from manta.envs.render import Renderer
 from manta.envs.seeds import sample_seed
 from manta.envs.side_by_side import ending, side_by_side
-from manta.envs.transcript import given_trajectory
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 REFERENCED_AT = "referenced_at"
@@ -60,7 +64,8 @@ class Draw:
     """Which samples of which group: with the same draw an engine returns the same samples.
 
     `purpose` keeps the streams of training and evaluation apart (such as `rl/train`). `redundant`
-    more samples are begun, and the first `num_samples` to end make the group.
+    more samples are begun, and the first `num_samples` to end make the group. The `companion` has a
+    stream of its own, so that the samples are the same with and without one.
     Raises ValueError unless 1 <= min_samples <= num_samples and redundant >= 0.
     """
 
@@ -70,6 +75,7 @@ class Draw:
     num_samples: int
     min_samples: int = 1
     redundant: int = 0
+    companion: CompanionKind = "none"
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_samples <= self.num_samples:
@@ -103,14 +109,16 @@ async def run_group(
 
     A single-turn environment's samples are one engine request; otherwise the episodes run side by
     side. Samples that the world broke (aborted by an engine, or left without a score) are dropped.
-    `timings` are the seconds of `generate`, `score` and, with a reference, `reference`, and when it
-    was done.
+    A companion (`manta.envs.companion`) is made beside them, and scored by itself: no sample's
+    score depends on it, nor the companion's on them. `timings` are the seconds of `generate`,
+    `score` and, with a reference, `reference`, and when it was done.
 
     Raises ValueError where the prompt does not fit the context, or redundant samples are asked of
-    an environment of several turns; GroupBroken where fewer than `draw.min_samples` are whole.
+    an environment of several turns; GroupBroken where fewer than `draw.min_samples` are whole, or
+    the companion is not.
     """
     prompt = prompt_ids(task, renderer, limits)
-    budgets = _budgets(env, task, draw, limits, len(prompt))
+    budgets = _budgets(env, task, draw.num_begun, limits, len(prompt))
     if env.single_turn:
         episodes = _one_turn(task, prompt, renderer, speaker, draw, budgets)
     elif draw.redundant:
@@ -120,10 +128,27 @@ async def run_group(
         )
     else:
         episodes = _many_turns(env, task, renderer, speaker, draw, budgets, limits)
-    made, seconds = await _timed(episodes)
+    companion: Trajectory | None = None
+    if draw.companion == "none":
+        made, seconds = await _timed(episodes)
+    else:
+        # Asked for by itself: more samples may have other budgets
+        [budget] = _budgets(env, task, 1, limits, len(prompt))
+        beside = make_companion(
+            draw.companion,
+            env,
+            task,
+            renderer,
+            speaker,
+            seed=partial(draw.seed, COMPANION),
+            budget=budget,
+            limits=limits,
+            session=str(draw.group),
+        )
+        (made, companion), seconds = await _timed(_both(episodes, beside))
     trajectories, reasons = made.whole, made.reasons
     _at_least(draw, task, len(trajectories), reasons)
-    group = await _scored(draw.group, task, trajectories, scoring, seconds)
+    group = await _scored(draw.group, task, trajectories, scoring, seconds, companion)
     group = replace(group, cut_off=made.cut_off)
     unscored = [score.note for score in group.scores if math.isnan(score.value)]
     group = _whole(group) if unscored else group
@@ -140,7 +165,7 @@ async def given_group(
     Raises ValueError where the environment has no gold answer or it does not fit the context,
     GroupBroken where the world broke and left it without a score.
     """
-    trajectory = _given(task, renderer, limits, env.gold(task), 0, "gold answer")
+    trajectory = given_episode(task, renderer, limits, env.gold(task), 0, "gold answer")
     scored = await _scored(group, task, [trajectory], scoring, 0.0)
     if math.isnan(scored.scores[0].value):
         raise GroupBroken(f"task {task.id}: the gold answer has no score: {scored.scores[0].note}")
@@ -157,7 +182,7 @@ async def compared_group(
     """
     answers = env.answers(task)
     trajectories = [
-        _given(task, renderer, limits, answer.text, sample, f"answer {sample}")
+        given_episode(task, renderer, limits, answer.text, sample, f"answer {sample}")
         for sample, answer in enumerate(answers)
     ]
 
@@ -167,28 +192,13 @@ async def compared_group(
     return await _scored(group, task, trajectories, replace(scoring, score=score), 0.0)
 
 
-def _given(
-    task: Task, renderer: Renderer, limits: Limits, answer: str, sample: int, what: str
-) -> Trajectory:
-    prompt = prompt_ids(task, renderer, limits)
-    try:
-        ids = renderer.answer_ids(answer)
-    except ValueError as error:
-        raise ValueError(f"task {task.id}, {what}: {error}") from error
-    if len(prompt) + len(ids) > limits.context:
-        raise ValueError(
-            f"task {task.id}: prompt and {what} have {len(prompt)} + {len(ids)} tokens, more "
-            f"than the context of {limits.context}: raise model.context or filter the tasks"
-        )
-    return given_trajectory(task.id, prompt, ids, answer, sample)
-
-
 async def annotated_group(group: ScoredGroup, scoring: Scoring) -> ScoredGroup:
     """A written `group` with new scores, and with new reference statistics if there is a reference.
 
-    Raises GroupBroken where the world broke and left no sample with a score.
+    Raises GroupBroken where the world broke and left no sample, or not the companion, with a score.
     """
-    again = await _scored(group.id, group.task, group.trajectories, scoring, 0.0)
+    beside = None if group.companion is None else group.companion.trajectory
+    again = await _scored(group.id, group.task, group.trajectories, scoring, 0.0, beside)
     again = replace(
         again,
         reference=again.reference or group.reference,
@@ -201,16 +211,23 @@ async def annotated_group(group: ScoredGroup, scoring: Scoring) -> ScoredGroup:
     return _whole(again) if unscored else again
 
 
-def _budgets(env: Env, task: Task, draw: Draw, limits: Limits, num_prompt: int) -> tuple[int, ...]:
-    budgets = env.budgets(task, draw.num_begun, limits.max_new_tokens)
+def _budgets(env: Env, task: Task, count: int, limits: Limits, num_prompt: int) -> tuple[int, ...]:
+    budgets = env.budgets(task, count, limits.max_new_tokens)
     in_bounds = all(1 <= budget <= limits.max_new_tokens for budget in budgets)
-    if len(budgets) != draw.num_begun or not in_bounds:
+    if len(budgets) != count or not in_bounds:
         raise ValueError(
             f"environment {task.env!r}, task {task.id}: budgets {budgets} must be "
-            f"{draw.num_begun} numbers in 1..{limits.max_new_tokens}"
+            f"{count} numbers in 1..{limits.max_new_tokens}"
         )
     room = limits.context - num_prompt
     return tuple(min(budget, room) for budget in budgets)
+
+
+async def _both(samples: Awaitable[T], companion: Awaitable[S]) -> tuple[T, S]:
+    """Side by side; neither outlives the other's failure."""
+    of_samples, of_companion = asyncio.ensure_future(samples), asyncio.ensure_future(companion)
+    async with ending(of_samples, of_companion):
+        return await asyncio.gather(of_samples, of_companion)
 
 
 async def _one_turn(
@@ -276,13 +293,14 @@ async def _scored(
     trajectories: Sequence[Trajectory],
     scoring: Scoring,
     seconds_to_generate: float,
+    companion: Trajectory | None = None,
 ) -> ScoredGroup:
     timings = {"generate": seconds_to_generate}
-    scoring_task = asyncio.ensure_future(_timed(scoring.score(task, trajectories)))
+    scoring_task = asyncio.ensure_future(_timed(_scores(scoring, task, trajectories, companion)))
     reference_task = asyncio.ensure_future(_statistics(scoring.reference, trajectories))
     async with ending(scoring_task), ending(reference_task):
         scored, looked = await asyncio.gather(scoring_task, reference_task)
-    scores, timings["score"] = scored
+    (scores, beside), timings["score"] = scored
     reference = None
     if looked is not None:
         reference, timings["reference"] = looked
@@ -299,7 +317,25 @@ async def _scored(
         reference=reference,
         reward_versions=scoring.versions,
         timings=timings,
+        companion=None if companion is None else _companion(task, companion, beside),
     )
+
+
+async def _scores(
+    scoring: Scoring, task: Task, trajectories: Sequence[Trajectory], companion: Trajectory | None
+) -> tuple[tuple[Score, ...], tuple[Score, ...]]:
+    """Of the samples and of the companion, each without the other."""
+    own = scoring.score(task, trajectories)
+    if companion is None:
+        return await own, ()
+    return await _both(own, scoring.score(task, [companion]))
+
+
+def _companion(task: Task, trajectory: Trajectory, scores: Sequence[Score]) -> Companion:
+    [score] = scores
+    if math.isnan(score.value):
+        raise GroupBroken(f"task {task.id}: the companion has no score: {score.note}")
+    return Companion(trajectory, score)
 
 
 async def _statistics(

@@ -7,7 +7,7 @@ the packed form and nothing of what it means.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise
 from typing import TypeAlias, TypeVar
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from manta.envs.records import (
     Bool,
+    Companion,
     Completion,
     FinishReason,
     Float32,
@@ -151,14 +152,46 @@ def pack_completions(completions: Sequence[Sequence[Completion]]) -> PackedCompl
 
 
 @dataclass(frozen=True, slots=True)
+class PackedScores:
+    """Scores without their columns; of each its columns' names and lengths, and all of these back
+    to back."""
+
+    bare: tuple[Score, ...]
+    columns: tuple[tuple[tuple[str, int], ...], ...]
+    values: Float32
+
+    def unpack(self) -> tuple[Score, ...]:
+        """The scores; their columns are views."""
+        scores, start = [], 0
+        for score, columns in zip(self.bare, self.columns, strict=True):
+            found = {}
+            for name, length in columns:
+                found[name] = self.values[start : start + length]
+                start += length
+            scores.append(replace(score, columns=found) if found else score)
+        return tuple(scores)
+
+
+def pack_scores(scores: Sequence[Score]) -> PackedScores:
+    return PackedScores(
+        tuple(replace(score, columns={}) if score.columns else score for score in scores),
+        tuple(
+            tuple((name, len(column)) for name, column in score.columns.items()) for score in scores
+        ),
+        _joined([column for score in scores for column in score.columns.values()], np.float32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """Groups that travel together."""
 
     groups: tuple[ScoredGroup, ...]
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickles the trajectories of all groups as one `PackedTrajectories`."""
-        trajectories = [t for group in self.groups for t in group.trajectories]
+        """Pickles the trajectories of all groups as one `PackedTrajectories`, and the scores."""
+        trajectories = [t for group in self.groups for t in group.rows]
+        scores = pack_scores([score for group in self.groups for score in group.row_scores])
         references = [
             logprobs
             for group in self.groups
@@ -170,36 +203,45 @@ class Block:
                 group.id,
                 group.task,
                 len(group.trajectories),
-                group.scores,
                 None if group.reference is None else group.reference.version,
                 dict(group.reward_versions),
                 dict(group.timings),
                 group.cut_off,
+                group.companion is not None,
             )
             for group in self.groups
         )
-        return _block, (pack(trajectories), _joined(references, np.float32), rest)
+        return _block, (pack(trajectories), scores, _joined(references, np.float32), rest)
 
 
 _GroupRest: TypeAlias = tuple[
     GroupId,
     Task,
     int,
-    tuple[Score, ...],
     str | None,
     dict[str, str],
     dict[str, float],
     tuple[int, ...],
+    bool,
 ]
 
 
-def _block(packed: PackedTrajectories, references: Float32, rest: tuple[_GroupRest, ...]) -> Block:
-    trajectories = packed.unpack()
+def _block(
+    packed: PackedTrajectories,
+    packed_scores: PackedScores,
+    references: Float32,
+    rest: tuple[_GroupRest, ...],
+) -> Block:
+    trajectories, row_scores = packed.unpack(), packed_scores.unpack()
     groups = []
     first = start = 0
-    for name, task, count, scores, version, reward_versions, timings, cut_off in rest:
-        own = trajectories[first : first + count]
+    for name, task, count, version, reward_versions, timings, cut_off, has_companion in rest:
+        own, scores = trajectories[first : first + count], row_scores[first : first + count]
         first += count
+        companion = None
+        if has_companion:
+            companion = Companion(trajectories[first], row_scores[first])
+            first += 1
         reference = None
         if version is not None:
             ends = list(accumulate((len(t.token_ids) for t in own), initial=start))
@@ -208,7 +250,9 @@ def _block(packed: PackedTrajectories, references: Float32, rest: tuple[_GroupRe
                 version, tuple(references[low:high] for low, high in pairwise(ends))
             )
         groups.append(
-            ScoredGroup(name, task, own, scores, reference, reward_versions, timings, cut_off)
+            ScoredGroup(
+                name, task, own, scores, reference, reward_versions, timings, cut_off, companion
+            )
         )
     return Block(tuple(groups))
 

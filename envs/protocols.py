@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from manta.envs.records import (
     Completion,
+    Detail,
     GenerateRequest,
     Json,
     Message,
@@ -141,8 +142,11 @@ class TrajectoryReward(Protocol):
 
     version: str
 
-    async def score(self, task: Task, trajectory: Trajectory, services: Services) -> float | None:
-        """The component's value; None where it does not apply (absent, not 0)."""
+    async def score(
+        self, task: Task, trajectory: Trajectory, services: Services
+    ) -> float | Detail | None:
+        """The component's value; None where it does not apply (absent, not 0). One that also says
+        something of turns, steps or tokens gives a `Detail`, and has `rewards_within = True`."""
         ...
 
 
@@ -153,7 +157,7 @@ class GroupReward(Protocol):
 
     async def score_group(
         self, task: Task, trajectories: Sequence[Trajectory], services: Services
-    ) -> list[float | None]: ...
+    ) -> Sequence[float | Detail | None]: ...
 
 
 class BatchReward(Protocol):

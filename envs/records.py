@@ -10,7 +10,7 @@ Shapes: T generated tokens, L tokens of a whole trajectory, N rows (trajectories
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -25,6 +25,13 @@ FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 
 GIVEN = "given"
 """`Trajectory.model` of an answer that no engine sampled (gold answers, demonstrations)."""
+
+
+CompanionKind: TypeAlias = Literal["none", "greedy", "given"]
+"""A prompt's further row beside its samples: the policy's greedy answer, or the gold one."""
+
+COMPANION = -1
+"""The sample index of that row, which is no sample."""
 
 
 MARGIN = "margin"
@@ -131,11 +138,13 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Tokens `start:end` of a trajectory were spoken by `role`."""
+    """Tokens `start:end` of a trajectory were spoken by `role`, saying `text`; an episode of one
+    turn has that as its artifact alone."""
 
     role: str
     start: int
     end: int
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +181,27 @@ class Span:
     value: float
 
 
+TOKEN_REWARDS = "reward"
+"""The column of a score whose numbers are rewards within the trajectory, each paid at its token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """What a reward component says of a trajectory, of the `spans` of it, and of each of its tokens
+    (`column`, float32[L]). `value` None: there is no one number (absent, not 0)."""
+
+    value: float | None
+    spans: tuple[Span, ...] = ()
+    column: Float32 | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """A trajectory's reward and its named components. An absent component is absent, not 0.
 
     `value` is NaN where the world broke and left nothing to score: such a sample never trains.
+    `spans` and `columns` are by component (a span is called `COMPONENT/NAME`), but for the column
+    `TOKEN_REWARDS`, in which `manta.envs.rewards.within` has weighed them.
     """
 
     value: float
@@ -204,10 +229,25 @@ class ReferenceStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class Companion:
+    """The further row of a group (its `sample` is `COMPANION`): the policy's greedy answer, or
+    with the model `GIVEN` the environment's."""
+
+    trajectory: Trajectory
+    score: Score
+
+    @property
+    def kind(self) -> CompanionKind:
+        return "given" if self.trajectory.model == GIVEN else "greedy"
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredGroup:
     """A task with its trajectories and their scores, in sample order.
 
     `cut_off` is how many tokens each redundant sample had when the group was complete without it.
+    The `companion` is none of the samples: what is measured of them leaves it out, and the
+    reference, which it is not compared with, does not look at it.
     """
 
     id: GroupId
@@ -218,17 +258,44 @@ class ScoredGroup:
     reward_versions: Mapping[str, str]
     timings: Mapping[str, float]
     cut_off: tuple[int, ...] = ()
+    companion: Companion | None = None
+
+    @property
+    def rows(self) -> tuple[Trajectory, ...]:
+        """The samples, and behind them the companion."""
+        beside = self.companion
+        return self.trajectories if beside is None else (*self.trajectories, beside.trajectory)
+
+    @property
+    def row_scores(self) -> tuple[Score, ...]:
+        """Of `rows`."""
+        return self.scores if self.companion is None else (*self.scores, self.companion.score)
+
+    def row(self, sample: int) -> Trajectory:
+        """The trajectory of sample `sample`, which may be `COMPANION`."""
+        return self.rows[-1] if sample == COMPANION else self.trajectories[sample]
 
     def content_hash(self) -> str:
         """SHA-256 of what trains: task, tokens, masks, behaviour log-probs and rewards."""
         digest = hashlib.sha256(self.task.id.encode())
-        for trajectory, score in zip(self.trajectories, self.scores, strict=True):
+        for trajectory, score in zip(self.rows, self.row_scores, strict=True):
             digest.update(trajectory.token_ids.tobytes())
             digest.update(trajectory.loss_mask.tobytes())
             if trajectory.logprobs is not None:
                 digest.update(trajectory.logprobs.tobytes())
             digest.update(np.float64(score.value).tobytes())
+            if TOKEN_REWARDS in score.columns:
+                digest.update(score.columns[TOKEN_REWARDS].tobytes())
         return digest.hexdigest()
+
+
+class CompanionSummary(NamedTuple):
+    """The scalars of a group's companion; tokens as in `GroupSummary`."""
+
+    kind: CompanionKind
+    reward: float
+    num_tokens: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +308,7 @@ class GroupSummary:
     they were sampled under. `num_too_old` more left the loss for their age. `is_truncated` bool[n]
     is True where a bound on its length ended a sample; `cut_off` is as in `ScoredGroup`. `margin`
     is by how much the preferred of two given answers is to be preferred (the task's fact `margin`).
+    The `companion`, where the group has one, is in no array.
     """
 
     id: GroupId
@@ -258,13 +326,15 @@ class GroupSummary:
     num_too_old: int = 0
     cut_off: tuple[int, ...] = ()
     margin: float = 0.0
+    companion: CompanionSummary | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """Everything that decides a step but its tensors: rows, units and their coefficients.
 
-    Row i is sample `sample_N[i]` of group `group_N[i]` (an index into `groups`); rows that share
+    Row i is sample `sample_N[i]` (`COMPANION`: the group's companion, its last row) of group
+    `group_N[i]` (an index into `groups`); rows that share
     `unit_N` belong together: a loss may couple them, and ranks do not part them. `coefficients` are
     named float32[N] columns such as `advantage`, `weight`, `keep`. `lengths_N` counts all tokens,
     `num_tokens_N` the trained ones. Tokens of weights before step `oldest_version` do not train
@@ -294,49 +364,6 @@ class Update:
     version: WeightVersion
     metrics: Mapping[str, float]
     weights_hash: str
-
-
-def summarise(group: ScoredGroup) -> GroupSummary:
-    """The summary of `group` that travels to the driver."""
-    names = sorted({name for score in group.scores for name in score.components})
-    versions = [span.version for t in group.trajectories for span in t.weight_versions]
-    return GroupSummary(
-        id=group.id,
-        task_id=group.task.id,
-        rewards=np.array([score.value for score in group.scores], np.float32),
-        components={
-            name: np.array(
-                [score.components.get(name, np.nan) for score in group.scores], np.float32
-            )
-            for name in names
-        },
-        num_tokens=np.array([t.loss_mask.sum() for t in group.trajectories], np.int32),
-        lengths=np.array([len(t.token_ids) for t in group.trajectories], np.int32),
-        is_truncated=np.array([t.finish_reason == "length" for t in group.trajectories], np.bool_),
-        oldest=min(versions, default=None),
-        newest=max(versions, default=None),
-        content_hash=group.content_hash(),
-        timings=group.timings,
-        tokens_by_version=_tokens_by_version(group.trajectories),
-        cut_off=group.cut_off,
-        margin=_margin(group),
-    )
-
-
-def _margin(group: ScoredGroup) -> float:
-    """Of given answers alone: what a policy samples for the same task is not what was compared."""
-    is_given = all(trajectory.model == GIVEN for trajectory in group.trajectories)
-    return float(group.task.facts.get(MARGIN, 0.0)) if is_given else 0.0
-
-
-def _tokens_by_version(trajectories: Sequence[Trajectory]) -> Mapping[WeightVersion, Int32]:
-    """int32[n] per version: trained tokens of each trajectory, none for given answers."""
-    counts: dict[WeightVersion, Int32] = {}
-    for i, trajectory in enumerate(trajectories):
-        for version, start, end in version_ranges(trajectory):
-            count_n = counts.setdefault(version, np.zeros(len(trajectories), np.int32))
-            count_n[i] += np.count_nonzero(trajectory.loss_mask[start:end])
-    return counts
 
 
 def version_ranges(trajectory: Trajectory) -> list[tuple[WeightVersion, int, int]]:

@@ -25,6 +25,7 @@ ENVS: Mapping[str, str] = {
 }
 
 REWARDS: Mapping[str, str] = {
+    "by_turn": "manta.envs.rewards.by_turn:ByTurn",
     "distinct": "manta.envs.rewards.distinct:Distinct",
     "exact": "manta.envs.rewards.exact:Exact",
     "expression": "manta.envs.rewards.expression:Expression",
@@ -32,6 +33,7 @@ REWARDS: Mapping[str, str] = {
     "length": "manta.envs.rewards.length:Length",
     "rarity": "manta.envs.rewards.rarity:Rarity",
     "reward_model": "manta.envs.rewards.reward_model:RewardModel",
+    "token_log_ratio": "manta.envs.rewards.token_log_ratio:TokenLogRatio",
 }
 
 ENV_MEMBERS = ("source", "gold", "reply", "budgets", "validate", "single_turn")

@@ -1,4 +1,5 @@
-"""Scored groups as Arrow columns and back: one row per trajectory, lossless.
+"""Scored groups as Arrow columns and back: one row per trajectory, lossless. A group's companion is
+its last row, with the sample `COMPANION`.
 
 Owns the schema and both directions of the conversion. Knows nothing of files, folders or row
 groups (`manta.envs.trajectory_files`). Fields of the group (task, versions, timings) are repeated
@@ -18,6 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from manta.envs.records import (
+    COMPANION,
+    Companion,
     FinishReason,
     Float32,
     GroupId,
@@ -38,10 +41,9 @@ from manta.envs.records import (
 _FLOATS = pa.list_(pa.float32())
 _MEDIA = pa.struct({"kind": pa.string(), "content_hash": pa.string(), "reference": pa.string()})
 _VERSION = pa.struct({"start": pa.int32(), "step": pa.int64(), "incarnation": pa.int64()})
-_TURN = pa.struct({"role": pa.string(), "start": pa.int32(), "end": pa.int32()})
-_SPAN = pa.struct(
-    {"name": pa.string(), "start": pa.int32(), "end": pa.int32(), "value": pa.float64()}
-)
+_PLACE = {"start": pa.int32(), "end": pa.int32()}
+_TURN = pa.struct({"role": pa.string(), **_PLACE, "text": pa.string()})
+_SPAN = pa.struct({"name": pa.string(), **_PLACE, "value": pa.float64()})
 _PARENT = pa.struct({"task_id": pa.string(), "offset": pa.int64()})
 _NUMBER_OR_TEXT = pa.struct({"number": pa.float64(), "text": pa.string()})
 _ARRAY = pa.struct({"dtype": pa.string(), "shape": pa.list_(pa.int64()), "data": pa.large_binary()})
@@ -113,10 +115,10 @@ def to_table(groups: Sequence[ScoredGroup], step: int) -> pa.Table:
     for group in groups:
         if not group.trajectories:
             raise ValueError(f"group {group.id} of task {group.task.id!r} has no trajectories")
-    index = np.repeat(np.arange(len(groups)), [len(group.trajectories) for group in groups])
-    trajectories = [t for group in groups for t in group.trajectories]
+    index = np.repeat(np.arange(len(groups)), [len(group.rows) for group in groups])
+    trajectories = [t for group in groups for t in group.rows]
     scores = [
-        score for group in groups for _, score in zip(group.trajectories, group.scores, strict=True)
+        score for group in groups for _, score in zip(group.rows, group.row_scores, strict=True)
     ]
     columns = {"step": pa.array(np.full(len(trajectories), step, np.int32))}
     columns |= {name: array.take(index) for name, array in _group_arrays(groups).items()}
@@ -133,19 +135,26 @@ def from_table(table: pa.Table) -> ScoredGroup:
     rows = table.num_rows
     columns = {field.name: _flat(table, field.name) for field in TRAJECTORY_FIELDS}
     scores = {field.name: _flat(table, field.name) for field in SCORE_FIELDS}
+    trajectories, row_scores = _read_trajectories(columns, rows), _read_scores(scores, rows)
+    companion = None
+    if trajectories[-1].sample == COMPANION:
+        companion = Companion(trajectories[-1], row_scores[-1])
+        trajectories, row_scores = trajectories[:-1], row_scores[:-1]
     reference = None
     if first["reference_version"] is not None:
         logprobs = cast("list[Float32]", _read_lists(_flat(table, "reference_logprobs")))
-        reference = ReferenceStatistics(first["reference_version"], tuple(logprobs))
+        own = tuple(logprobs[: len(trajectories)])
+        reference = ReferenceStatistics(first["reference_version"], own)
     return ScoredGroup(
         id=GroupId(first["group_epoch"], first["group_position"], first["group_attempt"]),
         task=_read_task(first),
-        trajectories=_read_trajectories(columns, rows),
-        scores=_read_scores(scores, rows),
+        trajectories=trajectories,
+        scores=row_scores,
         reference=reference,
         reward_versions=dict(first["reward_versions"]),
         timings=dict(first["timings"]),
         cut_off=tuple(first["cut_off"]),
+        companion=companion,
     )
 
 
@@ -179,6 +188,7 @@ def _group_arrays(groups: Sequence[ScoredGroup]) -> dict[str, pa.Array]:
 
 def _trajectory_arrays(rows: Sequence[Trajectory]) -> dict[str, pa.Array]:
     spans = [[(span.start, *span.version) for span in t.weight_versions] for t in rows]
+    turns = [[(turn.role, turn.start, turn.end, turn.text) for turn in t.turns] for t in rows]
     payloads = [{name: _array_row(name, a) for name, a in t.payload.items()} for t in rows]
     infos = [{name: _number_or_text(v) for name, v in t.env_info.items()} for t in rows]
     return {
@@ -189,7 +199,7 @@ def _trajectory_arrays(rows: Sequence[Trajectory]) -> dict[str, pa.Array]:
         "loss_mask": _number_lists([t.loss_mask for t in rows], np.bool_, "loss_mask"),
         "logprobs": _number_lists([t.logprobs for t in rows], np.float32, "logprobs"),
         "weight_versions": _struct_lists(spans, _VERSION),
-        "turns": _struct_lists([[(u.role, u.start, u.end) for u in t.turns] for t in rows], _TURN),
+        "turns": _struct_lists(turns, _TURN),
         "finish_reason": pa.array([t.finish_reason for t in rows], pa.string()),
         "artifact": pa.array([t.artifact for t in rows], pa.string()),
         "parent": pa.array(
@@ -217,9 +227,10 @@ def _score_arrays(scores: Sequence[Score]) -> dict[str, pa.Array]:
 
 def _reference_rows(group: ScoredGroup) -> Sequence[Float32 | None]:
     if group.reference is None:
-        return [None] * len(group.trajectories)
+        return [None] * len(group.rows)
     pairs = zip(group.trajectories, group.reference.logprobs, strict=True)
-    return [logprobs for _, logprobs in pairs]
+    beside = [None] * (group.companion is not None)
+    return [*(logprobs for _, logprobs in pairs), *beside]
 
 
 def _offsets(lengths: Iterable[int], count: int) -> npt.NDArray[np.int32]:

@@ -169,7 +169,7 @@ def _write(sink: pa.NativeFile, groups: Sequence[ScoredGroup], step: int) -> Non
         row_groups = []
         for part in _parts(groups):
             writer.write_table(to_table(part, step))
-            row_groups.append([[*g.id, len(g.trajectories), g.content_hash()] for g in part])
+            row_groups.append([[*g.id, len(g.rows), g.content_hash()] for g in part])
         index = {"step": step, "row_groups": row_groups}
         writer.add_key_value_metadata({_INDEX_KEY: json.dumps(index)})
 
@@ -180,7 +180,7 @@ def _parts(groups: Sequence[ScoredGroup]) -> Iterator[list[ScoredGroup]]:
     size = 0
     for group in groups:
         part.append(group)
-        for trajectory in group.trajectories:
+        for trajectory in group.rows:
             size += 13 * len(trajectory.token_ids) + len(trajectory.artifact) + 128
             size += sum(array.nbytes for array in trajectory.payload.values())
         if size >= _BYTES_PER_ROW_GROUP:

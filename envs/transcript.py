@@ -42,7 +42,7 @@ class Transcript:
         """int32[L]: all tokens so far, the prefix of the next turn."""
         return np.concatenate(self._tokens)
 
-    def say(self, completion: Completion) -> None:
+    def say(self, completion: Completion, text: str = "") -> None:
         """The policy's turn; its version spans move to where its tokens stand here.
 
         Raises ValueError where the engine returned arrays of unequal lengths.
@@ -56,11 +56,11 @@ class Transcript:
             if not self._versions or self._versions[-1].version != span.version:
                 self._versions.append(VersionSpan(self.length + span.start, span.version))
         self.num_generated += len(completion.token_ids)
-        self._append(POLICY, completion.token_ids, completion.logprobs, trained=True)
+        self._append(POLICY, completion.token_ids, completion.logprobs, trained=True, text=text)
 
-    def hear(self, role: str, token_ids: Int32) -> None:
+    def hear(self, role: str, token_ids: Int32, text: str = "") -> None:
         """A turn of the environment: part of the prefix, never trained."""
-        self._append(role, token_ids, np.zeros(len(token_ids), np.float32), trained=False)
+        self._append(role, token_ids, np.zeros(len(token_ids), np.float32), False, text)
 
     def finish(
         self,
@@ -85,11 +85,13 @@ class Transcript:
             env_info=env_info,
         )
 
-    def _append(self, role: str, token_ids: Int32, logprobs: Float32, trained: bool) -> None:
+    def _append(
+        self, role: str, token_ids: Int32, logprobs: Float32, trained: bool, text: str = ""
+    ) -> None:
         self._tokens.append(np.asarray(token_ids, np.int32))
         self._masks.append(np.full(len(token_ids), trained, np.bool_))
         self._logprobs.append(np.asarray(logprobs, np.float32))
-        self._turns.append(Turn(role, self.length, self.length + len(token_ids)))
+        self._turns.append(Turn(role, self.length, self.length + len(token_ids), text))
         self.length += len(token_ids)
 
 

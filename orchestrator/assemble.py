@@ -14,8 +14,9 @@ import torch
 
 from manta.algorithms.filters import GroupSamples, Selection, select
 from manta.algorithms.group_stage import NO_PAIR, NONE_KEPT, group_stage
+from manta.algorithms.pairs import Pairs
 from manta.algorithms.settings import AlgorithmSettings
-from manta.envs.records import Bool, GroupSummary, StepPlan
+from manta.envs.records import COMPANION, Bool, GroupSummary, StepPlan
 
 
 def selection(
@@ -35,7 +36,10 @@ def selection(
     if not settings.filters or not np.isfinite(summary.rewards).all():
         return Selection(everything)
     parts = {name: values.tolist() for name, values in summary.components.items()}
-    return select(settings.filters, GroupSamples(summary.rewards.tolist(), parts))
+    beside = None
+    if settings.companion != "none" and summary.companion is not None:
+        beside = summary.companion.reward
+    return select(settings.filters, GroupSamples(summary.rewards.tolist(), parts, beside))
 
 
 def filter_reason(
@@ -68,12 +72,19 @@ def assemble(
     `oldest_version` are not counted in them, and do not train. With `masks_truncated` samples that
     a bound ended count in their group's baseline and carry no loss (overlong filtering of DAPO,
     arXiv 2503.14476), nor are they compared with others. Where a loss couples rows, those of a
-    group are one unit."""
+    group are one unit. A companion that the algorithm has is its group's last row.
+
+    Raises ValueError where a reward is not finite, or a group lacks its companion."""
+    if settings.reads_rewards:
+        _refuse_broken(summaries)
+    summaries = [_with_companion(settings, summary) for summary in summaries]
     sizes = [len(summary.rewards) for summary in summaries]
     group_N = np.repeat(np.arange(len(summaries), dtype=np.int32), sizes)
     rewards_N = np.concatenate([summary.rewards for summary in summaries])
-    if settings.reads_rewards:
-        _refuse_broken(summaries)
+    sample_N = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
+    has_companion = settings.companion != "none"
+    if has_companion:
+        sample_N[np.cumsum(sizes) - 1] = COMPANION
     eligible_N = np.concatenate([_can_train(each, masks_truncated) for each in summaries])
     stage = group_stage(
         settings,
@@ -82,6 +93,7 @@ def assemble(
         torch.from_numpy(eligible_N),
         torch.from_numpy(np.concatenate([summary.num_tokens for summary in summaries])),
         _components(summaries),
+        torch.from_numpy(sample_N == COMPANION) if has_companion else None,
     )
     columns = {name: value.numpy() for name, value in stage.coefficients.items()}
     if masks_truncated:
@@ -91,7 +103,7 @@ def assemble(
         step=step,
         groups=tuple(summary.id for summary in summaries),
         group_N=group_N,
-        sample_N=np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
+        sample_N=sample_N,
         unit_N=np.arange(len(group_N), dtype=np.int32),
         coefficients=columns,
         lengths_N=np.concatenate([summary.lengths for summary in summaries]),
@@ -100,13 +112,51 @@ def assemble(
     )
     if settings.unit != "row":
         plan = replace(plan, unit_N=group_N)
-    if stage.pairs is None:
-        return plan
+    return plan if stage.pairs is None else _with_pairs(plan, settings, stage.pairs, summaries)
+
+
+def _with_pairs(
+    plan: StepPlan,
+    settings: AlgorithmSettings,
+    pairs: Pairs,
+    summaries: Sequence[GroupSummary],
+) -> StepPlan:
+    """A pair's margin is the one that its data give; for weights by margin, where they give none,
+    by how much its rewards differ."""
+    chosen_P, rejected_P = (side.numpy() for side in pairs)
     margins = np.array([summary.margin for summary in summaries], np.float32)
+    margin_P = margins[plan.group_N[chosen_P]]
+    if settings.margin_weight is not None:
+        rewards_N = np.concatenate([summary.rewards for summary in summaries])
+        apart_P = rewards_N[chosen_P] - rewards_N[rejected_P]
+        margin_P = np.where(margin_P != 0, margin_P, apart_P).astype(np.float32)
     return replace(
         plan,
-        pair_P2=torch.stack(stage.pairs, dim=1).numpy().astype(np.int32),
-        margin_P=margins[group_N[stage.pairs.chosen_P.numpy()]],
+        pair_P2=torch.stack(pairs, dim=1).numpy().astype(np.int32),
+        margin_P=margin_P,
+    )
+
+
+def _with_companion(settings: AlgorithmSettings, summary: GroupSummary) -> GroupSummary:
+    """`summary` with its companion at the end of every array, where the algorithm has one."""
+    if settings.companion == "none":
+        return summary
+    beside = summary.companion
+    if beside is None or beside.kind != settings.companion:
+        found = "none" if beside is None else f"a {beside.kind} one"
+        raise ValueError(
+            f"task {summary.task_id}, group {summary.id}: the algorithm needs a "
+            f"{settings.companion} companion and the group has {found}: learn from groups that "
+            "were made with algorithm.companion set so, or let the policy sample"
+        )
+    absent = np.float32(np.nan)
+    return replace(
+        summary,
+        rewards=np.append(summary.rewards, np.float32(beside.reward)),
+        components={name: np.append(v, absent) for name, v in summary.components.items()},
+        num_tokens=np.append(summary.num_tokens, np.int32(beside.num_tokens)),
+        lengths=np.append(summary.lengths, np.int32(beside.length)),
+        is_truncated=np.append(summary.is_truncated, False),
     )
 
 

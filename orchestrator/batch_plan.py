@@ -14,6 +14,7 @@ from manta.orchestrator.compared_words import compared_told, imitated_told
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.stage_words import (
     annotation_told,
+    companion_told,
     filters_told,
     left_told,
     merge_told,
@@ -70,6 +71,8 @@ def _tokens_per_completion(
     answer = run_file.rollout.max_new_tokens
     if algorithm.samples_from == "given":
         answer = prompts.longest_answer
+    elif algorithm.companion == "given":
+        answer = max(answer, prompts.longest_answer)
     usual = math.ceil(prompts.mean) + answer
     return min(usual, context), min(prompts.longest + answer, context)
 
@@ -78,7 +81,7 @@ def _batch(
     run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings, prompts: Prompts | None
 ) -> str:
     samples = algorithm.samples_per_prompt
-    count = stage.prompts_per_step * samples
+    count = stage.prompts_per_step * algorithm.rows_per_prompt
     usual, _ = _tokens_per_completion(run_file, algorithm, prompts)
     if algorithm.samples_from == "given":
         what = f"{_times(stage.prompts_per_step, 'prompt')} with given answers a step"
@@ -89,10 +92,10 @@ def _batch(
             )
         told = "with the longest answer" if prompts is not None else "with a full context"
     else:
-        what = (
-            f"{_times(stage.prompts_per_step, 'prompt')} x {_times(samples, 'sample')} = "
-            f"{_times(count, 'completion')} a step"
-        )
+        each = f"{_times(samples, 'sample')}{companion_told(algorithm)}"
+        each = each if algorithm.companion == "none" else f"({each})"
+        noun = "row" if algorithm.companion == "given" else "completion"
+        what = f"{_times(stage.prompts_per_step, 'prompt')} x {each} = {_times(count, noun)} a step"
         told = f"with all {run_file.rollout.max_new_tokens:,} new tokens used"
     mean = "" if prompts is None else f"mean prompt {prompts.mean:,.1f} tokens, "
     return f"{what}, at most about {count * usual:,} tokens ({mean}{told})"
@@ -104,7 +107,7 @@ def _micro_batches(
     """Every row counted as the longest one; the learner cuts by the real lengths."""
     learner = run_file.learner
     _, longest = _tokens_per_completion(run_file, algorithm, prompts)
-    rows = stage.prompts_per_step * algorithm.trained_samples // stage.updates_per_step
+    rows = stage.prompts_per_step * algorithm.trained_rows // stage.updates_per_step
     rows_per_rank = math.ceil(rows / learner.ranks.min)
     rows_at_once = max(1, learner.tokens_per_micro_batch // longest)
     count = math.ceil(rows_per_rank / rows_at_once)
@@ -224,8 +227,11 @@ def _ratio(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
             "no importance ratio: cross-entropy needs no log-probs of a behaviour policy"
             f"{imitated_told(algorithm)}"
         )
-    has_kl = algorithm.kl.coef != 0
-    charges_kl = has_kl and algorithm.kl.placement == "reward"
+    if algorithm.loss == "policy_gradient":
+        return (
+            f"no importance ratio: nothing bounds an update{_charged(run_file, stage, algorithm)}"
+        )
+    charges_kl = algorithm.kl.coef != 0 and algorithm.kl.placement == "reward"
     is_only_update = stage.updates_per_step * stage.epochs_per_step == 1
     needs_pass = charges_kl or algorithm.chooses_tokens or not is_only_update
     if algorithm.proximal == "learner" and not needs_pass:
@@ -240,8 +246,13 @@ def _ratio(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
         )
     else:
         told = "the ratio's denominator is the engine's own log-probs, nothing is recomputed"
-    told += _correction(algorithm.off_policy)
-    if has_kl:
+    return told + _charged(run_file, stage, algorithm)
+
+
+def _charged(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
+    """What weighs tokens, and what is charged to them."""
+    told = _correction(algorithm.off_policy)
+    if algorithm.kl.coef != 0:
         kl = algorithm.kl
         told += (
             f"; KL to {reference_told(run_file, stage)}, {kl.coef:g} x {kl.estimator} in the "

@@ -75,9 +75,13 @@ def _pairs(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
         "simpo": f"SimPO {beta} and a target margin of {algorithm.target_margin:g}",
         "bradley_terry": "Bradley-Terry on the scores of a reward model",
     }[algorithm.loss]
+    weighed = ""
+    if algorithm.margin_weight is not None:
+        at = algorithm.margin_weight.threshold
+        weighed = f", times a weight of the pair by its margin (1 at {at:.3g})"
     if algorithm.needs_reference:
         loss += f" {reference_told(run_file, stage)}"
     return (
-        f"pairs: {which}{bound}; {counts} counts the same; prompts without one are filtered; the "
-        f"loss is {loss}"
+        f"pairs: {which}{bound}; {counts} counts the same{weighed}; prompts without one are "
+        f"filtered; the loss is {loss}"
     )

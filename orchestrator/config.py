@@ -14,6 +14,7 @@ from manta.actors.backends.schedule import Schedule
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import ModelSpec
+from manta.actors.scorers.settings import ScorerConfig
 from manta.actors.worker_range import WorkerRange, range_of
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import Json
@@ -56,11 +57,13 @@ class ComponentConfig:
 @dataclass(frozen=True, slots=True)
 class RewardConfig:
     """`formula` combines the components by name: numbers, + - * / ( ), min, max. `gold` is a
-    component outside of it, the true reward, which what trains is held against."""
+    component outside of it, the true reward, which what trains is held against. `within` weighs
+    what components say of turns, steps and tokens, by component: rewards within a sample."""
 
     formula: str
     components: Mapping[str, ComponentConfig]
     gold: str | None = None
+    within: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,30 +209,6 @@ class RewardWorkersConfig:
     @property
     def sizes(self) -> WorkerRange:
         return range_of(self.workers)
-
-
-@dataclass(frozen=True, slots=True)
-class ScorerConfig:
-    """A model that rewards call by the scorer's name. `model` is a Hugging Face folder or name of a
-    sequence classifier with one output, or `stage:NAME`, what a reward-model stage leaves.
-
-    `threads` are torch threads of each worker (0: all cores that it may use), `devices` GPUs;
-    `tokens_per_batch` bounds the tokens scored at once. A call that is not answered within
-    `deadline_seconds` leaves its samples unscored.
-    """
-
-    model: str
-    workers: int = 1
-    threads: int = 0
-    devices: int = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    tokens_per_batch: int = 16384
-    deadline_seconds: float = 30.0
-
-    @property
-    def is_product(self) -> bool:
-        """Is the model what a stage leaves?"""
-        return self.model.startswith("stage:")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ Owns every rule between settings that no module beside it has: `staleness_check`
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
 `checkpoint_check`, `health_check`, `pool_check` (numbers of workers), `critic_check`, `pair_check`
 (losses that compare rows, reward models), `process_check` (implicit ones), `filter_check`,
-`adapter_check` (`model.lora`), `name_check` (what stages say of one another), `scorer_check`
-(`scorers`, and rewards that call them) and `vllm_check` of `manta.orchestrator`.
+`update_check`, `companion_check`, `adapter_check` (`model.lora`), `name_check` (what stages say of
+one another), `scorer_check` (`scorers`, and rewards that call them), `within_check`
+(`reward.within`) and `vllm_check` of `manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.contradictions.check` at
 an algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -26,6 +27,7 @@ from manta.orchestrator.adapter_check import adapter_problems
 from manta.orchestrator.backend_check import backend_problems, installed_deepspeed
 from manta.orchestrator.checkpoint_check import checkpoint_problems
 from manta.orchestrator.colocation_check import colocation_problems
+from manta.orchestrator.companion_check import companion_problems
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
 from manta.orchestrator.critic_check import critic_problems
 from manta.orchestrator.filter_check import filter_problems
@@ -43,7 +45,9 @@ from manta.orchestrator.staleness_check import staleness_problems
 from manta.orchestrator.strict import nearest
 from manta.orchestrator.survey import Survey
 from manta.orchestrator.transport_check import transport_problems
+from manta.orchestrator.update_check import update_problems
 from manta.orchestrator.vllm_check import vllm_problems
+from manta.orchestrator.within_check import within_problems
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -301,8 +305,11 @@ def _stage(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
     if algorithm is not None:
         yield from _algorithm(run_file, stage, algorithm)
         yield from filter_problems(stage, algorithm)
+        yield from update_problems(run_file, stage, algorithm)
+        yield from companion_problems(run_file, stage, algorithm)
     if stage.reward is not None:
         yield from _reward(stage.reward)
+        yield from within_problems(stage, stage.reward)
     if stage.evaluate is not None:
         yield from _evaluate(stage.evaluate, stage.reward)
         if run_file.rollout.ignore_eos:

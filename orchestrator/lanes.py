@@ -42,6 +42,7 @@ def train_lane(run_file: RunFile, stage: StageConfig, products: Products) -> Lan
         trajectories=_written(run_file, stage, products),
         redundant_samples=run_file.rollout.redundant_samples if stage.samples_to_train else 0,
         compares=algorithm.compares_given,
+        companion=algorithm.companion,
     )
 
 
@@ -93,6 +94,7 @@ def _reward(run_file: RunFile, reward: RewardConfig | None) -> RewardSpec | None
         run_file.reward_workers.deadline_seconds,
         tuple(sorted(called)),
         reward.gold,
+        reward.within,
     )
 
 

@@ -180,7 +180,7 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
             Part("reference", "process", PROCESS_BYTES),
             Part("reference", "weights", weights),
             Part("reference", "one layer's activations", _one_layer(sizes, tokens, element)),
-            Part("reference", "logits of a chunk", _logits(sizes, tokens)),
+            Part("reference", "logits of a chunk", logits_of_chunk(sizes, tokens)),
         ]
         if any(run_file.reference_of(stage).is_average for stage in referring):
             parts.append(Part("reference", "moving average", 4 * num_parameters(sizes)))
@@ -256,7 +256,7 @@ def learner_parts(run_file: RunFile, sizes: ModelSizes) -> list[Part]:
             if part or name not in needless
         ),
         Part("learner", "activations", _activations(settings, sizes, tokens, element)),
-        Part("learner", "logits of a chunk", _logits(sizes, tokens)),
+        Part("learner", "logits of a chunk", logits_of_chunk(sizes, tokens)),
         Part("learner", "weights to publish, and those before", 2 * element * count, on_host=True),
         Part("learner", "a checkpoint as it is written", 4 * (count + states) // writers, True),
     ]
@@ -319,7 +319,7 @@ def _activations(settings: LearnerSettings, sizes: ModelSizes, tokens: int, elem
     return saved_for_backward(sizes, tokens, element)
 
 
-def _logits(sizes: ModelSizes, num_tokens: int) -> int:
+def logits_of_chunk(sizes: ModelSizes, num_tokens: int) -> int:
     return 3 * 4 * min(num_tokens * sizes.vocabulary, max(CHUNK_ELEMENTS, sizes.vocabulary))
 
 
@@ -332,10 +332,10 @@ def _retained(run_file: RunFile, stage: StageConfig, survey: Survey) -> int:
         return 0
     tokens = run_file.model.context
     if stage.name in survey.prompts:
-        answer = run_file.rollout.max_new_tokens
+        answer = max(run_file.rollout.max_new_tokens, survey.prompts[stage.name].longest_answer)
         tokens = min(tokens, survey.prompts[stage.name].longest + answer)
     group = group_bytes(
-        stage.algorithm.samples_per_prompt, tokens, has_reference=stage.algorithm.needs_reference
+        stage.algorithm.rows_per_prompt, tokens, has_reference=stage.algorithm.needs_reference
     )
     # One checkpoint may still be written when the next is due
     held = stage.prompts_per_step * (2 * run_file.checkpoint.every_steps - 1)

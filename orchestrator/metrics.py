@@ -153,7 +153,12 @@ def step_metrics(
     are right is `manta.orchestrator.outcomes`'.
     """
     metrics = _rewards(summaries) | _lengths(summaries) | _groups(summaries)
-    metrics |= _cut_off(summaries) | _staleness(step, summaries) | _reference(summaries)
+    metrics |= (
+        _companions(summaries)
+        | _cut_off(summaries)
+        | _staleness(step, summaries)
+        | _reference(summaries)
+    )
     metrics |= {n if "/" in n else f"learner/{n}": value for n, value in update.items()}
     metrics |= {f"time/{name}": value for name, value in phases.items()}
     metrics["time/step"] = seconds
@@ -229,6 +234,17 @@ def _lengths(summaries: Sequence[GroupSummary]) -> dict[str, float]:
         truncated = sum(int(s.is_truncated.sum()) for s in summaries)
         metrics["length/truncated_share"] = truncated / tokens.size
     return metrics
+
+
+def _companions(summaries: Sequence[GroupSummary]) -> dict[str, float]:
+    """Of the rows beside the samples, which no other figure of samples counts."""
+    found = [s.companion for s in summaries if s.companion is not None]
+    if not found:
+        return {}
+    return {
+        "companion/reward": sum(each.reward for each in found) / len(found),
+        "companion/length": sum(each.num_tokens for each in found) / len(found),
+    }
 
 
 def _cut_off(summaries: Sequence[GroupSummary]) -> dict[str, float]:

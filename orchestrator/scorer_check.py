@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from manta.actors.scorers.settings import ScorerConfig
 from manta.envs.records import Json
+from manta.envs.registry import build
 from manta.envs.rewards.formula import Formula
-from manta.orchestrator.config import RewardConfig, RunFile, ScorerConfig, StageConfig
+from manta.envs.rewards.scope import scorer_kind_of
+from manta.orchestrator.config import RewardConfig, RunFile, StageConfig
 from manta.orchestrator.model_folder import folder_config, is_missing, length_problems
 from manta.orchestrator.model_names import leaves, named_stage, parse_stage
 from manta.orchestrator.scorers import called_by, called_in
@@ -63,9 +66,22 @@ def _calls(run_file: RunFile, stage: StageConfig, reward: RewardConfig) -> Itera
             if name not in run_file.scorers:
                 hint = nearest(name, run_file.scorers) or "; add it under scorers"
                 yield f".components.{component}.scorer: there is no scorer '{name}'{hint}"
-            elif run_file.scorers[name].is_product:
+                continue
+            yield from _kind(component, name, run_file.scorers[name], reward)
+            if run_file.scorers[name].is_product:
                 for told in _maker(run_file, stage, run_file.scorers[name]):
                     yield f".components.{component}: scorer '{name}': {told}"
+
+
+def _kind(component: str, name: str, scorer: ScorerConfig, reward: RewardConfig) -> Iterator[str]:
+    """A component that needs what models of another kind say."""
+    told = reward.components[component]
+    wanted = scorer_kind_of(build("reward", told.reward, told.options))
+    if wanted is not None and wanted != scorer.kind:
+        yield (
+            f".components.{component}: scorer '{name}' is of kind {scorer.kind}, and this reward "
+            f"needs what those of kind {wanted} say: set scorers.{name}.kind"
+        )
 
 
 def _maker(run_file: RunFile, reader: StageConfig, scorer: ScorerConfig) -> Iterator[str]:
@@ -75,11 +91,15 @@ def _maker(run_file: RunFile, reader: StageConfig, scorer: ScorerConfig) -> Iter
     except ValueError as error:
         yield str(error)
         return
-    if leaves(maker) != "reward_model":
+    if leaves(maker) == scorer.product_kind:
+        return
+    if scorer.kind == "reward_model":
         yield (
             f"stage '{maker.name}' leaves {leaves(maker)}, no reward model: name a train stage of "
             "algorithm reward_model"
         )
+    else:
+        yield f"stage '{maker.name}' leaves {leaves(maker)}, no weights: name one that trains"
 
 
 def _gold(reward: RewardConfig) -> Iterator[str]:
@@ -114,17 +134,27 @@ def _folder(run_file: RunFile, scorer: ScorerConfig, vocab_size: int | None) -> 
         yield str(error)
         return
     if config is not None:
+        if scorer.kind == "reward_model":
+            yield from _classifier(path, config)
+        elif _architectures(config) and "ForCausalLM" not in _architectures(config):
+            yield (
+                f"'{path}' holds a {_architectures(config)}, a scorer of kind logprobs is a "
+                "...ForCausalLM"
+            )
         yield from _config(run_file, path, config, vocab_size)
 
 
-def _config(
-    run_file: RunFile, path: str, config: Mapping[str, Json], vocab_size: int | None
-) -> Iterator[str]:
+def _architectures(config: Mapping[str, Json]) -> str:
     kinds = config.get("architectures")
-    if isinstance(kinds, list) and not any("ForSequenceClassification" in str(k) for k in kinds):
+    return ", ".join(map(str, kinds)) if isinstance(kinds, list) else ""
+
+
+def _classifier(path: str, config: Mapping[str, Json]) -> Iterator[str]:
+    kinds = _architectures(config)
+    if kinds and "ForSequenceClassification" not in kinds:
         yield (
-            f"'{path}' holds a {', '.join(map(str, kinds))}, a reward model is a "
-            "...ForSequenceClassification with one output"
+            f"'{path}' holds a {kinds}, a reward model is a ...ForSequenceClassification with one "
+            "output"
         )
         return
     labels = config.get("id2label")
@@ -132,6 +162,11 @@ def _config(
     count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
     if count != 1:
         yield f"the model in '{path}' has {count} outputs, a reward model has one (num_labels 1)"
+
+
+def _config(
+    run_file: RunFile, path: str, config: Mapping[str, Json], vocab_size: int | None
+) -> Iterator[str]:
     yield from length_problems(config, path, run_file.model.context)
     known = config.get("vocab_size")
     has_own = (Path(path) / "tokenizer.json").is_file()

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from manta.actors.models.spec import ModelSpec
+from manta.actors.scorers.settings import ScorerConfig
 from manta.orchestrator import memory
-from manta.orchestrator.config import RunFile, ScorerConfig
+from manta.orchestrator.config import RunFile
 from manta.orchestrator.memory import Part
 from manta.orchestrator.scorers import called_in, role
 
 
 def scorer_parts(run_file: RunFile, vocab_size: int) -> Iterator[Part]:
-    """What each worker of each scorer holds at most: a trunk, a head of one row, and the
-    activations of a layer. What a reward-model stage makes is as large as the policy.
+    """What each worker of each scorer holds at most: a trunk, a head of one row or a whole one, and
+    the activations of a layer. What a stage leaves is as large as the policy.
 
     Raises ValueError where a model's sizes cannot be found.
     """
@@ -22,12 +23,16 @@ def scorer_parts(run_file: RunFile, vocab_size: int) -> Iterator[Part]:
         scorer = run_file.scorers[name]
         sizes = memory.model_sizes(_spec(run_file, scorer), vocab_size)
         element = 4 if scorer.dtype == "float32" else 2
-        parameters = memory.num_parameters(replace(sizes, tied=True)) + sizes.width
+        parameters = memory.num_parameters(sizes)
+        if scorer.kind == "reward_model":
+            parameters = memory.num_parameters(replace(sizes, tied=True)) + sizes.width
         tokens = max(scorer.tokens_per_batch, run_file.model.context)
         layer = memory.saved_for_backward(sizes, tokens, element) // sizes.layers
         yield Part(role(name), "process", memory.PROCESS_BYTES)
         yield Part(role(name), "weights", element * parameters)
         yield Part(role(name), "one layer's activations", layer)
+        if scorer.kind == "logprobs":
+            yield Part(role(name), "logits of a chunk", memory.logits_of_chunk(sizes, tokens))
 
 
 def _spec(run_file: RunFile, scorer: ScorerConfig) -> ModelSpec:

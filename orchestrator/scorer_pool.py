@@ -10,9 +10,9 @@ from ray.actor import ActorHandle
 
 from manta.actors.scorer import ScorerWorker
 from manta.actors.scorer_client import ScorerPlace
+from manta.actors.scorers.settings import ScorerConfig
 from manta.actors.scoring_queue import QueueFigures
 from manta.orchestrator.actor_pool import ActorPool
-from manta.orchestrator.config import ScorerConfig
 from manta.orchestrator.pools import ask_each, start
 from manta.orchestrator.scorers import role
 from manta.orchestrator.seats import Seats
@@ -48,6 +48,7 @@ class _Scorer(ActorPool[ScorerWorker]):
             1 if self._deterministic else config.tokens_per_batch,
             config.dtype,
             config.devices > 0,
+            config.kind,
             gpus=config.devices,
             role=role(self._name),
         )

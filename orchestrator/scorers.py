@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from manta.actors.scorers.settings import ScorerConfig
 from manta.envs.registry import build
 from manta.envs.rewards.scope import scorers_of
-from manta.orchestrator.config import RewardConfig, RunFile, ScorerConfig
+from manta.orchestrator.config import RewardConfig, RunFile
 from manta.orchestrator.products import Products
 
 
@@ -44,7 +45,7 @@ def model_folder(config: ScorerConfig, products: Products) -> str:
     Raises ValueError where it is not there, or damaged.
     """
     if config.is_product:
-        return str(products.folder(config.model, "reward_model"))
+        return str(products.folder(config.model, config.product_kind))
     if Path(config.model).is_dir():
         return str(Path(config.model).absolute())
     from huggingface_hub import snapshot_download
@@ -53,6 +54,6 @@ def model_folder(config: ScorerConfig, products: Products) -> str:
         return str(snapshot_download(config.model))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"reward model '{config.model}': there is no such folder, and the hub gave no model of "
+            f"scorer model '{config.model}': there is no such folder, and the hub gave no model of "
             f"that name: {error}"
         ) from error

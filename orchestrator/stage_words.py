@@ -64,7 +64,8 @@ def times(count: int, noun: str, plural: str | None = None) -> str:
 
 
 def scorers_told(run_file: RunFile, stage: StageConfig) -> list[str]:
-    """Which models score what the stage samples, and what their reward is held against."""
+    """Which models score what the stage samples, what their reward is held against, and what is
+    paid within a sample."""
     if stage.reward is None or (stage.kind == "train" and not stage.samples_to_train):
         return []
     called = dict.fromkeys(name for names in called_by(stage.reward).values() for name in names)
@@ -75,7 +76,19 @@ def scorers_told(run_file: RunFile, stage: StageConfig) -> list[str]:
     ]
     if stage.reward.gold is not None:
         told.append(f"what trains is held against '{stage.reward.gold}', the gold reward")
+    if stage.reward.within:
+        parts = [f"{weight:g} * {name}" for name, weight in stage.reward.within.items()]
+        told.append(f"within a sample is paid, beside its reward: {' + '.join(parts)}")
     return told
+
+
+def companion_told(algorithm: AlgorithmSettings) -> str:
+    """The row beside each prompt's samples, to be read after their number."""
+    return {
+        "none": "",
+        "greedy": " and a greedy one, its baseline",
+        "given": " and its given answer",
+    }[algorithm.companion]
 
 
 def filters_told(algorithm: AlgorithmSettings) -> list[str]:

@@ -133,7 +133,10 @@ class _Need:
         is_given = stage.algorithm is not None and stage.algorithm.samples_from == "given"
         compares = stage.algorithm is not None and stage.algorithm.compares_given
         reads_train = stage.kind != "evaluate" and stage.trajectories is None
-        reads_answers = reads_train and (compares or (stage.kind == "train" and is_given))
+        is_beside = stage.algorithm is not None and stage.algorithm.companion == "given"
+        reads_answers = reads_train and (
+            compares or is_beside or (stage.kind == "train" and is_given)
+        )
         reads_gold = stage.evaluate is not None and stage.evaluate.gold_likelihood
         return _Need(
             train=reads_train,

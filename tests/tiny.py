@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -16,7 +17,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from manta.actors.models.causal import build_model
 from manta.actors.models.spec import BuildSpec, ModelSpec
 from manta.actors.rows import Row, rows_of
+from manta.envs.chat_template import POLICY
 from manta.envs.records import (
+    COMPANION,
+    GIVEN,
+    TOKEN_REWARDS,
+    Bool,
+    Companion,
+    CompanionKind,
     GroupId,
     ReferenceStatistics,
     Score,
@@ -24,6 +32,7 @@ from manta.envs.records import (
     StepPlan,
     Task,
     Trajectory,
+    Turn,
     VersionSpan,
     WeightVersion,
 )
@@ -110,7 +119,12 @@ def trajectory(
     )
 
 
-def groups_of(sizes: Sequence[int], seed: int = 0, reference: bool = True) -> list[ScoredGroup]:
+def groups_of(
+    sizes: Sequence[int],
+    seed: int = 0,
+    reference: bool = True,
+    companion: CompanionKind = "none",
+) -> list[ScoredGroup]:
     generator = np.random.default_rng(seed)
     groups = []
     for position, size in enumerate(sizes):
@@ -132,13 +146,49 @@ def groups_of(sizes: Sequence[int], seed: int = 0, reference: bool = True) -> li
                 timings={},
             )
         )
-    return groups
+    if companion == "none":
+        return groups
+    return [replace(each, companion=companion_of(generator, companion)) for each in groups]
+
+
+def companion_of(generator: np.random.Generator, kind: CompanionKind) -> Companion:
+    made = trajectory(generator, COMPANION, with_holes=False)
+    if kind == "given":
+        made = replace(made, model=GIVEN, logprobs=None, weight_versions=())
+    return Companion(made, Score(float(generator.normal()), {}))
+
+
+def paid_within(groups: Sequence[ScoredGroup], seed: int = 0) -> list[ScoredGroup]:
+    """`groups` whose trajectories have the turns that their loss masks show, and rewards within,
+    also where no token trains."""
+    generator = np.random.default_rng(seed)
+    paid = []
+    for group in groups:
+        members = tuple(replace(t, turns=_turns(t.loss_mask)) for t in group.trajectories)
+        columns = [generator.normal(size=len(t.token_ids)).astype(np.float32) for t in members]
+        scores = tuple(
+            replace(score, columns={TOKEN_REWARDS: column})
+            for score, column in zip(group.scores, columns, strict=True)
+        )
+        paid.append(replace(group, trajectories=members, scores=scores))
+    return paid
+
+
+def _turns(loss_mask: Bool) -> tuple[Turn, ...]:
+    borders = np.flatnonzero(np.diff(loss_mask, prepend=False, append=False)).tolist()
+    return tuple(
+        Turn(POLICY, start, end) for start, end in zip(borders[::2], borders[1::2], strict=True)
+    )
 
 
 def plan_of(groups: Sequence[ScoredGroup], keep: Sequence[float] | None = None) -> StepPlan:
     """Every row a unit of its own; the advantage is the score."""
-    members = [(g, s) for g, group in enumerate(groups) for s in range(len(group.trajectories))]
-    chosen = [groups[g].trajectories[s] for g, s in members]
+    members = [
+        (g, s if s < len(group.trajectories) else COMPANION)
+        for g, group in enumerate(groups)
+        for s in range(len(group.rows))
+    ]
+    chosen = [groups[g].row(s) for g, s in members]
     return StepPlan(
         step=0,
         groups=tuple(group.id for group in groups),
@@ -146,7 +196,7 @@ def plan_of(groups: Sequence[ScoredGroup], keep: Sequence[float] | None = None) 
         sample_N=np.array([s for _, s in members], np.int32),
         unit_N=np.arange(len(members), dtype=np.int32),
         coefficients={
-            "advantage": np.array([groups[g].scores[s].value for g, s in members], np.float32),
+            "advantage": np.array([groups[g].row_scores[s].value for g, s in members], np.float32),
             "weight": np.ones(len(members), np.float32),
             "keep": np.array(keep if keep is not None else [1.0] * len(members), np.float32),
         },

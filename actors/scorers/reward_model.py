@@ -141,7 +141,7 @@ def version_of_folder(folder: Path) -> str:
     )
     if not any(each.suffix == ".safetensors" for each in files):
         raise ValueError(
-            f"reward model '{folder}': there is no folder with config.json and *.safetensors; it "
+            f"scorer model '{folder}': there is no folder with config.json and *.safetensors; it "
             "must be reached by this path on every node that may run the scorer"
         )
     digest = hashlib.sha256()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from manta.envs.chat_template import POLICY
 from manta.envs.families.family import Family
 from manta.envs.protocols import Split, TaskSource
-from manta.envs.records import Task
+from manta.envs.records import Message, Task
 from manta.envs.rewards.exact import Exact
 from manta.envs.sources.enumerated import EnumeratedSplits
 
@@ -19,6 +20,8 @@ class Arithmetic(Family):
     Every pair of operands of up to `digits` digits stands once under each of `operations`: 10,000
     prompts for one operation and two digits. `seed` decides which `eval_size` of them are held
     out; `a+b` and `b+a` are different prompts. Tasks are tagged with their operation.
+    With `tries` above 1 a wrong answer is answered `no`, and the policy may give another one, that
+    many in all.
     Raises ValueError for unknown or repeated operations, or sizes that leave a split empty.
     """
 
@@ -28,7 +31,10 @@ class Arithmetic(Family):
         digits: int = 2,
         eval_size: int = 512,
         seed: int = 0,
+        tries: int = 1,
     ) -> None:
+        if tries < 1:
+            raise ValueError(f"arithmetic: tries is {tries}: it must be 1 or more")
         unknown = [each for each in operations if each not in OPERATIONS]
         if unknown or not operations or len(set(operations)) < len(operations):
             raise ValueError(
@@ -42,12 +48,20 @@ class Arithmetic(Family):
         total = len(self._operations) * self._base**2
         self._splits = EnumeratedSplits("arithmetic", total, eval_size, seed, self._task)
         self.verifier = Exact()
+        self.single_turn = tries == 1
+        self._tries = tries
 
     def source(self, split: Split) -> TaskSource:
         return self._splits.source(split)
 
     def gold(self, task: Task) -> str:
         return str(task.reference)
+
+    async def reply(self, task: Task, messages: Sequence[Message]) -> Message | None:
+        tried = sum(message.role == POLICY for message in messages)
+        if tried >= self._tries or self.single_turn:
+            return None
+        return None if self.verifier.judge(task, messages[-1].content) else Message("user", "no")
 
     def _task(self, index: int) -> Task:
         which, operands = divmod(index, self._base**2)

@@ -12,9 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import TypeAlias, TypeVar, cast
-
-import numpy as np
 
 from manta.envs.failures import RewardFailed, WorldBroke
 from manta.envs.protocols import (
@@ -24,15 +23,13 @@ from manta.envs.protocols import (
     Services,
     TrajectoryReward,
 )
-from manta.envs.records import Score, Task, Trajectory
+from manta.envs.records import Detail, Score, Task, Trajectory
 from manta.envs.rewards.formula import Formula
-from manta.envs.rewards.scope import scope_of
+from manta.envs.rewards.scope import rewards_within, scope_of
+from manta.envs.rewards.within import LARGEST, check_detail, whose, within
 from manta.envs.side_by_side import side_by_side
 
 T = TypeVar("T")
-
-LARGEST = float(np.finfo(np.float32).max)
-"""Rewards are float32 from here on: what is larger would be infinite there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +48,39 @@ class Broken:
     reason: str
 
 
-Values: TypeAlias = "list[float | Broken | None]"
+Given: TypeAlias = "float | Detail | None"
+Values: TypeAlias = "list[Given | Broken]"
 
 
 class Composition:
     """A formula over named components.
 
     Components that the formula leaves out are measured and kept in the scores all the same.
-    `deadline_seconds` bounds each call of a component.
+    `within` weighs what components say of turns, steps and tokens, by component
+    (`manta.envs.rewards.within`). `deadline_seconds` bounds each call of a component.
 
     A component that runs past its deadline, or raises TimeoutError or WorldBroke, is absent for
     the samples of that call, with a note in their scores. Where that leaves the formula nothing to
-    go on, the score's value is NaN, and the sample is dropped rather than scored 0. Any other
-    exception is a bug and comes out as RewardFailed with the component's name. So is a number that
-    is not finite, of a component or of the formula: RewardFailed names component, task and sample.
+    go on, or `within` without what it weighs, the score's value is NaN, and the sample is dropped
+    rather than scored 0. Any other exception is a bug and comes out as RewardFailed with the
+    component's name. So is a number that is not finite, of a component, of a part, or of the
+    formula: RewardFailed names component, task and sample.
 
-    Raises ValueError where the formula names an unknown component or a component is none.
+    Raises ValueError where the formula or `within` names a component that is not there, or a
+    component is none.
     """
 
     def __init__(
-        self, formula: Formula, components: Mapping[str, Reward], deadline_seconds: float = 30.0
+        self,
+        formula: Formula,
+        components: Mapping[str, Reward],
+        deadline_seconds: float = 30.0,
+        within: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         formula.check(components)
-        self.formula = formula
+        for name in within:
+            check_within(name, components)
+        self.formula, self.within = formula, within
         self.deadline_seconds = deadline_seconds
         scopes = {name: scope_of(name, reward) for name, reward in components.items()}
         self.versions = {name: reward.version for name, reward in components.items()}
@@ -132,7 +139,7 @@ class Composition:
                 raise RewardFailed(f"reward {name!r} gave values of another shape than the step's")
             for found, of_group, (_, members) in zip(by_group, values, groups, strict=True):
                 found[name] = [
-                    _finite(f"reward {name!r} gave", value, trajectory)
+                    _finite_or_none(f"reward {name!r} gave", value, trajectory)
                     for value, trajectory in zip(of_group, members, strict=True)
                 ]
         return by_group
@@ -158,18 +165,24 @@ class Composition:
         try:
             value = self.formula.evaluate(components)
         except ValueError as error:
-            raise RewardFailed(f"{error}, {_whose(trajectory)}") from error
+            raise RewardFailed(f"{error}, {whose(trajectory)}") from error
         what = f"formula {self.formula.text!r} with {dict(components)} is"
-        return cast(float, _finite(what, value, trajectory))
+        return _finite(what, value, trajectory)
 
-    def _score(self, trajectory: Trajectory, values: Mapping[str, float | Broken | None]) -> Score:
-        components = {name: v for name, v in values.items() if isinstance(v, float)}
+    def _score(self, trajectory: Trajectory, values: Mapping[str, Given | Broken]) -> Score:
+        details = {name: v for name, v in values.items() if isinstance(v, Detail)}
+        numbers = {name: v.value if isinstance(v, Detail) else v for name, v in values.items()}
+        components = {name: v for name, v in numbers.items() if isinstance(v, float)}
         broken = {name: v.reason for name, v in values.items() if isinstance(v, Broken)}
         left = self.formula.names & (components.keys() | self.batch_components.keys())
         is_lost = not left and not self.formula.names.isdisjoint(broken)
+        is_lost |= not self.within.keys().isdisjoint(broken)
+        spans, columns = within(trajectory, details, self.within)
         return Score(
             value=math.nan if is_lost else self._total(trajectory, components),
             components=components,
+            spans=spans,
+            columns=columns,
             note="; ".join(broken.values()),
         )
 
@@ -190,7 +203,7 @@ class Composition:
             ]
         )
         return [
-            v if isinstance(v, Broken) else _finite(f"reward {name!r} gave", v, trajectory)
+            v if isinstance(v, Broken) else self._checked(name, v, trajectory)
             for v, trajectory in zip(found, trajectories, strict=True)
         ]
 
@@ -213,9 +226,22 @@ class Composition:
                 "trajectories"
             )
         return [
-            _finite(f"reward {name!r} gave", value, trajectory)
+            self._checked(name, value, trajectory)
             for value, trajectory in zip(found, trajectories, strict=True)
         ]
+
+    def _checked(self, name: str, given: Given, trajectory: Trajectory) -> Given:
+        """What a component gave. Raises RewardFailed where it could not train."""
+        what = f"reward {name!r} gave"
+        if isinstance(given, Detail):
+            check_detail(name, given, trajectory)
+            return replace(given, value=_finite_or_none(what, given.value, trajectory))
+        if given is not None and name in self.within:
+            raise RewardFailed(
+                f"{what} {given} for the whole, {whose(trajectory)}, and nothing within it: a "
+                "component of reward.within gives a Detail"
+            )
+        return _finite_or_none(what, given, trajectory)
 
     async def _call(self, name: str, what: str, score: Callable[[], Awaitable[T]]) -> T | Broken:
         start = time.perf_counter()
@@ -242,18 +268,28 @@ class Composition:
         return broken
 
 
-def _finite(what: str, value: float | None, trajectory: Trajectory) -> float | None:
+def check_within(name: str, components: Mapping[str, Reward]) -> None:
+    """Raises ValueError where there is no component `name` that says anything of parts."""
+    if name not in components:
+        raise ValueError(f"within: there is no component {name!r}; there are {sorted(components)}")
+    reward = components[name]
+    if not rewards_within(reward) or scope_of(name, reward) == "batch":
+        raise ValueError(
+            f"within: the component {name!r} ({type(reward).__name__}) says nothing of parts of a "
+            "trajectory: choose one that does, such as by_turn"
+        )
+
+
+def _finite(what: str, value: float, trajectory: Trajectory) -> float:
     """`value` as a float. Raises RewardFailed where it could not train."""
-    if value is None:
-        return None
     if not abs(value) <= LARGEST:
         raise RewardFailed(
-            f"{what} {value}, {_whose(trajectory)}: a reward must be a finite number that a "
+            f"{what} {value}, {whose(trajectory)}: a reward must be a finite number that a "
             "float32 holds; return None where it does not apply, raise WorldBroke where it could "
             "not be computed"
         )
     return float(value)
 
 
-def _whose(trajectory: Trajectory) -> str:
-    return f"task {trajectory.task_id}, sample {trajectory.sample}"
+def _finite_or_none(what: str, value: float | None, trajectory: Trajectory) -> float | None:
+    return None if value is None else _finite(what, value, trajectory)

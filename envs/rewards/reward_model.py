@@ -19,6 +19,8 @@ class RewardModel:
     samples of one task mean anything.
     """
 
+    scorer_kind = "reward_model"
+
     def __init__(self, scorer: str) -> None:
         self.scorers = (scorer,)
         self.version = version_of("reward_model", {"scorer": scorer}, type(self))

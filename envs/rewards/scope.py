@@ -30,6 +30,11 @@ def scope_of(name: str, component: object) -> Scope:
     return METHODS[found[0]]
 
 
+def rewards_within(component: object) -> bool:
+    """Does it give a `Detail`, with something to say of parts of a trajectory?"""
+    return getattr(component, "rewards_within", False) is True
+
+
 def scorers_of(name: str, component: object) -> tuple[str, ...]:
     """The scorers that the component called `name` calls, by their names in the run file.
 
@@ -42,3 +47,9 @@ def scorers_of(name: str, component: object) -> tuple[str, ...]:
             "tuple of names"
         )
     return found
+
+
+def scorer_kind_of(component: object) -> str | None:
+    """The kind of the scorers that a component calls; None where any will do."""
+    found = getattr(component, "scorer_kind", None)
+    return found if isinstance(found, str) else None

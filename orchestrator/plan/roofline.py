@@ -138,7 +138,8 @@ def passes(stage: StageConfig) -> float:
     assert algorithm is not None
     updates = stage.updates_per_step * stage.epochs_per_step
     critic = 2.0 if algorithm.critic is not None and algorithm.critic.model == "own" else 1.0
-    looks = (algorithm.proximal == "learner" and updates > 1) or algorithm.critic is not None
+    needs_start = updates > 1 or algorithm.chooses_tokens
+    looks = (algorithm.proximal == "learner" and needs_start) or algorithm.critic is not None
     # An implicit reward model scores a step, and makes one pass over it
     process = 4 / 3 if algorithm.implicit_reward is not None else 0.0
     return critic * (stage.epochs_per_step + (1 / 3 if looks else 0.0)) + process

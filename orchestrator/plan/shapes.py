@@ -79,6 +79,7 @@ class Simulated:
             max_new_tokens=rollout.max_new_tokens,
             is_adaptive=rollout.adaptive_rows,
             spare_samples=rollout.redundant_samples,
+            companion=self.stage.algorithm.companion if self.stage.algorithm else "none",
             environment_workers=run_file.environment.sizes.max,
             reference_workers=run_file.reference.workers if has_reference else 0,
             flat_share=basis.flat_share,

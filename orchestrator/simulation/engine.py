@@ -93,11 +93,12 @@ class PacedEngine:
         self, ticket: Ticket, prompts: Sequence[int], answers: Sequence[Sequence[int]], spare: int
     ) -> list[list[MadeRow]]:
         """Decodes groups, each of them with its prompt's tokens and answers of these lengths, of
-        which `spare` are cut once the others have ended. A cancelled call frees its rows."""
+        which `spare` are cut once the others, one at least, have ended. A cancelled call frees its
+        rows."""
         call = _Call(self._loop.create_future())
         groups = []
         for prompt, lengths in zip(prompts, answers, strict=True):
-            group = _Group(call, prompt, len(lengths) - spare)
+            group = _Group(call, prompt, max(1, len(lengths) - spare))
             group.rows = [_Row(group, int(length)) for length in lengths]
             groups.append(group)
             call.left += len(lengths)

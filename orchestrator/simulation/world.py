@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -21,7 +21,14 @@ from manta.actors.leases import Ask, Lease, Ticket
 from manta.actors.routing import Routing
 from manta.actors.sharding import kept_rows
 from manta.actors.step_work import Adopt, StepReport, StepWork
-from manta.envs.records import GroupId, GroupSummary, Update, WeightVersion
+from manta.envs.records import (
+    CompanionKind,
+    CompanionSummary,
+    GroupId,
+    GroupSummary,
+    Update,
+    WeightVersion,
+)
 from manta.envs.side_by_side import side_by_side
 from manta.orchestrator.publish import Published
 from manta.orchestrator.simulation.engine import MadeRow, PacedEngine
@@ -29,13 +36,22 @@ from manta.orchestrator.simulation.lengths import GroupLengths, Lengths
 from manta.orchestrator.simulation.speeds import LearnerSpeed, Speeds
 from manta.orchestrator.supply import BlockRef
 
+
+class DrawnGroup(NamedTuple):
+    """The lengths of a group's samples, and of its companion (0: it has none)."""
+
+    samples: GroupLengths
+    companion: int
+
+
 _EVEN = np.array([0.0, 1.0], np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class WorldShape:
     """How much of everything there is, and what a group is. `flat_share` of the groups have equal
-    rewards, and are filtered where the algorithm does so."""
+    rewards, and are filtered where the algorithm does so. A `companion` is as long as samples are,
+    and where it is greedy a request of its own."""
 
     engines: int
     max_rows: int
@@ -44,6 +60,7 @@ class WorldShape:
     max_new_tokens: int
     is_adaptive: bool = False
     spare_samples: int = 0
+    companion: CompanionKind = "none"
     environment_workers: int = 1
     reference_workers: int = 0
     flat_share: float = 0.0
@@ -110,7 +127,7 @@ class SimulatedWorld:
         finally:
             self._outstanding[worker] -= 1
         groups = [
-            self._summary(admission.id, lengths.prompt, group)
+            self._summary(admission.id, lengths, group)
             for admission, lengths, group in zip(admissions, drawn, rows, strict=True)
         ]
         return cast("BlockRef", str(admissions[0].id)), BlockSummary(tuple(groups))
@@ -128,39 +145,50 @@ class SimulatedWorld:
             self._tell(name, "serve")
         return Published(version, 0.0, ())
 
-    def _draw(self, admission: Admission) -> GroupLengths:
+    def _draw(self, admission: Admission) -> DrawnGroup:
         """By place, not by attempt: a group that is made again draws the same lengths."""
         shape, place = self._shape, admission.id
         generator = np.random.default_rng((shape.seed, place.epoch, place.position))
-        drawn = self._lengths.draw(generator, shape.samples + shape.spare_samples)
+        count = shape.samples + shape.spare_samples
+        drawn = self._lengths.draw(generator, count + (shape.companion != "none"))
         most = shape.max_new_tokens if admission.cap is None else admission.cap
-        return GroupLengths(drawn.prompt, np.minimum(drawn.answers, most))
+        answers = np.minimum(drawn.answers, most)
+        return DrawnGroup(GroupLengths(drawn.prompt, answers[:count]), int(answers[count:].sum()))
 
-    def _calls(self, drawn: Sequence[GroupLengths]) -> list[list[GroupLengths]]:
+    def _requests(self, group: DrawnGroup) -> list[list[int]]:
+        """The lengths of what engines are asked for."""
+        samples = group.samples.answers.tolist()
+        return [samples, [group.companion]] if self._shape.companion == "greedy" else [samples]
+
+    def _calls(self, drawn: Sequence[DrawnGroup]) -> list[list[DrawnGroup]]:
         """Groups that travel together, as `manta.actors.dispatch` packs them."""
-        most = self._shape.most_rows - self._shape.max_rows
-        per_call = max(1, most // max(1, self._shape.samples + self._shape.spare_samples))
+        shape = self._shape
+        rows = shape.samples + shape.spare_samples + (shape.companion == "greedy")
+        per_call = max(1, (shape.most_rows - shape.max_rows) // max(1, rows))
         return [list(drawn[i : i + per_call]) for i in range(0, len(drawn), per_call)]
 
     async def _call(
-        self, worker: int, groups: Sequence[GroupLengths], rank: tuple[int, ...]
+        self, worker: int, groups: Sequence[DrawnGroup], rank: tuple[int, ...]
     ) -> list[list[MadeRow]]:
+        """The samples of each group."""
         self._tickets += 1
         ticket = Ticket(f"environment-{worker}", self._tickets)
-        rows = sum(len(group.answers) for group in groups)
-        tokens = sum(group.prompt for group in groups) + rows * self._shape.max_new_tokens
+        answers = [(group, lengths) for group in groups for lengths in self._requests(group)]
+        rows = sum(len(lengths) for _, lengths in answers)
+        prompts = [group.samples.prompt for group, _ in answers]
+        tokens = sum(prompts) + rows * self._shape.max_new_tokens
         ask = Ask(ticket, rank, rows, tokens)
         lease = await self._acquire(ask)
         try:
             made = await self.engines[lease.engine].run(
                 ticket,
-                [group.prompt for group in groups],
-                [group.answers.tolist() for group in groups],
+                prompts,
+                [lengths for _, lengths in answers],
                 self._shape.spare_samples,
             )
         finally:
             self._release(ticket)
-        return made
+        return made[:: len(answers) // len(groups)]
 
     async def _acquire(self, ask: Ask) -> Lease:
         return await self.routing.acquire(ask)
@@ -171,18 +199,20 @@ class SimulatedWorld:
     def _release(self, ticket: Ticket) -> None:
         self.routing.release(ticket)
 
-    async def _score(self, drawn: Sequence[GroupLengths]) -> None:
+    async def _score(self, drawn: Sequence[DrawnGroup]) -> None:
         """Rewards and the reference look at a block side by side."""
         overheads = self._speeds.overheads
         looks = [asyncio.sleep(overheads.reward)] if overheads.reward > 0 else []
         if self._references and overheads.reference_per_token > 0:
-            tokens = sum(group.prompt + int(group.answers.sum()) for group in drawn)
+            tokens = sum(each.samples.prompt + int(each.samples.answers.sum()) for each in drawn)
             self._scored += 1
             line = self._references[self._scored % len(self._references)]
             looks.append(line.take(tokens * overheads.reference_per_token))
         await side_by_side(looks)
 
-    def _summary(self, group: GroupId, prompt: int, rows: Sequence[MadeRow]) -> GroupSummary:
+    def _summary(self, group: GroupId, drawn: DrawnGroup, rows: Sequence[MadeRow]) -> GroupSummary:
+        prompt, kind = drawn.samples.prompt, self._shape.companion
+        beside = CompanionSummary(kind, 0.0, drawn.companion, drawn.companion + prompt)
         whole = [row for row in rows if not row.is_cut]
         spare = len(whole) - self._shape.samples
         cut = [row for row in rows if row.is_cut] + (whole[-spare:] if spare > 0 else [])
@@ -214,6 +244,7 @@ class SimulatedWorld:
             timings={},
             tokens_by_version=by_version,
             cut_off=tuple(sum(row.tokens_by_version.values()) for row in cut),
+            companion=None if kind == "none" else beside,
         )
 
     async def _unfinished(self, engine: str) -> Mapping[Ticket, int]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+import numpy as np
 import pytest
 
 from manta.envs.protocols import (
@@ -14,9 +15,10 @@ from manta.envs.protocols import (
     Services,
     TrajectoryReward,
 )
-from manta.envs.records import Json, Score, Shown, Task
+from manta.envs.records import Detail, Json, Score, Shown, Task
 from manta.envs.registry import REWARDS, build
-from manta.envs.rewards.scope import scope_of
+from manta.envs.rewards.scope import rewards_within, scope_of
+from manta.envs.rewards.token_log_ratio import LOGPROB
 from tests.unit.envs.scripted import said
 
 TEXTS = ["12", "", " ", ":", "12 12", "x" * 10_000, "9" * 10_000, "(" * 5000, "\x00", "1/0", "7+5"]
@@ -32,7 +34,23 @@ class Letters:
         return [Score(1 / (1 + len(set(text))), {}) for text in texts]
 
 
-SERVICES = Services(scorers={"letters": Letters()})
+class Tokens:
+    """A scorer that finds every token as likely as every other."""
+
+    version = "tokens"
+
+    def __init__(self, logprob: float) -> None:
+        self._logprob = logprob
+
+    async def __call__(self, shown: Sequence[Shown]) -> list[Score]:
+        masks = [each.trajectories[0].loss_mask for each in shown]
+        columns = [(mask * self._logprob).astype(np.float32) for mask in masks]
+        return [Score(0.0, {}, columns={LOGPROB: column}) for column in columns]
+
+
+SERVICES = Services(
+    scorers={"letters": Letters(), "likely": Tokens(-1.0), "unlikely": Tokens(-2.0)}
+)
 
 
 @dataclass(frozen=True)
@@ -43,21 +61,31 @@ class Case:
     reference: Json = 12
 
 
+RATIO: dict[str, Json] = {"scorer": "likely", "against": "unlikely"}
 CASES = {
+    "by_turn": Case("trajectory", {"rule": "exact"}, {"rule": "exact", "after": "="}),
     "distinct": Case("group", {}, {"extract": "last_number"}),
     "exact": Case("trajectory", {}, {"after": "####"}),
     "expression": Case("trajectory", {}, {"after": "="}, {"numbers": [7, 5], "target": 12}),
     "format": Case("trajectory", {"pattern": "[0-9]+"}, {"pattern": "[0-9]*"}),
     "length": Case("trajectory", {"target": 1, "limit": 9}, {"target": 2, "limit": 9}),
     "reward_model": Case("group", {"scorer": "letters"}, {"scorer": "others"}),
+    "token_log_ratio": Case("group", {**RATIO, "scale": 1e-5}, {**RATIO, "scale": 1e-6}),
     "rarity": Case("batch", {}, {"extract": "last_number"}),
 }
 
 
 async def values(reward: Reward, case: Case) -> list[float | None]:
     """One value per text of TEXTS, whatever the scope."""
+    given = await all_given(reward, case)
+    assert rewards_within(reward) == any(isinstance(each, Detail) for each in given)
+    return [each.value if isinstance(each, Detail) else each for each in given]
+
+
+async def all_given(reward: Reward, case: Case) -> Sequence[float | Detail | None]:
     task = Task("t", "p", case.reference, "test")
-    group = [said(text) for text in TEXTS]
+    # With an end token, as an engine says it
+    group = [said(text, len(text) + 1) for text in TEXTS]
     if case.scope == "trajectory":
         each = cast(TrajectoryReward, reward)
         return [await each.score(task, trajectory, SERVICES) for trajectory in group]

@@ -1,10 +1,11 @@
 """From imitation over a reward model to learning from it: scored exactly, held against the true
-reward, through the death of a worker."""
+reward, through the death of a worker. Then from rewards within samples: of turns, and of tokens."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from ray.util.state import list_actors
 from transformers import AutoModelForSequenceClassification
 
+from manta.envs.records import ScoredGroup
+from manta.envs.rewards.exact import Exact
 from manta.envs.trajectory_files import TrajectoryReader
 from tests.e2e import runs
 
@@ -22,10 +25,13 @@ CHAIN = """
 run: {name: chain, seed: 0}
 model:
   build: {layers: 2, width: 32, heads: 2, mlp_width: 64}
-  tokenizer: "char:0123456789+="
-  context: 16
+  tokenizer: "char:0123456789+=\\nuser: noait"
+  context: 64
 env: {name: arithmetic, digits: 1, eval_size: 20}
-scorers: {judge: {model: "stage:rm", workers: 2, tokens_per_batch: 64}}
+scorers:
+  judge: {model: "stage:rm", workers: 2, tokens_per_batch: 128}
+  after: {model: "stage:rl", kind: logprobs}
+  before: {model: "stage:sft", kind: logprobs}
 evaluate: {every_steps: 100, prompts: 20}
 reward: {formula: correct, components: {correct: exact}}
 stages:
@@ -43,12 +49,33 @@ stages:
       formula: preference
       gold: correct
       components: {preference: {reward: reward_model, scorer: judge}, correct: exact}
-rollout: {max_new_tokens: 4}
+  - name: talk
+    env: {name: arithmetic, digits: 1, eval_size: 20, tries: 3}
+    algorithm: {name: mapo, samples_per_prompt: 4}
+    reward:
+      formula: "0"
+      within: {tries: 2.0}
+      components: {tries: {reward: by_turn, rule: exact}}
+    steps: 2
+    prompts_per_step: 8
+    evaluate: null
+  - name: rto
+    algorithm: {name: rto, kl: {coef: 0}}
+    reward:
+      formula: correct
+      within: {likely: 1.0}
+      components:
+        likely: {reward: token_log_ratio, scorer: after, against: before}
+        correct: exact
+    steps: 2
+    prompts_per_step: 8
+    evaluate: null
+rollout: {max_new_tokens: 9}
 environment: {groups_per_call: 4}
 checkpoint: {every_steps: 100}
 """
 BEFORE = 60 + 2 + 6
-"""Steps before the last stage."""
+"""Steps before the stage `rl`."""
 
 
 def scorer_processes(cluster: runs.Environment) -> list[int]:
@@ -70,26 +97,71 @@ def test_a_chain_learns_from_its_reward_model_and_outlives_a_worker(
     os.kill(scorer_processes(cluster)[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=runs.SECONDS)
     assert process.returncode == 0, output
-    runs.check_history(run_dir, BEFORE + 16, writing=range(61, 63))
+    runs.check_history(run_dir, BEFORE + 20, writing=range(61, 63))
     died = [
         who for name, who in runs.worker_events(run_dir) if name == "worker of scorer judge died"
     ]
     assert len(died) == 1 and died[0].startswith("judge-")
+    assert "rewards of rl: proxy" in output
+    check_learnt_from_the_model(run_dir)
+    written = TrajectoryReader(run_dir / "trajectories")
+    by_step: dict[int, list[ScoredGroup]] = {}
+    for index, entry in enumerate(written.entries):
+        if entry.step > BEFORE:
+            by_step.setdefault(entry.step, []).append(written.group(index))
+    check_scored_exactly(run_dir, [by_step[BEFORE + 1][0], by_step[BEFORE + 16][-1]])
+    check_turns([*by_step[BEFORE + 17], *by_step[BEFORE + 18]])
+    check_tokens([*by_step[BEFORE + 19], *by_step[BEFORE + 20]])
+    steps = [line for line in runs.metrics(run_dir) if "learner/policy_loss" in line]
+    assert [line["stage"] for line in steps[-4:]] == ["talk", "talk", "rto", "rto"]
+    assert all(line["learner/grad_norm"] > 0 for line in steps[-4:])
+    assert all(line["critic/value_loss"] > 0 for line in steps[-2:])
+
+
+def check_learnt_from_the_model(run_dir: Path) -> None:
     stages = runs.summary(run_dir)["stages"]
     assert isinstance(stages, list)
-    rewards = stages[-1]["rewards"]
-    assert rewards["proxy_after"] == runs.metrics(run_dir)[-1]["eval/reward"]
-    assert "rewards of rl: proxy" in output
-    last = runs.metrics(run_dir)[-2]
+    [rewards] = [stage["rewards"] for stage in stages if stage["name"] == "rl"]
+    lines = [line for line in runs.metrics(run_dir) if line["stage"] == "rl"]
+    assert rewards["proxy_after"] == lines[-1]["eval/reward"]
+    last = lines[-2]
     assert last["reward/mean"] == last["reward/preference"] != last["reward/correct"]
     assert last["scorer/judge/calls"] >= 4 and last["scorer/judge/seconds_p50"] > 0
+
+
+def check_scored_exactly(run_dir: Path, groups: Sequence[ScoredGroup]) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(run_dir / "products" / "rm").eval()
-    written = TrajectoryReader(run_dir / "trajectories")
-    for index in (0, len(written) - 1):
-        group = written.group(index)
+    for group in groups:
         assert "rm#" in group.reward_versions["preference"]
         for trajectory, score in zip(group.trajectories, group.scores, strict=True):
             ids = torch.from_numpy(trajectory.token_ids.astype(np.int64))[None]
             with torch.no_grad():
                 wanted = float(model(ids).logits[0, 0])
             assert score.value == pytest.approx(wanted, abs=1e-5)
+
+
+def check_turns(groups: Sequence[ScoredGroup]) -> None:
+    """Every turn is paid by its own words, and samples differ in their turns."""
+    counts = set()
+    for group in groups:
+        for trajectory, score in zip(group.trajectories, group.scores, strict=True):
+            turns = [turn for turn in trajectory.turns if turn.role == "assistant"]
+            counts.add(len(turns))
+            assert all(turn.text == "no" for turn in trajectory.turns if turn.role == "user")
+            wanted = np.zeros(len(trajectory.token_ids), np.float32)
+            for turn in turns:
+                wanted[turn.end - 1] = 2.0 * Exact().judge(group.task, turn.text)
+            assert score.value == 0.0
+            assert score.columns["reward"].tolist() == wanted.tolist()
+    assert len(counts) > 1
+
+
+def check_tokens(groups: Sequence[ScoredGroup]) -> None:
+    for group in groups:
+        versions = group.reward_versions["likely"]
+        assert "rl#" in versions and "sft#" in versions
+        for trajectory, score in zip(group.trajectories, group.scores, strict=True):
+            paid = score.columns["reward"]
+            assert not paid[~trajectory.loss_mask].any() and paid.any()
+            assert float(np.abs(paid).max()) <= 0.05 + 1e-7
+            assert paid.sum() == pytest.approx(score.components["likely"], abs=1e-6)

@@ -32,6 +32,7 @@ from manta.actors.rows import Row
 from manta.actors.sharding import kept_rows
 from manta.actors.step_tokens import StepTokens
 from manta.algorithms.aggregate import Denominators
+from manta.algorithms.coupled_losses import margin_weight
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings
@@ -48,6 +49,7 @@ ALGORITHMS = {
     "dpo": PRESETS["dpo"],
     "dpo, all pairs": replace(PRESETS["dpo"], pairs="all"),
     "dpo, all pairs by prompt": replace(PRESETS["dpo"], pairs="all", unit="group"),
+    "madpo": PRESETS["madpo"],
     "ipo": PRESETS["ipo"],
     "simpo, all pairs": replace(PRESETS["simpo"], pairs="all"),
     "kto": replace(PRESETS["kto"], undesirable_weight=1.5),
@@ -149,7 +151,10 @@ def pair_losses(algorithm: AlgorithmSettings, ahead_P: Tensor) -> Tensor:
     if algorithm.loss == "bradley_terry":
         return -logsigmoid(ahead_P - float(np.float32(MARGIN)))
     margin = algorithm.target_margin if algorithm.loss == "simpo" else 0.0
-    return -logsigmoid(algorithm.beta * ahead_P - margin)
+    loss_P = -logsigmoid(algorithm.beta * ahead_P - margin)
+    if algorithm.margin_weight is None:
+        return loss_P
+    return loss_P * margin_weight(algorithm.margin_weight, torch.tensor(MARGIN).double())
 
 
 def question_losses(coupled: Coupled, value_N: Tensor) -> Tensor:
@@ -157,8 +162,7 @@ def question_losses(coupled: Coupled, value_N: Tensor) -> Tensor:
     rows, algorithm = coupled.rows(1), coupled.algorithm
     start_N = value_N.detach()
     if algorithm.proximal == "behaviour":
-        sums = [float(rows[i].behaviour_logprobs[rows[i].loss_mask].sum()) for i in sorted(rows)]  # type: ignore[index]
-        start_N = torch.tensor(sums, dtype=torch.float64)
+        start_N = torch.tensor([sampled_sum(rows[i]) for i in sorted(rows)], dtype=torch.float64)
     proxy_N, group_N = algorithm.beta * (value_N - start_N), torch.from_numpy(coupled.plan.group_N)
     label_N = torch.from_numpy(coupled.plan.coefficients["label"]).double()
     losses = []
@@ -185,6 +189,11 @@ def kto_losses(algorithm: AlgorithmSettings, ratio_N: Tensor, is_good_N: Tensor)
     value_N = torch.where(is_good_N, ratio_N - good, other - ratio_N)
     weight_N = torch.where(is_good_N, algorithm.desirable_weight, algorithm.undesirable_weight)
     return weight_N * (1 - torch.sigmoid(algorithm.beta * value_N))
+
+
+def sampled_sum(row: Row) -> float:
+    assert row.behaviour_logprobs is not None
+    return float(row.behaviour_logprobs[row.loss_mask].astype(np.float64).sum())
 
 
 def row_sum(row: Row) -> float:

@@ -27,6 +27,7 @@ from manta.envs.records import WeightVersion
 from tiny import (
     groups_of,
     join_group,
+    paid_within,
     plan_of,
     rows_by_index,
     run_ranks,
@@ -69,9 +70,12 @@ class Ppo(TinyLearner):
         ranks: tuple[int, int] = (0, 1),
         group: dist.ProcessGroup | None = None,
         keep: list[float] | None = None,
+        is_paid_within: bool = False,
         **values: object,
     ) -> None:
         groups = groups_of(SIZES)
+        if is_paid_within:
+            groups = paid_within(groups)
         plan = plan_of(groups, keep)
         is_right = (plan.coefficients["advantage"] > 0).astype(np.float32)
         super().__init__(
@@ -222,6 +226,21 @@ def test_reports_name_the_critic_s_figures() -> None:
     }
     assert report["ratio_max"] > 1.0
     assert report["mismatch/same_version/tokens"] > 0
+
+
+def test_rto_makes_a_step_that_rewards_within_decide() -> None:
+    """The critic learns returns of what is paid within a row, beside its own reward."""
+    monte_carlo = replace(PRESETS["rto"], gae_lambda=1.0, kl=KlSettings())
+    ppo = Ppo(monte_carlo, is_paid_within=True)
+    report = ppo.step(2, 2, 1e-3)
+    assert report["updates"] == 4 and np.isfinite(list(report.values())).all()
+    assert ppo.moved()["policy"].norm() > 1e-3
+    returns = []
+    for row in rows_by_index(ppo.plan, ppo.groups).values():
+        paid = row.rewards_T().astype(np.float64)
+        paid[-1:] += row.coefficients["advantage"]
+        returns += [float(paid[t:].sum()) for t in range(len(paid))]
+    assert report["critic/return_mean"] == pytest.approx(np.mean(returns), rel=1e-4)
 
 
 def test_one_update_starts_at_ratio_1_and_inside_the_value_s_bounds() -> None:

@@ -30,12 +30,13 @@ from manta.algorithms.settings import (
     KlSettings,
     OffPolicySettings,
 )
-from manta.envs.records import WeightVersion
+from manta.envs.records import COMPANION, ScoredGroup, StepPlan, WeightVersion
 from tiny import (
     HELD,
     VOCABULARY,
     groups_of,
     join_group,
+    paid_within,
     plan_of,
     rows_by_index,
     run_ranks,
@@ -74,10 +75,19 @@ ALGORITHMS = {
         covariance=CovarianceSettings(0.2),
         kl=KlSettings(0.1, target=0.5, gain=1.0),
     ),
+    "mapo": replace(PRESETS["mapo"], gamma=0.9),
     "sft": AlgorithmSettings("sft", samples_from="given", loss="cross_entropy"),
+    "among given rows": PRESETS["grao"],
 }
 SIZES = (4, 3, 5)
 KEEP = [1.0] * 4 + [0.0] * 3 + [1.0] * 5
+BESIDE_KEEP = [1.0] * 5 + [0.0] * 4 + [1.0] * 6
+
+
+def made_for(algorithm: AlgorithmSettings) -> tuple[list[ScoredGroup], StepPlan]:
+    """Groups of `SIZES`, with companions where the algorithm has one; the second trains nothing."""
+    groups = paid_within(groups_of(SIZES, companion=algorithm.companion))
+    return groups, plan_of(groups, KEEP if algorithm.companion == "none" else BESIDE_KEEP)
 
 
 def settings(optimizer: str = "sgd", budget: int = 8192) -> LearnerSettings:
@@ -106,10 +116,9 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 def rank_main(rank: int, world_size: int, folder: Path) -> None:
     group = join_group(rank, world_size, folder)
-    groups = groups_of(SIZES)
-    plan = plan_of(groups, KEEP)
     results = {}
     for name, algorithm in ALGORITHMS.items():
+        groups, plan = made_for(algorithm)
         backend = PlainBackend(tiny_model(), settings(), group)
         learner = Learner(
             backend,
@@ -120,7 +129,7 @@ def rank_main(rank: int, world_size: int, folder: Path) -> None:
             world_size=world_size,
             all_reduce=sum_over(group),
         )
-        by_id = {group.id: group for group in groups}
+        by_id = {each.id: each for each in groups}
         rows = {row.index: row for row in rows_of(plan, by_id, learner.rows_needed(plan, 2), HELD)}
         results[name] = (learner.step(plan, rows, 2, 2, 1.0), flat(backend))
     torch.save(results, folder / f"{world_size}-{rank}.pt")
@@ -142,8 +151,7 @@ def test_ranks_do_not_change_what_is_learnt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_micro_batches_do_not_change_what_is_learnt(name: str) -> None:
-    groups = groups_of(SIZES)
-    plan = plan_of(groups, KEEP)
+    groups, plan = made_for(ALGORITHMS[name])
     movements, reports = [], []
     for budget in (1, 70, 8192):
         learner, backend = learner_of(ALGORITHMS[name], budget)
@@ -158,18 +166,20 @@ def test_micro_batches_do_not_change_what_is_learnt(name: str) -> None:
 def test_every_preset_makes_a_step_that_its_rewards_decide() -> None:
     """Those with a critic and those that compare rows: test_critic_learning, test_coupled_learning.
     Every group has samples that are right and wrong, but the last, in which all are right."""
-    groups = groups_of(SIZES)
-    plan = plan_of(groups)
-    rewards_N = torch.tensor([1.0, 0, 0, 1, 0, 1, 0, 1, 1, 1, 1, 1])
-    group_N = torch.from_numpy(plan.group_N)
     for name, preset in PRESETS.items():
         if preset.critic is not None or preset.is_coupled:
             continue
+        groups = paid_within(groups_of(SIZES, companion=preset.companion))
+        plan = plan_of(groups)
+        is_companion_N = torch.from_numpy(plan.sample_N == COMPANION)
+        rewards_N = is_companion_N.float()
+        rewards_N[~is_companion_N] = torch.tensor([1.0, 0, 0, 1, 0, 1, 0, 1, 1, 1, 1, 1])
+        group_N = torch.from_numpy(plan.group_N)
         # Teams small enough that some have no right sample
         preset = replace(preset, pass_k=min(2, preset.pass_k))
         beside = ResidentRates({"process": 0.01}) if preset.implicit_reward else NO_RESIDENTS
         tokens_N, parts = torch.from_numpy(plan.num_tokens_N), {"right": rewards_N}
-        stage = group_stage(preset, rewards_N, group_N, None, tokens_N, parts)
+        stage = group_stage(preset, rewards_N, group_N, None, tokens_N, parts, is_companion_N)
         columns = {column: values.numpy() for column, values in stage.coefficients.items()}
         staged = replace(plan, coefficients=columns)
         learner, backend = learner_of(preset)

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from manta.actors.engines.settings import SimulatedSettings
+from manta.actors.engines.simulated import SimulatedEngine
 from manta.actors.lanes import Admission
 from manta.actors.production import (
     GivenGroups,
@@ -21,11 +23,13 @@ from manta.envs.failures import GroupBroken
 from manta.envs.group import Scoring
 from manta.envs.records import (
     GIVEN,
+    CompanionKind,
     GroupId,
     ReferenceStatistics,
     Score,
     Task,
     Trajectory,
+    WeightVersion,
 )
 from manta.envs.tokenizer import build_tokenizer
 from manta.envs.trajectory_files import write_groups
@@ -206,3 +210,38 @@ async def test_an_admission_may_cap_its_samples() -> None:
         await production.make(replace(FIRST, cap=cap))
     assert [request.budgets for request in speaks.requests] == [(3,) * 3, (4,) * 3, (4,) * 3]
     assert {request.enough for request in speaks.requests} == {2}
+
+
+@pytest.mark.parametrize("kind", ["greedy", "given"])
+async def test_a_companion_changes_nothing_of_the_samples(
+    kind: CompanionKind, tmp_path: Path
+) -> None:
+    """By the simulated engine, whose lengths and tokens follow from the seeds; written, read back,
+    and scored again."""
+    lengths = SimulatedSettings(tokens_per_second=1e6, length_median=3.0, length_sigma=1.0)
+    simulated = SimulatedEngine(lengths, TEXT.vocab_size, 16, 8, WeightVersion(0, 0))
+    groups = [
+        await build_production(lane(companion=each), TOKENIZER, simulated.generate, SCORING).make(
+            FIRST
+        )
+        for each in ("none", kind)
+    ]
+    for ours, theirs in zip(*(group.trajectories for group in groups), strict=True):
+        assert ours.token_ids.tolist() == theirs.token_ids.tolist()
+    made = groups[1].companion
+    assert groups[0].companion is None and made is not None
+    assert made.kind == kind
+    write_groups(str(tmp_path / "step=1" / "written.parquet"), [groups[1]], 1)
+    annotated = lane(trajectories=str(tmp_path), is_annotated=True, reward=rewards("new", new="x"))
+
+    async def score(task: Task, trajectories: Sequence[Trajectory]) -> tuple[Score, ...]:
+        return tuple(Score(float(each.sample), {}) for each in trajectories)
+
+    for reward, wanted in ((annotated.reward, [0.0, 1.0, -1.0]), (None, [1.0, 1.0, 1.0])):
+        production = build_production(
+            replace(annotated, reward=reward), TOKENIZER, engine().generate, Scoring(score)
+        )
+        again = await production.make(replace(FIRST, index=0))
+        assert [each.value for each in again.row_scores] == wanted
+        assert again.companion is not None
+        assert again.companion.trajectory.token_ids.tolist() == made.trajectory.token_ids.tolist()

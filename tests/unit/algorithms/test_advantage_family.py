@@ -115,11 +115,20 @@ CASES: dict[str, tuple[AlgorithmSettings, GroupLoop]] = {
         ),
         lead,
     ),
+    "return_to_go": (dataclasses.replace(BASE, advantage="return_to_go"), themselves),
+    "turn_mixed": (dataclasses.replace(BASE, advantage="turn_mixed"), themselves),
     "none": (dataclasses.replace(BASE, advantage="none"), nothing),
 }
 WHOLE_STEP = {"decoupled", "length_penalized"}
 """Those that look past the group have a test of their own."""
-COMPARING = [name for name, kind in ADVANTAGE_KINDS.items() if kind.needs_group]
+BESIDE = {name for name, kind in ADVANTAGE_KINDS.items() if "none" not in kind.companions}
+"""Those that look at a row beside the samples: test_companion."""
+COMPARING = [
+    name
+    for name, kind in ADVANTAGE_KINDS.items()
+    # Those that read what is within compare in the token stage
+    if kind.needs_group and name not in BESIDE and not kind.reads_within
+]
 
 
 def step(seed: int, is_binary: bool = True) -> StepRewards:
@@ -147,7 +156,7 @@ def of(name: str) -> AlgorithmSettings:
 
 
 def test_every_advantage_has_a_case_and_a_kind() -> None:
-    assert {*CASES, *WHOLE_STEP} == set(ADVANTAGES) == set(ADVANTAGE_KINDS)
+    assert {*CASES, *WHOLE_STEP, *BESIDE} == set(ADVANTAGES) == set(ADVANTAGE_KINDS)
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
@@ -261,7 +270,7 @@ def test_equal_rewards_and_groups_of_one_give_exactly_zero(name: str) -> None:
         assert ADVANTAGES[name](settings, told).tolist() == [0.0] * num
 
 
-@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+@pytest.mark.parametrize("name", sorted(ADVANTAGES.keys() - BESIDE))
 def test_the_order_of_samples_changes_nothing(name: str) -> None:
     told = step(7)
     straight = ADVANTAGES[name](of(name), told)

@@ -15,6 +15,7 @@ from manta.algorithms.settings import (
     FilterSettings,
     ImplicitRewardSettings,
     KlSettings,
+    MarginWeightSettings,
     OffPolicySettings,
     RewardModelSettings,
 )
@@ -38,6 +39,10 @@ def implicit(**told: object) -> AlgorithmSettings:
 
 def weighed(**told: float) -> AlgorithmSettings:
     return changed("grpo_lead", difficulty=DifficultySettings(**told))
+
+
+def by_margin(**told: float) -> AlgorithmSettings:
+    return changed("madpo", margin_weight=MarginWeightSettings(**told))
 
 
 def filtered(name: FilterName, **told: object) -> AlgorithmSettings:
@@ -138,6 +143,11 @@ def kl(name: str, **told: object) -> AlgorithmSettings:
             "KL in the reward gives every token .* set loss to gspo_token",
         ),
         (changed("ppo", loss="gmpo"), "advantage gae gives every token"),
+        (changed("mapo", loss="gspo"), "advantage turn_mixed gives every token"),
+        (changed("mapo", turn_weight=1.5), "turn_weight is 1.5, it must be at least 0"),
+        (changed("mapo", samples_per_prompt=1), "group of one has no turn-mixed advantage"),
+        (changed("grpo", credit="turn"), "credit is turn but advantage is group_relative, which"),
+        (changed("ppo", mixed_over="step"), "mixed_over is step but advantage is gae, which"),
         (covariance("kl_cov", low=2.0), "covariance.low is 2.0 but loss is kl_cov, .* to clip_cov"),
         (covariance("clip_cov", coef=2.0), "covariance.coef is 2.0 but loss is clip_cov"),
         (covariance("clip_cov", estimator="k2"), "covariance.estimator is k2 but .* to kl_cov"),
@@ -215,6 +225,10 @@ def kl(name: str, **told: object) -> AlgorithmSettings:
         (weighed(midpoint=75.0), "difficulty.midpoint is 75, a share"),
         (weighed(steepness=0.0), "difficulty.steepness is 0, it must be above 0"),
         (changed("grpo", difficulty=DifficultySettings(high=2.0)), "but advantage is group_relat"),
+        (by_margin(low=1.0), "margin_weight goes from 2 down to 1: let low be above 0"),
+        (by_margin(threshold=-1.0), "margin_weight.threshold is -1, it must be 0 or more"),
+        (by_margin(steepness=0.0), "margin_weight.steepness is 0, it must be above 0"),
+        (changed("ipo", margin_weight=MarginWeightSettings()), "but loss is ipo, .* loss to dpo"),
         (changed("rover", rho=0.0), "rho is 0.0, it must be above 0"),
         (changed("rover", successor_weight=-1.0), "successor_weight is -1, it must be 0 or more"),
         (changed("grpo", rho=2.0), "rho is 2.0 but loss is clipped_surrogate"),
@@ -295,6 +309,7 @@ def test_all_problems_are_named_at_once() -> None:
         changed("kto", samples_from="policy", reference_point="samples", samples_per_prompt=1),
         changed("grpo_lambda", penalized_share=1.0, length_penalty=0.05, filters=(BAND,)),
         changed("dapo", advantage="difficulty_weighted"),
+        changed("madpo", samples_from="policy", pairs="all", samples_per_prompt=8),
         changed("rover", successor_weight=0.0, divide_by_std=True, kl=KlSettings(0.01)),
         changed("pacs", proximal="behaviour", balance_classes=False),
         changed("kto", reference_point="zero", desirable_weight=0.0),

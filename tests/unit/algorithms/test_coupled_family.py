@@ -21,15 +21,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manta.algorithms.coupled import Coupling, Scalars, Units, couple, row_scalars
-from manta.algorithms.coupled_losses import LOSSES
+from manta.algorithms.coupled_losses import LOSSES, margin_weight
 from manta.algorithms.group_stage import group_stage
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import COUPLED_LOSSES, AlgorithmSettings
+from manta.algorithms.settings import COUPLED_LOSSES, AlgorithmSettings, MarginWeightSettings
 
 COUNTS = [5, 2, 0, 7, 1, 3, 4, 6, 2, 9]
 """Trained tokens of rows; one that has none cannot be learnt from."""
 GROUPS = [0, 0, 0, 0, 3, 3, 5, 5, 5, 8]
 REWARDS = [1.0, 0.0, 1.0, 0.25, 0.0, 1.0, 0.75, 0.75, 0.0, 1.0]
+MARGINS = [1.0, 0.0, 0.0, 0.0, 0.0, -0.3, 2.5, 0.0, 0.0, 0.0]
+"""Of the pairs in which a row is the preferred one."""
 IS_GOOD = [reward > 0.5 for reward in REWARDS]
 
 
@@ -39,6 +41,8 @@ class Answer(NamedTuple):
     logprob: float
     reference: float
     tokens: int
+    margin: float = 0.0
+    """Of the pair in which it is the preferred one."""
 
 
 PairLoop = Callable[[AlgorithmSettings, Answer, Answer], float]
@@ -55,6 +59,20 @@ def log_ratio(s: AlgorithmSettings, row: Answer) -> float:
 
 def dpo_pair(s: AlgorithmSettings, won: Answer, lost: Answer) -> float:
     return softplus(-s.beta * (log_ratio(s, won) - log_ratio(s, lost)))
+
+
+def madpo_pair(s: AlgorithmSettings, won: Answer, lost: Answer) -> float:
+    assert s.margin_weight is not None
+    return margin_weight_by_hand(s.margin_weight, won.margin) * dpo_pair(s, won, lost)
+
+
+def margin_weight_by_hand(told: MarginWeightSettings, margin: float) -> float:
+    if margin <= -told.threshold:
+        return 1.0
+    curve = (told.high - 1) / (1 - told.low)
+    curve *= math.exp(told.steepness * (abs(margin) - told.threshold))
+    factor = told.low + (told.high - told.low) / (1 + curve)
+    return math.exp(softplus(-margin) - softplus(-factor * margin))
 
 
 def ipo_pair(s: AlgorithmSettings, won: Answer, lost: Answer) -> float:
@@ -79,6 +97,10 @@ PAIR_CASES: dict[str, tuple[AlgorithmSettings, PairLoop]] = {
     "dpo, all pairs by prompt": (preset("dpo", pairs="all", unit="group"), dpo_pair),
     "dpo, by token": (preset("dpo", beta=5.0, length_normalized=True), dpo_pair),
     "online_dpo, far apart": (preset("online_dpo", pairs="all", pair_margin=0.7), dpo_pair),
+    "madpo": (
+        preset("madpo", margin_weight=MarginWeightSettings(0.4, 3.0, 0.5, 1.3)),
+        madpo_pair,
+    ),
     "ipo": (preset("ipo", pairs="all"), ipo_pair),
     "ipo, sums": (preset("ipo", length_normalized=False), ipo_pair),
     "simpo": (preset("simpo", pairs="all"), simpo_pair),
@@ -135,7 +157,7 @@ class Rows:
             row_M=names_R[members.flatten()],
             unit_M=unit_M,
             label_M=labels.double(),
-            margin_U=torch.zeros(count, dtype=torch.float64),
+            margin_U=margins_of(settings, members, count),
             weight_U=weight_U,
         )
         return Rows(logprob_T, logprob_T + 0.6 * noise_T - 0.2, units, names_R)
@@ -147,8 +169,8 @@ class Rows:
     def answers(self, logprob_T: np.ndarray) -> list[Answer]:
         reference_T, bounds = self.reference_T.numpy(), self.bounds
         return [
-            Answer(float(logprob_T[a:b].sum()), float(reference_T[a:b].sum()), b - a)
-            for a, b in itertools.pairwise(bounds)
+            Answer(float(logprob_T[a:b].sum()), float(reference_T[a:b].sum()), b - a, MARGINS[row])
+            for row, (a, b) in enumerate(itertools.pairwise(bounds))
         ]
 
     def scalars(self, logprob_T: Tensor, places: list[int]) -> tuple[Scalars, list[int]]:
@@ -157,6 +179,12 @@ class Rows:
         tokens = [t for row in places for t in range(bounds[row], bounds[row + 1])]
         counts = torch.tensor([COUNTS[row] for row in places], dtype=torch.int64)
         return row_scalars(logprob_T[tokens], self.reference_T[tokens], counts), tokens
+
+
+def margins_of(settings: AlgorithmSettings, members: Tensor, count: int) -> Tensor:
+    if settings.margin_weight is None:
+        return torch.zeros(count, dtype=torch.float64)
+    return torch.tensor(MARGINS, dtype=torch.float64)[members[:, 0]]
 
 
 def by_loop(name: str, rows: Rows, logprob_T: np.ndarray) -> float:
@@ -462,3 +490,15 @@ def test_pacs_without_log_probs_of_the_start_says_what_is_missing() -> None:
     without = dataclasses.replace(scalars, reference_R=None)
     with pytest.raises(ValueError, match="needs log-probs of the sampling policy"):
         couple(CASES["pacs"], rows.units, rows.names_R, without)
+
+
+def test_weights_by_margin_are_one_at_the_threshold_and_turn_there() -> None:
+    told = MarginWeightSettings()
+    margins = torch.tensor([0.5, 2.0, told.threshold, 9.0, -told.threshold, -20.0]).double()
+    weights = margin_weight(told, margins)
+    hard, harder, *rest = weights.tolist()
+    assert min(hard, harder) > 1 > rest[1]
+    assert [rest[0], *rest[2:]] == pytest.approx([1, 1, 1])
+    wanted = [margin_weight_by_hand(told, margin) for margin in margins.tolist()]
+    assert weights.tolist() == pytest.approx(wanted, rel=1e-12)
+    assert 1 / (1 + math.exp(-told.threshold)) == pytest.approx(0.999)

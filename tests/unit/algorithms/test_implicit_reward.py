@@ -15,7 +15,6 @@ from manta.algorithms.flatten import flatten
 from manta.algorithms.group_stage import group_stage
 from manta.algorithms.implicit_reward import (
     NORM_EPSILON,
-    RowPlaces,
     outcome_loss,
     process_rewards,
     token_rewards,
@@ -23,6 +22,7 @@ from manta.algorithms.implicit_reward import (
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import ImplicitRewardSettings, KlSettings
 from manta.algorithms.token_stage import token_stage
+from manta.algorithms.turns import Places
 
 BETA = 0.3
 COUNTS = (3, 1, 4, 2, 5, 2, 3)
@@ -56,10 +56,14 @@ def flat(rows: list[list[float]]) -> Tensor:
     return torch.tensor([value for row in rows for value in row], dtype=torch.float64)
 
 
-def rows_of(places: list[int]) -> RowPlaces:
+def tokens_of(places: list[int]) -> Tensor:
     counts = torch.tensor([COUNTS[place] for place in places], dtype=torch.int64)
-    row_T = torch.repeat_interleave(torch.arange(len(places)), counts)
-    return RowPlaces(row_T, torch.tensor(places, dtype=torch.int64), torch.tensor(GROUPS))
+    return torch.repeat_interleave(torch.arange(len(places)), counts)
+
+
+def rows_of(places: list[int]) -> tuple[Tensor, Places]:
+    place_R = torch.tensor(places, dtype=torch.int64)
+    return tokens_of(places), Places(place_R, torch.tensor(GROUPS))
 
 
 def alone(values: Tensor) -> Tensor:
@@ -79,7 +83,7 @@ def loss_of(said: Said, places: list[int], model_T: Tensor) -> Tensor:
     labels = torch.tensor([LABELS[place] for place in places])
     weights = torch.tensor([WEIGHTS[place] for place in places], dtype=torch.float64)
     reward_T = token_rewards(BETA, model_T, reference_T)
-    return outcome_loss(reward_T, rows_of(places).row_T, labels, weights).loss
+    return outcome_loss(reward_T, tokens_of(places), labels, weights).loss
 
 
 def test_the_loss_is_the_outcome_s_cross_entropy() -> None:
@@ -88,7 +92,7 @@ def test_the_loss_is_the_outcome_s_cross_entropy() -> None:
     assert reward_T.tolist() == pytest.approx(flat(said.rewards).tolist(), abs=1e-15)
     terms = outcome_loss(
         reward_T,
-        rows_of(list(range(7))).row_T,
+        tokens_of(list(range(7))),
         torch.tensor(LABELS),
         torch.tensor(WEIGHTS, dtype=torch.float64),
     )
@@ -175,7 +179,7 @@ def bracket(
 def test_rewards_are_less_the_mean_of_the_prompt_s_other_rows(normalize: bool) -> None:
     said = Said.random(3)
     settings = dataclasses.replace(SETTINGS, normalize=normalize)
-    found = process_rewards(settings, flat(said.rewards), rows_of(list(range(7))), alone)
+    found = process_rewards(settings, flat(said.rewards), *rows_of(list(range(7))), alone)
     wanted = flat(bracket(said, 0.7, normalize))
     assert (found.reward_T - wanted).abs().max() < 1e-14
     # The single row of its group has nothing to be compared with
@@ -198,12 +202,12 @@ def test_rows_on_several_ranks_are_rewarded_the_same(normalize: bool) -> None:
         return values
 
     for share, reward_T in zip(shares, rewards, strict=True):
-        process_rewards(settings, reward_T, rows_of(share), tell)
+        process_rewards(settings, reward_T, *rows_of(share), tell)
     total = torch.stack(told).sum(0)
     wanted = dict(zip(there, bracket(said, 0.7, normalize, there), strict=True))
     means = set()
     for share, reward_T in zip(shares, rewards, strict=True):
-        found = process_rewards(settings, reward_T, rows_of(share), lambda _: total)
+        found = process_rewards(settings, reward_T, *rows_of(share), lambda _: total)
         expected = flat([wanted[place] for place in share])
         assert (found.reward_T - expected).abs().sum() < 1e-13
         means.add(found.mean)
@@ -211,13 +215,13 @@ def test_rows_on_several_ranks_are_rewarded_the_same(normalize: bool) -> None:
 
 
 def test_without_rows_there_is_nothing_to_report() -> None:
-    found = process_rewards(SETTINGS, torch.zeros(0, dtype=torch.float64), rows_of([]), alone)
+    found = process_rewards(SETTINGS, torch.zeros(0, dtype=torch.float64), *rows_of([]), alone)
     assert found.mean is None and len(found.reward_T) == 0
 
 
 def test_a_model_that_says_the_same_everywhere_changes_no_advantage() -> None:
     reward_T = torch.full((sum(COUNTS),), 0.25, dtype=torch.float64)
-    found = process_rewards(SETTINGS, reward_T, rows_of(list(range(7))), alone)
+    found = process_rewards(SETTINGS, reward_T, *rows_of(list(range(7))), alone)
     assert found.reward_T.abs().max() < 1e-16
 
 
@@ -229,7 +233,7 @@ def test_the_advantage_is_the_sum_of_both_streams() -> None:
     prime = dataclasses.replace(PRESETS["prime"], implicit_reward=SETTINGS, filters=(), kl=kl)
     stage = group_stage(prime, outcomes, torch.tensor(GROUPS))
     assert stage.coefficients["label"].tolist() == [0, 0, 1, 1, 0, 1, 1]
-    found = process_rewards(SETTINGS, flat(said.rewards), rows_of(list(range(7))), alone)
+    found = process_rewards(SETTINGS, flat(said.rewards), *rows_of(list(range(7))), alone)
     coefficients = {name: column.double() for name, column in stage.coefficients.items()}
     batch = flatten(
         prime,
@@ -238,9 +242,9 @@ def test_the_advantage_is_the_sum_of_both_streams() -> None:
         Denominators(1.0, 1.0),
         behaviour_T=flat(said.model),
         reference_T=flat(said.reference),
-        reward_T=found.reward_T,
     )
-    advantage_T = token_stage(prime, batch, alone).advantage_T
+    paid = dataclasses.replace(batch, reward_T=found.reward_T)
+    advantage_T = token_stage(prime, paid, alone).advantage_T
     streams, token = bracket(said, 0.7), 0
     for place, count in enumerate(COUNTS):
         others = [outcomes[o] for o in range(7) if GROUPS[o] == GROUPS[place] and o != place]

@@ -197,16 +197,6 @@ def test_any_split_into_micro_batches_gives_the_same_update(
     torch.testing.assert_close(split, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_equal_rewards_give_no_gradient() -> None:
-    algorithm = dataclasses.replace(PRESETS["grpo"], kl=KlSettings())
-    rows = Rows.random([4, 1, 6, 3], seed=2)
-    stage = group_stage(algorithm, torch.full((4,), 0.7), torch.tensor([0, 0, 1, 1]))
-    rows = dataclasses.replace(rows, columns=dict(stage.coefficients))
-    terms, gradient = loss_and_gradient(rows, algorithm, rows.update)
-    assert terms.loss.item() == 0.0
-    assert torch.equal(gradient, torch.zeros_like(gradient))
-
-
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_rows_not_kept_are_as_if_they_had_not_been_there(aggregation: str) -> None:
     algorithm = dataclasses.replace(FULL, aggregation=aggregation)
@@ -232,21 +222,6 @@ def test_maxima_are_those_of_kept_tokens() -> None:
     rows = dataclasses.replace(rows, behaviour_T=logprob_T + math.log(2))
     maxima = rows.terms(FULL, rows.update).maxima
     assert maxima["ratio_max"].item() == pytest.approx(0.5)
-
-
-def test_on_policy_the_gradient_is_that_of_reinforce() -> None:
-    algorithm = PRESETS["reinforce"]
-    rows = Rows.random([4, 2, 6], seed=4)
-    rows = dataclasses.replace(rows, behaviour_T=rows.statistics()["logprob"])
-    rows.columns.update(weight=torch.ones(3).double(), keep=torch.ones(3).double())
-    terms, gradient = loss_and_gradient(rows, algorithm, rows.update)
-    logits = rows.logits_TV.clone().requires_grad_()
-    logprob_T = dataclasses.replace(rows, logits_TV=logits).statistics()["logprob"]
-    advantage_T = rows.columns["advantage"].repeat_interleave(rows.counts_R)
-    (expected,) = torch.autograd.grad(-(advantage_T * logprob_T).sum() / 3, logits)
-    torch.testing.assert_close(gradient, expected, rtol=1e-13, atol=1e-15)
-    assert terms.sums["ratio_mean"].item() == pytest.approx(1.0, abs=1e-12)
-    assert terms.maxima["ratio_max"].item() == pytest.approx(1.0, abs=1e-12)
 
 
 def test_kl_in_the_reward_is_reported_but_not_in_the_loss() -> None:

@@ -16,6 +16,7 @@ from manta.algorithms.settings import (
     ImplicitRewardSettings,
     KlSettings,
     LossName,
+    MarginWeightSettings,
     OffPolicySettings,
     RewardModelSettings,
 )
@@ -52,7 +53,20 @@ def test_ppo_is_the_published_setting() -> None:
     assert ppo.critic == CriticSettings("own", clip=0.2, loss_coef=0.1)
     assert ppo.kl == KlSettings(coef=0.02, estimator="k1", placement="reward")
     assert ppo.needs_reference and ppo.proximal == "learner"
-    assert {name for name, each in PRESETS.items() if each.critic} == {"ppo"}
+    assert {name for name, each in PRESETS.items() if each.critic} == {"ppo", "rto"}
+
+
+def test_those_with_a_row_beside_the_samples_are_the_published_settings() -> None:
+    remax, grao = PRESETS["remax"], PRESETS["grao"]
+    assert (remax.companion, remax.advantage) == ("greedy", "greedy_baseline")
+    assert remax.samples_per_prompt == 1
+    assert remax.kl == KlSettings(coef=0.05, estimator="k1", placement="reward", discount=0.0)
+    assert (remax.loss, remax.aggregation) == ("policy_gradient", "token_mean")
+    assert (grao.companion, grao.advantage, grao.samples_per_prompt) == ("given", "alignment", 8)
+    assert (grao.imitation_coef, grao.alignment_coef, grao.kl.coef) == (0.5, 0.6, 0.0)
+    assert (grao.loss, grao.aggregation) == ("policy_gradient", "sequence_mean")
+    beside = {name for name, preset in PRESETS.items() if preset.companion != "none"}
+    assert beside == {"remax", "grao"}
 
 
 def test_prime_is_the_published_setting() -> None:
@@ -87,13 +101,14 @@ def test_reward_model_is_the_published_setting() -> None:
     assert found.reward_model == RewardModelSettings()
     assert found.is_coupled and not found.needs_reference
     coupled = {name for name, each in PRESETS.items() if each.is_coupled}
-    assert coupled == {"dpo", "online_dpo", "ipo", "simpo", "kto", "pacs", "reward_model"}
+    assert coupled == {"dpo", "madpo", "online_dpo", "ipo", "simpo", "kto", "pacs", "reward_model"}
 
 
 @pytest.mark.parametrize(
     ("name", "told"),
     [
         ("online_dpo", {"loss": "dpo", "beta": 0.1, "samples_per_prompt": 2}),
+        ("madpo", {"loss": "dpo", "beta": 0.1, "margin_weight": MarginWeightSettings(0.5, 2.0)}),
         ("ipo", {"loss": "ipo", "beta": 0.1, "length_normalized": True}),
         ("simpo", {"loss": "simpo", "beta": 2.0, "target_margin": 0.5}),
         ("kto", {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "unit": "row"}),
@@ -104,14 +119,18 @@ def test_reward_model_is_the_published_setting() -> None:
         ("rover", {"divide_by_std": False, "rho": 1.0, "successor_weight": 1.0}),
         ("grpo_lambda", {"advantage": "length_penalized", "penalized_share": 0.2}),
         ("grpo_lead", {"difficulty": DifficultySettings(0.4, 1.5, 0.75, 10.0)}),
-        ("prof", {"filters": (FilterSettings("process_consistency", keep=4),)}),
+        (
+            "prof",
+            {"filters": (FilterSettings("process_consistency", keep=4),), "trained_rows": 4},
+        ),
         ("spo", {"advantage": "win_rate", "divide_by_std": False}),
+        ("mapo", {"advantage": "turn_mixed", "turn_weight": 0.5, "mixed_over": "group"}),
+        ("rto", {"gae_lambda": 0.95, "gamma": 1.0, "kl": KlSettings(0.01, "k1", "reward")}),
+        ("reinforce_to_go", {"advantage": "return_to_go", "whiten_advantages": True}),
         ("distillation", {"advantage": "none", "kl": KlSettings(1.0, "k1", "reward", 0.0)}),
     ],
 )
-def test_preferences_and_imitation_are_the_published_settings(
-    name: str, told: dict[str, object]
-) -> None:
+def test_other_presets_are_the_published_settings(name: str, told: dict[str, object]) -> None:
     assert {key: getattr(PRESETS[name], key) for key in told} == told
 
 
@@ -119,7 +138,7 @@ def test_who_samples_who_compares_and_who_reads_rewards() -> None:
     online = {n for n, p in PRESETS.items() if p.is_paired and p.samples_from == "policy"}
     assert online == {"online_dpo"}
     assert {n for n, p in PRESETS.items() if p.compares_given} == {
-        *("dpo", "ipo", "simpo", "kto", "reward_model", "weighted_sft")
+        *("dpo", "madpo", "ipo", "simpo", "kto", "reward_model", "weighted_sft")
     }
     assert {n for n, p in PRESETS.items() if not p.reads_rewards} == {"sft", "distillation"}
     assert {n for n, p in PRESETS.items() if p.selects_rows} == {
@@ -164,4 +183,4 @@ def test_presets_cannot_be_changed_in_place() -> None:
 def test_which_presets_compare_the_samples_of_a_prompt() -> None:
     compare = {name for name, preset in PRESETS.items() if compares_samples(preset)}
     assert {"grpo", "dapo", "rloo", "gspo", "dpo", "reward_model", "pacs"} <= compare
-    assert not {"sft", "ppo", "reinforce", "reinforce_plus_plus"} & compare
+    assert not {"sft", "ppo", "reinforce", "reinforce_plus_plus", "mapo"} & compare

@@ -25,11 +25,11 @@ from manta.envs.records import (
     Trajectory,
     VersionSpan,
     WeightVersion,
-    summarise,
 )
 from manta.envs.render import Renderer
 from manta.envs.rewards.exact import Exact
 from manta.envs.sources.generator import GeneratedSource
+from manta.envs.summaries import summarise
 from manta.envs.tokenizer import ByteTokenizer, CharTokenizer
 from tests.unit.envs.scripted import ABORT, ScriptedEngine
 

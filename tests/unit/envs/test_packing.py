@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 
 from manta.envs.packing import Block, pack
 from manta.envs.records import (
+    COMPANION,
+    TOKEN_REWARDS,
+    Companion,
+    Float32,
     GroupId,
     ReferenceStatistics,
     Score,
@@ -21,7 +26,7 @@ from manta.envs.records import (
 
 
 def trajectory(sample: int, length: int, has_logprobs: bool = True) -> Trajectory:
-    generator = np.random.default_rng([sample, length])
+    generator = np.random.default_rng([sample + 1, length])
     return Trajectory(
         task_id="t",
         sample=sample,
@@ -37,7 +42,18 @@ def trajectory(sample: int, length: int, has_logprobs: bool = True) -> Trajector
     )
 
 
-def group(position: int, sizes: tuple[int, ...], has_reference: bool) -> ScoredGroup:
+def columns(size: int) -> dict[str, Float32]:
+    """One as long as the trajectory, one that is shorter."""
+    return {
+        TOKEN_REWARDS: np.arange(size, dtype=np.float32),
+        "own": np.ones(1, np.float32),
+    }
+
+
+def group(
+    position: int, sizes: tuple[int, ...], has_reference: bool, has_companion: bool = False
+) -> ScoredGroup:
+    beside = Companion(trajectory(COMPANION, 6, has_logprobs=False), Score(0.5, {}))
     own = tuple(trajectory(i, size, has_logprobs=i != 1) for i, size in enumerate(sizes))
     reference = ReferenceStatistics(
         "5.0", tuple(np.full(size, -float(i), np.float32) for i, size in enumerate(sizes))
@@ -46,11 +62,15 @@ def group(position: int, sizes: tuple[int, ...], has_reference: bool) -> ScoredG
         GroupId(0, position, 0),
         Task("t", "prompt", 3, "arithmetic"),
         own,
-        tuple(Score(float(i), {"correct": float(i)}) for i in range(len(sizes))),
+        tuple(
+            Score(float(i), {"correct": float(i)}, columns=columns(size) if i else {})
+            for i, size in enumerate(sizes)
+        ),
         reference if has_reference else None,
         {"correct": "exact"},
         {"generate": 0.5},
         (position, 7),
+        beside if has_companion else None,
     )
 
 
@@ -80,15 +100,23 @@ def test_packing_keeps_every_trajectory() -> None:
 
 
 def test_a_block_survives_pickling_in_few_buffers() -> None:
-    block = Block((group(0, (4, 2), True), group(1, (5,), False), group(2, (1, 3, 2), True)))
+    block = Block(
+        (group(0, (4, 2), True, True), group(1, (5,), False), group(2, (1, 3, 2), True, True))
+    )
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(block, protocol=5, buffer_callback=buffers.append)
     back = pickle.loads(data, buffers=buffers)
-    assert len(buffers) == 6
+    assert len(buffers) == 7
     for ours, theirs in zip(block.groups, back.groups, strict=True):
         assert ours.content_hash() == theirs.content_hash()
-        assert all(same(a, b) for a, b in zip(ours.trajectories, theirs.trajectories, strict=True))
-        assert (ours.id, ours.task, ours.scores) == (theirs.id, theirs.task, theirs.scores)
+        assert all(same(a, b) for a, b in zip(ours.rows, theirs.rows, strict=True))
+        assert len(ours.trajectories) == len(theirs.trajectories)
+        assert (ours.id, ours.task) == (theirs.id, theirs.task)
+        for own, other in zip(ours.row_scores, theirs.row_scores, strict=True):
+            assert replace(own, columns={}) == replace(other, columns={})
+            assert {name: each.tolist() for name, each in own.columns.items()} == {
+                name: each.tolist() for name, each in other.columns.items()
+            }
         if ours.reference is None:
             assert theirs.reference is None
         else:

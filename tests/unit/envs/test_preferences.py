@@ -24,9 +24,9 @@ from manta.envs.records import (
     ScoredGroup,
     Task,
     Trajectory,
-    summarise,
 )
 from manta.envs.render import Renderer
+from manta.envs.summaries import summarise
 from manta.envs.tokenizer import ByteTokenizer
 from tests.data import shared_data
 

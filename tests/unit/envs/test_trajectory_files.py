@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from manta.envs.records import (
+    COMPANION,
     GIVEN,
+    Companion,
     GroupId,
     Media,
     Message,
@@ -65,7 +67,7 @@ def trajectories(draw: st.DrawFn, sample: int) -> Trajectory:
         token_ids=draw(arrays.arrays(np.int32, length)),
         loss_mask=draw(arrays.arrays(np.bool_, length)),
         logprobs=draw(st.none() | floats32(length)),
-        weight_versions=draw(st.lists(st.builds(VersionSpan, counts, versions), max_size=2)),
+        weight_versions=tuple(draw(st.lists(st.builds(VersionSpan, counts, versions), max_size=2))),
         turns=tuple(draw(st.lists(st.builds(Turn, names, counts, counts), max_size=3))),
         finish_reason=draw(st.sampled_from(["stop", "length", "abort"])),
         artifact=draw(st.text(max_size=20)),
@@ -103,9 +105,7 @@ def scored_groups(draw: st.DrawFn) -> ScoredGroup:
             facts=draw(numbers_or_text),
             media=draw(media),
         ),
-        trajectories=tuple(
-            dataclasses.replace(row, weight_versions=tuple(row.weight_versions)) for row in rows
-        ),
+        trajectories=rows,
         scores=tuple(draw(scores()) for _ in rows),
         reference=draw(
             st.none()
@@ -118,6 +118,7 @@ def scored_groups(draw: st.DrawFn) -> ScoredGroup:
         reward_versions=draw(st.dictionaries(names, names, max_size=2)),
         timings=draw(st.dictionaries(names, doubles, max_size=2)),
         cut_off=tuple(draw(st.lists(counts, max_size=2))),
+        companion=draw(st.none() | st.builds(Companion, trajectories(COMPANION), scores())),
     )
 
 
@@ -146,7 +147,7 @@ def group(position: int, samples: int = 2, length: int = 5, **task: Any) -> Scor
             loss_mask=np.arange(length) > 1,
             logprobs=rng.normal(size=length).astype(np.float32),
             weight_versions=(VersionSpan(0, WeightVersion(3, 0)),),
-            turns=(Turn("user", 0, 2), Turn("assistant", 2, length)),
+            turns=(Turn("user", 0, 2), Turn("assistant", 2, length, "four")),
             finish_reason="stop",
             artifact="4",
         )

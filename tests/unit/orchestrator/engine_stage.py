@@ -24,8 +24,9 @@ from manta.actors.production import build_production, unscored
 from manta.actors.step_work import StepReport
 from manta.actors.weights import Weights, content_hash
 from manta.envs.group import Scoring
-from manta.envs.records import GroupId, GroupSummary, WeightVersion, summarise
+from manta.envs.records import GroupId, GroupSummary, WeightVersion
 from manta.envs.sources.order import EpochOrder
+from manta.envs.summaries import summarise
 from manta.orchestrator.age_policy import AgePolicy
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed

@@ -13,8 +13,8 @@ from manta.envs.records import (
     ScoredGroup,
     VersionSpan,
     WeightVersion,
-    summarise,
 )
+from manta.envs.summaries import summarise
 from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy, without_older
 from manta.orchestrator.assemble import assemble
 from tests.tiny import groups_of

@@ -7,7 +7,13 @@ import pytest
 
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import FilterSettings
-from manta.envs.records import GroupId
+from manta.envs.records import (
+    COMPANION,
+    CompanionKind,
+    CompanionSummary,
+    GroupId,
+    GroupSummary,
+)
 from manta.orchestrator.assemble import assemble, filter_reason, selection
 from tests.unit.orchestrator.groups import summary
 
@@ -132,6 +138,13 @@ def test_labels_of_rows_that_can_train_each_a_unit_of_its_own() -> None:
     assert filter_reason(kto, groups[1]) is None
 
 
+def test_margins_of_weights_are_those_of_the_data_or_of_the_rewards() -> None:
+    groups = [summary(GroupId(0, 0, 0), (0.5, 2.0)), summary(GroupId(0, 1, 0), (1.0, 0.25))]
+    groups[0] = replace(groups[0], margin=-0.75)
+    assert assemble(1, groups, PRESETS["madpo"]).margin_P.tolist() == [-0.75, 0.75]
+    assert assemble(1, groups, PRESETS["dpo"]).margin_P.tolist() == [-0.75, 0.0]
+
+
 def test_labels_of_a_prompt_are_one_unit_where_the_loss_couples_them() -> None:
     groups = [summary(GroupId(0, 0, 0), (0.0, 2.0, 0.5)), summary(GroupId(0, 1, 0), (1.0, 1.0))]
     plan = assemble(1, groups, PRESETS["pacs"])
@@ -181,3 +194,56 @@ def test_groups_without_a_pair_are_filtered_by_name() -> None:
     assert filter_reason(DPO, cut) is None
     assert filter_reason(DPO, cut, masks_truncated=True) is not None
     assert assemble(1, [cut, varied], DPO, masks_truncated=True).pair_P2.tolist() == [[3, 2]]
+
+
+def beside(position: int, kind: CompanionKind, reward: float) -> GroupSummary:
+    """Samples of rewards 0 and 1, of 3 and 4 tokens; the companion has 9, of which 5 train."""
+    companion = CompanionSummary(kind, reward, 5, 9)
+    parts = {"correct": [0.0, 1.0]}
+    return replace(summary(GroupId(0, position, 0), (0.0, 1.0), parts), companion=companion)
+
+
+def test_a_greedy_row_is_the_baseline_and_does_not_train() -> None:
+    remax = replace(PRESETS["remax"], samples_per_prompt=2)
+    plan = assemble(1, [beside(0, "greedy", 0.25), beside(1, "greedy", 1.0)], remax)
+    assert plan.group_N.tolist() == [0, 0, 0, 1, 1, 1]
+    assert plan.sample_N.tolist() == [0, 1, COMPANION] * 2
+    assert plan.unit_N.tolist() == list(range(6))
+    assert plan.lengths_N.tolist() == [3, 4, 9] * 2
+    assert plan.num_tokens_N.tolist() == [2, 2, 5] * 2
+    assert plan.coefficients["keep"].tolist() == [1, 1, 0] * 2
+    np.testing.assert_allclose(plan.coefficients["advantage"], [-0.25, 0.75, 0, -1, 0, 0])
+    types = (plan.sample_N, plan.lengths_N, plan.num_tokens_N)
+    assert {column.dtype.name for column in types} == {"int32"}
+
+
+def test_a_given_row_trains_with_the_samples() -> None:
+    grao = PRESETS["grao"]
+    plan = assemble(1, [beside(0, "given", 2.0)], grao, masks_truncated=True)
+    assert plan.coefficients["keep"].tolist() == [1, 1, 1]
+    # Rewards 0, 1, 2 of deviation 1: -1, 0, 1 among each other
+    wanted = [-1.6 * 3 / 2, 0, 3 * (0.5 + 0.6 / 2)]
+    np.testing.assert_allclose(plan.coefficients["advantage"], wanted, rtol=1e-5)
+
+
+def test_a_companion_that_is_not_asked_for_is_no_row() -> None:
+    plan = assemble(1, [beside(0, "given", 2.0)], GRPO)
+    assert plan.sample_N.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("name", "found"), [("remax", "a given one"), ("grao", "none")])
+def test_a_group_without_its_companion_is_named(name: str, found: str) -> None:
+    group = beside(3, "given", 1.0)
+    if found == "none":
+        group = replace(group, companion=None)
+    with pytest.raises(ValueError, match=rf"task-3, group 0.3.0: .* companion and .* has {found}"):
+        assemble(1, [group], PRESETS[name])
+
+
+def test_a_group_whose_samples_are_equal_may_still_teach_beside_another_row() -> None:
+    zero = replace(PRESETS["remax"], filters=(FilterSettings("zero_variance"),))
+    alike = replace(beside(0, "greedy", 1.0), rewards=np.ones(2, np.float32))
+    assert filter_reason(zero, alike) == "zero_variance: all rewards of the group are equal"
+    assert filter_reason(zero, replace(alike, rewards=np.zeros(2, np.float32))) is None
+    # Another algorithm does not look at it
+    assert filter_reason(DAPO, replace(alike, rewards=np.zeros(2, np.float32))) is not None

@@ -59,6 +59,9 @@ WORDS = [
      "filters: groups of equal rewards are replaced by others; groups of which fewer than 20% or "
      "more than 80% are right by 'correct' are replaced by others; the 2 samples of a group whose "
      "rewards vary most train\nabout 1 micro-batch an update"),
+    ("stages.rl.algorithm.filters=[{name: process_consistency, keep: 2}]",
+     "filters: of a group 2 samples train, right ones by 'correct' of the highest 'process' and as "
+     "many wrong ones of the lowest"),
     ("rollout.redundant_samples=2", "a group begins 6 samples and is complete with the first 4"),
     ("rollout.cap.tokens=3", "a sample has at most 3 tokens; one that a bound ends trains as it "
      "is"),
@@ -93,6 +96,10 @@ WORDS = [
      "each row weighs as much as its probability under learner over engine"),
     ("stages.rl.algorithm.kl.coef=0.04", "nothing is recomputed; KL to the weights at the start of "
      "the stage, 0.04 x k3 in the loss"),
+    ("stages.rl.algorithm.kl.coef=0.04 stages.rl.algorithm.kl.target=6", "0.04 x k3 in the loss, "
+     "from there on whatever keeps it at 6 nats a sample"),
+    ("stages.rl.algorithm={name: clip_cov, proximal: learner}", "the ratio's denominator is "
+     "recomputed by the learner in one pass"),
     ("stages.rl.algorithm=ppo", "critic: a model of its own that starts from the policy, learning "
      "rate 1e-05; its values are computed in one pass without gradients before the step's first"),
     ("stages.rl.algorithm=ppo stages.rl.algorithm.critic.model=shared "

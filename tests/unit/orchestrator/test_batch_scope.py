@@ -15,7 +15,8 @@ from manta.actors.step_scores import FinalScores
 from manta.algorithms.presets import PRESETS
 from manta.envs.group import Scoring
 from manta.envs.packing import Block, pack
-from manta.envs.records import GroupId, Score, Task, Trajectory, summarise
+from manta.envs.records import GroupId, Score, Task, Trajectory
+from manta.envs.summaries import summarise
 from manta.envs.tokenizer import build_tokenizer
 from manta.orchestrator.step_groups import StepGroups
 from tests.unit.actors.lanes import TOKENIZER, lane, rewards

@@ -17,6 +17,19 @@ def test_a_good_run_file_has_no_problems(tmp_path: Path) -> None:
     assert cross_check(load(tmp_path)) == []
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "stages.rl.updates_per_step=2",
+        "stages.rl.epochs_per_step=2",
+        "rollout.max_staleness=1",
+        "stages.rl.algorithm=clip_cov",
+    ],
+)
+def test_tokens_are_chosen_where_that_has_an_effect(tmp_path: Path, told: str) -> None:
+    assert cross_check(load(tmp_path, "stages.rl.algorithm=kl_cov", told)) == []
+
+
 REFUSED = [
     ("run.name=a/b", "run.name: 'a/b' must be letters, digits, '.', '_' and '-', starting with a "
      "letter or digit: it names the run's folder"),
@@ -66,6 +79,8 @@ REFUSED = [
     ("stages.rl.algorithm={name: grpo, filters: [{name: accuracy_band, component: corect}]}",
      "stages[1].algorithm.filters[0].component: there is no component 'corect'; did you mean "
      "'correct'?"),
+    ("stages.rl.algorithm=prof",
+     "stages[1].algorithm.filters[0].process: there is no component 'process'"),
     ("stages.rl.algorithm={name: dr_grpo, filters: [{name: max_variance, keep: 8}]}",
      "stages[1].algorithm: algorithm 'dr_grpo': the filter max_variance keeps 8 of "
      "samples_per_prompt (8): set keep to 2 or more, and below samples_per_prompt"),
@@ -119,6 +134,14 @@ REFUSED = [
     ("stages.rl.prompts_per_step=0", "stages[1].prompts_per_step: is 0, must be at least 1"),
     ("stages.rl.updates_per_step=3", "stages[1].updates_per_step: 3 does not divide "
      "prompts_per_step (8): every update of a step takes as many prompts"),
+    ("stages.rl.algorithm=kl_cov", "stages[1].updates_per_step: with one update a step the policy "
+     "has not moved when the loss kl_cov looks"),
+    ("rollout.max_staleness=2 stages.rl.algorithm={name: kl_cov, proximal: learner}",
+     "stages[1].updates_per_step: with one update a step"),
+    ("stages.rl.algorithm={name: clip_cov, covariance: {share: 2}}", "stages[1].algorithm: "
+     "algorithm 'clip_cov': covariance.share is 2, it must be above 0 and at most 1"),
+    ("stages.rl.algorithm={name: grpo, kl: {target: -1}}", "stages[1].algorithm: algorithm 'grpo': "
+     "kl.target is -1, it must be above 0: nats a sample (null: no target)"),
     ("stages.rl.learning_rate=-1", "stages[1].learning_rate: is -1, must be above 0"),
     ("stages.warm.trajectories=./absent",
      "stages[0].trajectories: there is no folder './absent'"),
@@ -157,6 +180,18 @@ REFUSED = [
      "named 'exakt': did you mean 'exact'?"),
     ("reward.components.correct.aftr=x", "stages[0].reward.components.correct: reward 'exact' has "
      "no option 'aftr': did you mean 'after'?"),
+    ("reward.within={corect: 1.0}", "stages[0].reward.within.corect: there is no component "
+     "'corect'; did you mean 'correct'?"),
+    ("reward.within={correct: 1.0}", "stages[0].reward.within.correct: the component 'correct' "
+     "(Exact) says nothing of parts of a trajectory: choose one that does"),
+    ("stages.rl.reward.components.turns={reward: by_turn, rule: exact} "
+     "stages.rl.reward.within={turns: 1}", "stages[1].reward.within: pays rewards within a sample, "
+     "and the advantage group_relative is of whole samples: remove it"),
+    ("stages.rl.algorithm=mapo", "stages[1].reward.within: the advantage turn_mixed compares turns "
+     "by rewards of their own: weigh a component that gives them"),
+    ("reward.components.turns={reward: by_turn, rule: length, target: 1, limit: 2}",
+     "stages[0].reward.components.turns: rule 'length' does not judge a text by itself"),
+    ("env.tries=0", "stages[0].env: arithmetic: tries is 0"),
     ("reward={formula: '1', components: {}}",
      "stages[0].reward.components: there are none, name at least one"),
     ("evaluate.metric=corect",
@@ -176,6 +211,17 @@ REFUSED = [
      "stages[0].env: data absent.jsonl: there is no such file or folder"),
     ("model.context=5", "stages[0].env: 80 of 100 tasks measured do not fit model.context (5)"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", ["mapo", "reinforce_to_go", "rto"])
+def test_rewards_within_are_for_algorithms_that_read_them(tmp_path: Path, algorithm: str) -> None:
+    """Stages that sample nothing to train on, such as the warm start, may have the same reward."""
+    overrides = (
+        "reward.components.turns={reward: by_turn, rule: exact}",
+        "reward.within={turns: 0.5}",
+        f"stages.rl.algorithm={algorithm}",
+    )
+    assert cross_check(load(tmp_path, *overrides)) == []
 
 
 @pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=[o for o, _ in REFUSED])

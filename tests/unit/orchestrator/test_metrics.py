@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from manta.actors.engines.occupancy import NOT_COUNTED, EngineWork, RowSeconds
-from manta.envs.records import GroupId, GroupSummary, WeightVersion
+from manta.envs.records import CompanionSummary, GroupId, GroupSummary, WeightVersion
 from manta.orchestrator.metrics import (
     IDLE_SHARE,
     MetricsLine,
@@ -201,3 +201,12 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         path.write_text(good + bad)
         with pytest.raises(ValueError, match=r"metrics\.jsonl:2 is no"):
             read_metrics(path)
+
+
+def test_companions_are_counted_apart() -> None:
+    plain = summary([1, 0], [4, 8], {"correct": [1, 0]}, oldest=5)
+    beside = replace(plain, companion=CompanionSummary("greedy", 0.5, 30, 40))
+    other = replace(plain, companion=CompanionSummary("greedy", 1.0, 20, 30))
+    found = step_metrics(5, [beside, other], {}, {}, 1.0)
+    assert (found.pop("companion/reward"), found.pop("companion/length")) == (0.75, 25.0)
+    assert found == step_metrics(5, [plain, plain], {}, {}, 1.0)

@@ -118,6 +118,11 @@ def test_the_plan_says_pairs(tmp_path: Path) -> None:
         "counts the same; prompts without one are filtered; the loss is DPO with beta 0.1 against "
         "the weights at the start of the stage"
     )
+    lines = plan(of_pairs(tmp_path, "stages.rl.algorithm=madpo"))
+    assert (
+        "every pair counts the same, times a weight of the pair by its margin (1 at 6.91); "
+        in (lines[4])
+    )
     lines = plan(of_pairs(tmp_path, "stages.rl.algorithm={name: simpo, pair_margin: 0.5}"))
     assert lines[4].startswith("pairs: each prompt's best sample with its worst, by 0.5 at least, ")
     assert lines[4].endswith("the loss is SimPO with beta 2 and a target margin of 0.5")
@@ -145,6 +150,11 @@ def test_the_plan_says_labels_what_is_imitated_and_the_teacher(tmp_path: Path) -
         "labels: a sample is desirable if its reward is above 0.5; every one counts, desirable "
         "ones 1 times, others 1; the loss is KTO with beta 0.1 against the weights at the start of "
         "the stage, its reference point the mean log-ratio of the other class"
+    )
+    assert plan(load(tmp_path, "stages.rl.algorithm=pacs"))[4] == (
+        "labels: a sample is right if its reward is above 0.5, both classes of a prompt count the "
+        "same; every prompt counts the same; the loss is PACS over all samples of a prompt, with "
+        "beta 1 against the learner's own log-probs at the start of the step"
     )
     raft = "stages.rl.algorithm={name: raft, keep_best: 2, keep_above: 0, reward_temperature: 0.5}"
     assert plan(load(tmp_path, raft))[4] == (

@@ -75,6 +75,32 @@ def test_its_memory_is_that_of_a_model_with_one_output(tmp_path: Path) -> None:
     assert {part.what: part.bytes for part in scorer_parts(halved, 14)}["weights"] == 2 * 808
 
 
+def test_scorers_of_log_probs(tmp_path: Path) -> None:
+    """RTO: rewards of what two causal models say, of which one is what a stage leaves."""
+    config(tmp_path / "dpo", architectures=["Qwen2ForCausalLM"])
+    ratio = "{reward: token_log_ratio, scorer: dpo, against: before}"
+    good = load(
+        tmp_path,
+        f"scorers={{dpo: {{model: {tmp_path / 'dpo'}, kind: logprobs}}, "
+        "before: {model: stage:warm, kind: logprobs}}",
+        "stages.rl.algorithm=rto",
+        f"stages.rl.reward={{formula: correct, within: {{rto: 1.0}}, components: {{rto: {ratio}, "
+        "correct: exact}}",
+        text=TINY,
+    )
+    assert cross_check(good) == []
+    told = describe(good, good.stages[1], survey.look(good))
+    assert "within a sample is paid, beside its reward: 1 * rto" in told
+    lane = train_lane(good, good.stages[1], Products(tmp_path))
+    assert lane.reward is not None
+    assert (lane.reward.scorers, lane.reward.within) == (("before", "dpo"), {"rto": 1.0})
+    parts = [part for part in scorer_parts(good, 14) if part.role == "scorer dpo"]
+    whole = {part.what: part.bytes for part in parts}
+    # As a reward model's, with a head of every word (its config does not tie it), no head of one
+    assert whole["weights"] == 4 * (112 + 112 + 256 + 24 + 384 + 24)
+    assert "logits of a chunk" in whole
+
+
 REFUSED = [
     ("scorers.judge.workers=0", "scorers.judge.workers: is 0, must be at least 1"),
     ("scorers.judge.devices=2", "scorers.judge.devices: is 2: a worker computes on one GPU at "
@@ -89,6 +115,14 @@ REFUSED = [
      "there is no stage 'worm' before this one; did you mean 'warm'?"),
     ("scorers.judge.model=stage:rl", "stages[1].reward.components.preference: scorer 'judge': "
      "'stage:rl' is this very stage: name one that stands before it"),
+    ("scorers.judge.kind=logprobs", "scorers.judge.model: 'TMP/rm' holds a "
+     "Qwen2ForSequenceClassification, a scorer of kind logprobs is a ...ForCausalLM"),
+    ("scorers.judge={model: stage:warm, kind: logprobs}", "stages[1].reward.components.preference: "
+     "scorer 'judge' is of kind logprobs, and this reward needs what those of kind reward_model "
+     "say: set scorers.judge.kind"),
+    ("stages.rl.reward.components.preference={reward: token_log_ratio, scorer: judge, against: x}",
+     "stages[1].reward.components.preference: scorer 'judge' is of kind reward_model, and this "
+     "reward needs what those of kind logprobs say: set scorers.judge.kind"),
     ("scorers.judge.model=stage:warm", "stages[1].reward.components.preference: scorer 'judge': "
      "stage 'warm' leaves weights, no reward model: name a train stage of algorithm reward_model"),
     ("stages.rl.reward.components.preference.scorer=jugde", "stages[1].reward.components."
@@ -107,7 +141,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("change", "problem"), REFUSED, ids=[each[0] for each in REFUSED])
 def test_what_does_not_fit_is_told(change: str, problem: str, tmp_path: Path) -> None:
-    assert problem in cross_check(run_file(tmp_path, change))
+    assert problem.replace("TMP", str(tmp_path)) in cross_check(run_file(tmp_path, change))
 
 
 FOLDERS = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,26 @@ def test_a_step_on_policy_is_the_sum_of_its_parts() -> None:
     assert found.learner_idle == pytest.approx(1 - learn / found.step_seconds, abs=1e-4)
     assert found.engines_idle == pytest.approx(1 - 1.0 / found.step_seconds, abs=1e-4)
     assert (found.staleness_mean, found.staleness_max) == (0.0, 0)
+
+
+@pytest.mark.parametrize(("algorithm", "decodes", "trains"), [("remax", 2, 1), ("grao", 1, 2)])
+def test_a_companion_takes_a_row_of_an_engine_or_of_the_learner(
+    algorithm: str, decodes: int, trains: int
+) -> None:
+    """4 prompts of one sample of 10 tokens, on 4 rows: 10 decode steps, or twice as many."""
+
+    def made(steps: int) -> SimulatedStage:
+        feed = Feed(EpochOrder(1000, 0), 4, keeps_place=False)
+        settings = replace(PRESETS[algorithm], samples_per_prompt=1)
+        return SimulatedStage(feed, settings, 4, steps, 1, AgePolicy(0))
+
+    speeds = Speeds(EngineSpeed(0.1), LearnerSpeed(1.0, 0.01), Overheads())
+    kind = PRESETS[algorithm].companion
+    world = WorldShape(1, 4, 5, 1, 64, environment_workers=4, companion=kind)
+    found = predict(made, world, speeds, EQUAL, 1, 4)
+    learn = 1.0 + 0.01 * 4 * 15 * trains
+    assert found.step_seconds == pytest.approx(decodes * 1.0 + learn, abs=1e-4)
+    assert found.tokens_per_second == pytest.approx(40 / found.step_seconds)
 
 
 def test_environment_workers_have_one_thread_each() -> None:
