@@ -34,7 +34,8 @@ class StepTokens:
     """Advantages and returns of `rows` after the token stage, beside log-probs and values, by row.
 
     `proximal_T`, `value_T` and `vocabulary_T` float32[T] are over the rows' trained tokens in row
-    order, of the policy and the critic before the step's first update, or None. Construction
+    order, of the policy and the critic before the step's first update, or None; so is `reward_T`,
+    what tokens are rewarded with beside their rows. Construction
     takes part in the token stage's sums over ranks, so every rank constructs one, with or without
     rows; `names` are the plan's coefficient columns, `group_N` the group of each of its rows. What
     is drawn at random follows from `seed`, `step` and the rows' places in the plan.
@@ -52,6 +53,7 @@ class StepTokens:
         seed: int = 0,
         step: int = 0,
         group_N: Int32 | None = None,
+        reward_T: Tensor | None = None,
     ) -> None:
         self._settings = settings
         self._names = tuple(names)
@@ -83,8 +85,10 @@ class StepTokens:
             self._reference_T,
             value_T=self._value_T,
         )
-        if _pays_within(rows):
-            batch = replace(batch, reward_T=_joined([row.rewards_T() for row in rows]))
+        if reward_T is None and _pays_within(rows):
+            reward_T = _joined([row.rewards_T() for row in rows])
+        if reward_T is not None:
+            batch = replace(batch, reward_T=reward_T)
         if settings.reads_turns:
             turn_T = _joined([row.turns_T() for row in rows], np.int64)
             batch = replace(batch, turn_T=turn_T)
