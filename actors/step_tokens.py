@@ -87,22 +87,25 @@ class StepTokens:
         )
         if reward_T is None and _pays_within(rows):
             reward_T = _joined([row.rewards_T() for row in rows])
-        if reward_T is not None:
-            batch = replace(batch, reward_T=reward_T)
-        if settings.reads_turns:
-            turn_T = _joined([row.turns_T() for row in rows], np.int64)
-            batch = replace(batch, turn_T=turn_T)
-        row_R = torch.tensor([row.index for row in rows], dtype=torch.int64)
-        drawn_T = None
-        if settings.chooses_tokens:
-            drawn_T = tickets(seed, step, row_R, self._num_tokens(rows))
-        places = None
-        if group_N is not None:
-            places = Places(row_R, torch.from_numpy(group_N.astype(np.int64)))
-        staged = token_stage(settings, batch, all_reduce, drawn_T, places)
+        batch = replace(batch, reward_T=reward_T)
+        staged = self._staged(batch, all_reduce, seed, step, group_N)
         self._advantage_T, self._return_T = staged.advantage_T, staged.return_T
         self._selected_T = staged.selected_T
         self._counts_T = staged.mean_T != 0
+
+    def _staged(
+        self, batch: TokenBatch, all_reduce: AllReduce, seed: int, step: int, group_N: Int32 | None
+    ) -> TokenBatch:
+        """`batch`, of all rows, after the token stage."""
+        rows, drawn_T, places = self._rows, None, None
+        row_R = torch.tensor([row.index for row in rows], dtype=torch.int64)
+        if self._settings.reads_turns:
+            batch = replace(batch, turn_T=_joined([row.turns_T() for row in rows], np.int64))
+        if self._settings.chooses_tokens:
+            drawn_T = tickets(seed, step, row_R, self._num_tokens(rows))
+        if group_N is not None:
+            places = Places(row_R, torch.from_numpy(group_N.astype(np.int64)))
+        return token_stage(self._settings, batch, all_reduce, drawn_T, places)
 
     def batch(
         self,
