@@ -85,10 +85,7 @@ class StepTokens:
             self._reference_T,
             value_T=self._value_T,
         )
-        if reward_T is None and _pays_within(rows):
-            reward_T = _joined([row.rewards_T() for row in rows])
-        if reward_T is not None:
-            batch = replace(batch, reward_T=reward_T)
+        batch = replace(batch, reward_T=_paid_within(rows) if reward_T is None else reward_T)
         if settings.reads_turns:
             turn_T = _joined([row.turns_T() for row in rows], np.int64)
             batch = replace(batch, turn_T=turn_T)
@@ -174,8 +171,10 @@ class StepTokens:
         }
 
 
-def _pays_within(rows: Sequence[Row]) -> bool:
-    return any(row.token_rewards is not None for row in rows)
+def _paid_within(rows: Sequence[Row]) -> Tensor | None:
+    if all(row.token_rewards is None for row in rows):
+        return None
+    return _joined([row.rewards_T() for row in rows])
 
 
 def _among_sampled(columns: Sequence[Float32 | None], rows: Sequence[Row]) -> list[Float32 | None]:
