@@ -201,14 +201,15 @@ class Learner:
         Tokens are chosen before any update, and so ask too."""
         kl = self._algorithm.kl
         charges_kl = kl.placement == "reward" and kl.coef != 0.0
-        is_weighed = LOSS_KINDS[self._algorithm.loss].ratio is not None
+        kind = LOSS_KINDS[self._algorithm.loss]
+        is_weighed = kind.ratio is not None or kind.needs_start
         is_weighed |= self._algorithm.off_policy.correction != "none"
         needs_ratio = (num_updates > 1 and is_weighed) or self._algorithm.chooses_tokens
         has_ratio = needs_ratio and not residents.is_policy_frozen
         wants: list[Want] = []
         if self._algorithm.proximal == "learner" and (has_ratio or charges_kl):
             wants.append("logprob")
-            if LOSS_KINDS[self._algorithm.loss].needs_vocabulary:
+            if kind.needs_vocabulary:
                 wants += ["logsumexp", "vocab_mean"]
         if self._algorithm.critic is not None:
             wants.append("value")
