@@ -175,7 +175,7 @@ def _staleness(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettin
         f"{_times(staleness, 'version')} behind the weights that learn from it"
     )
     if algorithm.proximal == "learner" and algorithm.off_policy.correction == "none":
-        told += "; note: nothing corrects for it, see off_policy in docs/run-file.md"
+        told += "; note: nothing corrects for it, see off_policy in docs/algorithms.md"
     limit = staleness if rollout.max_token_age is None else rollout.max_token_age
     if limit >= staleness:
         return told

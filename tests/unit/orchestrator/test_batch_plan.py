@@ -86,7 +86,7 @@ WORDS = [
      "recomputed by the learner in one pass without gradients before the step's first update; KL "
      "to the weights at the start of the stage, 1 x k1 in the reward"),
     ("stages.rl.algorithm.proximal=learner rollout.max_staleness=1", "behind the weights that "
-     "learn from it; note: nothing corrects for it, see off_policy in docs/run-file.md"),
+     "learn from it; note: nothing corrects for it, see off_policy in docs/algorithms.md"),
     ("stages.rl.algorithm.proximal=learner "
      "stages.rl.algorithm.off_policy={correction: truncate, high: 2}", "need no pass of their own; "
      "each token weighs as much as its probability under learner over engine, at most 2"),
