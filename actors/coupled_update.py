@@ -19,6 +19,7 @@ from torch import Tensor
 from manta.actors.micro_batches import micro_batches, unit_batches
 from manta.actors.rows import Row
 from manta.actors.sharding import IntArray
+from manta.algorithms.catalogue import LOSS_KINDS
 from manta.algorithms.coupled import Coupling, Scalars, Units, couple, row_scalars
 from manta.algorithms.coupled_losses import LOSSES
 from manta.algorithms.rank_sums import AllReduce
@@ -89,7 +90,7 @@ class CoupledUpdate:
             self.micro_batches = unit_batches(rows, unit_of, tokens_per_micro_batch)
         kind = LOSSES[settings.loss]
         self._needs_update = kind.needs_update
-        self._against = kind.against
+        self._needs_start = LOSS_KINDS[settings.loss].needs_start
         self.scalar = kind.scalar
         """The want whose sum over a row is the row's scalar."""
 
@@ -136,7 +137,7 @@ class CoupledUpdate:
     def _scalars(self, rows: Sequence[Row], batch: TokenBatch, statistic_T: Tensor) -> Scalars:
         counts = torch.tensor([row.num_tokens for row in rows], dtype=torch.int64)
         other_T = batch.reference_T
-        if self._against == "start":
+        if self._needs_start:
             other_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
         return row_scalars(statistic_T.cpu(), other_T, counts)
 

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from manta.actors.backends.protocol import POLICY, Backend, HoldsResidents, Loss, Want
 from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
+from manta.actors.backends.settings import PROCESS
 from manta.actors.collectives import alone
 from manta.actors.coupled_update import CoupledUpdate
 from manta.actors.histogram import Histogram
 from manta.actors.micro_batches import micro_batches
+from manta.actors.process_step import NO_PROCESS, ProcessReport, ProcessStep
 from manta.actors.rows import Row
 from manta.actors.sharding import IntArray, kept_rows, mini_batches, shard
 from manta.actors.step_tokens import StepTokens
@@ -97,10 +99,12 @@ class Learner:
         their log-probs, else over those of the first update. Where the loss has a ratio also how
         ratios and advantages are distributed (`manta.algorithms.step_tally`). With a critic also
         `critic/value_mean`, `critic/return_mean` and `critic/explained_variance` of its values
-        before the first update. Where `residents` says so the policy is frozen: it stays as it is
-        to the bit, and what is not the residents' is not reported. A loss that couples rows reports
-        `pairs/NAME` or `labels/NAME`, means over its units before each update. A KL coefficient
-        that follows a target reports `kl/coef` and `kl/measured` (`manta.algorithms.kl_control`).
+        before the first update, and with an implicit reward model `process/NAME`
+        (`manta.actors.process_step`), whose own skipped updates are counted too. Where `residents`
+        says so the policy is frozen: it stays as it is to the bit, and what is not the residents'
+        is not reported. A loss that couples rows reports `pairs/NAME` or `labels/NAME`, means over
+        its units before each update. A KL coefficient that follows a target reports `kl/coef` and
+        `kl/measured` (`manta.algorithms.kl_control`).
 
         Raises ValueError where `rows` lacks one of this rank's rows, or a row lacks log-probs that
         the algorithm needs.
@@ -108,10 +112,10 @@ class Learner:
         self._objective = replace(self._objective, settings=self.kl.settings)
         shares = self._shares(plan, rows, updates)
         mine = [row for share in shares for row in share]
-        tokens = self._step_tokens(plan, mine, epochs * updates, residents.is_policy_frozen)
-        rates = {POLICY: learning_rate, **residents.by_name}
-        if residents.is_policy_frozen:
-            del rates[POLICY]
+        parts = list(zip(shares, mini_batches(plan, updates), strict=True))
+        process = self._process(plan, parts, residents)
+        tokens = self._step_tokens(plan, mine, epochs * updates, residents, process.reward_T)
+        rates = _rates(learning_rate, residents)
         tally = MismatchTally(self._algorithm.off_policy)
         is_whole = tokens.tally(tally)
         self._tally = StepTally()
@@ -119,22 +123,25 @@ class Learner:
             tokens.tally_advantages(self._tally)
         train = self._coupled if self._algorithm.is_coupled else self._update
         reports: list[dict[str, float]] = []
-        for share, whole in list(zip(shares, mini_batches(plan, updates), strict=True)) * epochs:
+        for share, whole in parts * epochs:
             if plan.num_tokens_N[whole].any():
                 first = None if is_whole or reports else tally
                 reports.append(train(plan, whole, tokens, share, rates, first))
-        kept = kept_rows(plan)
-        pairs = {"pairs/count": float(len(plan.pair_P2))} if self._algorithm.is_paired else {}
         return {
-            **_over_updates(reports),
-            "tokens": float(plan.num_tokens_N[kept].sum()),
-            "rows": float(len(kept)),
-            **pairs,
+            **_over_updates(reports, process.skipped_updates),
+            **self._counts(plan),
+            **process.figures,
             **self._distributions(),
             **tally.figures(self._all_reduce, self._rank, self._world_size),
             **tokens.value_figures(self._all_reduce),
             **tokens.follow_kl(self.kl, self._all_reduce, residents.is_policy_frozen),
         }
+
+    def _counts(self, plan: StepPlan) -> dict[str, float]:
+        kept = kept_rows(plan)
+        pairs = {"pairs/count": float(len(plan.pair_P2))} if self._algorithm.is_paired else {}
+        tokens = float(plan.num_tokens_N[kept].sum())
+        return {"tokens": tokens, "rows": float(len(kept)), **pairs}
 
     def _distributions(self) -> dict[str, float]:
         told = self._tally.distributions(self._all_reduce)
@@ -160,8 +167,33 @@ class Learner:
         shares = shard(plan, self._world_size, updates, self._attention_tokens)
         return [ranks[self._rank] for ranks in shares]
 
+    def _process(
+        self,
+        plan: StepPlan,
+        parts: Sequence[tuple[Sequence[Row], IntArray]],
+        residents: ResidentRates,
+    ) -> ProcessReport:
+        """The implicit reward model's part of the step, if there is one."""
+        told = self._algorithm.implicit_reward
+        if told is None:
+            return NO_PROCESS
+        step = ProcessStep(
+            told,
+            self._backend,
+            self._temperature,
+            self._tokens_per_micro_batch,
+            plan,
+            self._all_reduce,
+        )
+        return step.run(parts, residents.by_name[PROCESS])
+
     def _step_tokens(
-        self, plan: StepPlan, rows: Sequence[Row], num_updates: int, is_policy_frozen: bool
+        self,
+        plan: StepPlan,
+        rows: Sequence[Row],
+        num_updates: int,
+        residents: ResidentRates,
+        reward_T: Tensor | None,
     ) -> StepTokens:
         """After one pass for what the step needs to know of policy and critic before it: values
         where there is a critic; log-probs unless the first update is the only one and only the
@@ -169,14 +201,15 @@ class Learner:
         Tokens are chosen before any update, and so ask too."""
         kl = self._algorithm.kl
         charges_kl = kl.placement == "reward" and kl.coef != 0.0
-        is_weighed = LOSS_KINDS[self._algorithm.loss].ratio is not None
+        kind = LOSS_KINDS[self._algorithm.loss]
+        is_weighed = kind.ratio is not None or kind.needs_start
         is_weighed |= self._algorithm.off_policy.correction != "none"
         needs_ratio = (num_updates > 1 and is_weighed) or self._algorithm.chooses_tokens
-        has_ratio = needs_ratio and not is_policy_frozen
+        has_ratio = needs_ratio and not residents.is_policy_frozen
         wants: list[Want] = []
         if self._algorithm.proximal == "learner" and (has_ratio or charges_kl):
             wants.append("logprob")
-            if LOSS_KINDS[self._algorithm.loss].needs_vocabulary:
+            if kind.needs_vocabulary:
                 wants += ["logsumexp", "vocab_mean"]
         if self._algorithm.critic is not None:
             wants.append("value")
@@ -192,6 +225,7 @@ class Learner:
             self._seed,
             plan.step,
             plan.group_N,
+            reward_T,
         )
 
     def _update(
@@ -278,11 +312,18 @@ def _denominators(plan: StepPlan, rows: IntArray) -> Denominators:
     )
 
 
-def _over_updates(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _rates(learning_rate: float, residents: ResidentRates) -> dict[str, float]:
+    """Of what makes the policy's updates with it; an implicit reward model makes its own."""
+    rates = {} if residents.is_policy_frozen else {POLICY: learning_rate}
+    return rates | {name: rate for name, rate in residents.by_name.items() if name != PROCESS}
+
+
+def _over_updates(reports: Sequence[Mapping[str, float]], skipped: int) -> dict[str, float]:
+    """`skipped` further updates were not finite."""
     applied = [report for report in reports if not report["skipped_updates"]]
     means: dict[str, float] = {}
     for name in {name: None for report in applied for name in report}:
         values = [report[name] for report in applied if name in report]
         means[name] = max(values) if name.endswith("_max") else math.fsum(values) / len(values)
-    counts = {"updates": len(applied), "skipped_updates": len(reports) - len(applied)}
+    counts = {"updates": len(applied), "skipped_updates": len(reports) - len(applied) + skipped}
     return {**means, **{name: float(count) for name, count in counts.items()}}

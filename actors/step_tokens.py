@@ -34,7 +34,8 @@ class StepTokens:
     """Advantages and returns of `rows` after the token stage, beside log-probs and values, by row.
 
     `proximal_T`, `value_T` and `vocabulary_T` float32[T] are over the rows' trained tokens in row
-    order, of the policy and the critic before the step's first update, or None. Construction
+    order, of the policy and the critic before the step's first update, or None; so is `reward_T`,
+    what tokens are rewarded with beside their rows. Construction
     takes part in the token stage's sums over ranks, so every rank constructs one, with or without
     rows; `names` are the plan's coefficient columns, `group_N` the group of each of its rows. What
     is drawn at random follows from `seed`, `step` and the rows' places in the plan.
@@ -52,6 +53,7 @@ class StepTokens:
         seed: int = 0,
         step: int = 0,
         group_N: Int32 | None = None,
+        reward_T: Tensor | None = None,
     ) -> None:
         self._settings = settings
         self._names = tuple(names)
@@ -83,22 +85,27 @@ class StepTokens:
             self._reference_T,
             value_T=self._value_T,
         )
-        if _pays_within(rows):
-            batch = replace(batch, reward_T=_joined([row.rewards_T() for row in rows]))
-        if settings.reads_turns:
-            turn_T = _joined([row.turns_T() for row in rows], np.int64)
-            batch = replace(batch, turn_T=turn_T)
-        row_R = torch.tensor([row.index for row in rows], dtype=torch.int64)
-        drawn_T = None
-        if settings.chooses_tokens:
-            drawn_T = tickets(seed, step, row_R, self._num_tokens(rows))
-        places = None
-        if group_N is not None:
-            places = Places(row_R, torch.from_numpy(group_N.astype(np.int64)))
-        staged = token_stage(settings, batch, all_reduce, drawn_T, places)
+        if reward_T is None and _pays_within(rows):
+            reward_T = _joined([row.rewards_T() for row in rows])
+        batch = replace(batch, reward_T=reward_T)
+        staged = self._staged(batch, all_reduce, seed, step, group_N)
         self._advantage_T, self._return_T = staged.advantage_T, staged.return_T
         self._selected_T = staged.selected_T
         self._counts_T = staged.mean_T != 0
+
+    def _staged(
+        self, batch: TokenBatch, all_reduce: AllReduce, seed: int, step: int, group_N: Int32 | None
+    ) -> TokenBatch:
+        """`batch`, of all rows, after the token stage."""
+        rows, drawn_T, places = self._rows, None, None
+        row_R = torch.tensor([row.index for row in rows], dtype=torch.int64)
+        if self._settings.reads_turns:
+            batch = replace(batch, turn_T=_joined([row.turns_T() for row in rows], np.int64))
+        if self._settings.chooses_tokens:
+            drawn_T = tickets(seed, step, row_R, self._num_tokens(rows))
+        if group_N is not None:
+            places = Places(row_R, torch.from_numpy(group_N.astype(np.int64)))
+        return token_stage(self._settings, batch, all_reduce, drawn_T, places)
 
     def batch(
         self,

@@ -24,13 +24,15 @@ class LossKind:
     none). `reads`: settings that other losses may have no use for. `needs_row_advantage`: it is
     defined only where all tokens of a row have one advantage. `needs_vocabulary`: it reads the mean
     over the vocabulary of the policy's log-probs, now and at the start of the step. `is_plain`: it
-    weighs log-probs by advantages, without a ratio."""
+    weighs log-probs by advantages, without a ratio. `needs_start`: it has no ratio, and compares
+    with the policy at the start of the step."""
 
     ratio: Literal["token", "sequence"] | None
     reads: tuple[str, ...] = ()
     needs_row_advantage: bool = False
     needs_vocabulary: bool = False
     is_plain: bool = False
+    needs_start: bool = False
 
     @property
     def uses_advantages(self) -> bool:
@@ -53,7 +55,7 @@ LOSS_KINDS: Mapping[str, LossKind] = {
     "ipo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
     "simpo": LossKind(None, (*_PAIRS, "beta", "target_margin")),
     "kto": LossKind(None, ("beta", *_LABELS)),
-    "pacs": LossKind(None, ("beta", "desirable_above", "balance_classes")),
+    "pacs": LossKind(None, ("beta", "desirable_above", "balance_classes"), needs_start=True),
     "bradley_terry": LossKind(None, _PAIRS),
 }
 

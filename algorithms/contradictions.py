@@ -17,7 +17,12 @@ from manta.algorithms.companion_contradictions import companion_problems
 from manta.algorithms.difficulty_contradictions import difficulty_problems
 from manta.algorithms.filter_contradictions import filter_problems
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, CriticSettings, RewardModelSettings
+from manta.algorithms.settings import (
+    AlgorithmSettings,
+    CriticSettings,
+    ImplicitRewardSettings,
+    RewardModelSettings,
+)
 from manta.algorithms.unit_contradictions import imitation_problems, unit_problems
 
 _DEFAULTS = AlgorithmSettings("")
@@ -39,6 +44,7 @@ def check(settings: AlgorithmSettings) -> None:
         *imitation_problems(settings),
         *unit_problems(settings),
         *_reward_model(settings),
+        *_implicit_reward(settings),
         *filter_problems(settings),
         *companion_problems(settings),
         *choice_problems(settings, PRESETS.get(settings.name, _DEFAULTS)),
@@ -89,11 +95,16 @@ def _row_advantage(settings: AlgorithmSettings) -> Iterator[str]:
         return
     charges_kl = settings.kl.coef != 0 and settings.kl.placement == "reward"
     by_token = ADVANTAGE_KINDS[settings.advantage].reads_within
-    causes = {f"advantage {settings.advantage}": by_token, "KL in the reward": charges_kl}
+    causes = {
+        f"advantage {settings.advantage}": by_token,
+        "KL in the reward": charges_kl,
+        "an implicit_reward": settings.implicit_reward is not None,
+    }
     for cause in [told for told, is_so in causes.items() if is_so]:
         yield (
             f"{cause} gives every token an advantage of its own, and the loss {settings.loss} is "
-            "of whole rows: set loss to gspo_token, or change the advantage or kl.placement"
+            "of whole rows: set loss to gspo_token, or change the advantage, kl.placement or "
+            "implicit_reward"
         )
 
 
@@ -274,7 +285,9 @@ def _critic(critic: CriticSettings) -> list[str]:
     return [*problems, *_optimizer("critic", critic)]
 
 
-def _optimizer(name: str, told: CriticSettings | RewardModelSettings) -> list[str]:
+def _optimizer(
+    name: str, told: CriticSettings | RewardModelSettings | ImplicitRewardSettings
+) -> list[str]:
     """Of what stands beside the policy."""
     problems = []
     if told.learning_rate is not None and not 0 < told.learning_rate < math.inf:
@@ -297,5 +310,33 @@ def _reward_model(settings: AlgorithmSettings) -> list[str]:
         problems.append(
             f"there is a reward model but the loss {settings.loss} does not train it: set loss to "
             "bradley_terry, or reward_model to null"
+        )
+    return problems
+
+
+def _implicit_reward(settings: AlgorithmSettings) -> list[str]:
+    """Its rewards come on top of an advantage that compares samples as it does."""
+    told = settings.implicit_reward
+    if told is None:
+        return []
+    problems = _optimizer("implicit_reward", told)
+    if not LOSS_KINDS[settings.loss].uses_advantages:
+        problems.append(
+            f"implicit_reward rewards tokens, and the loss {settings.loss} has no use for "
+            "advantages: set loss to clipped_surrogate, or implicit_reward to null"
+        )
+    elif settings.advantage != "leave_one_out":
+        problems.append(
+            f"implicit_reward compares its rewards with those of a prompt's other samples, and "
+            f"advantage is {settings.advantage}: set advantage to leave_one_out, or "
+            "implicit_reward to null"
+        )
+    for name in ("beta", "coef"):
+        value = getattr(told, name)
+        if not 0 < value < math.inf:
+            problems.append(f"implicit_reward.{name} is {value:g}, it must be above 0")
+    if not math.isfinite(told.outcome_above):
+        problems.append(
+            f"implicit_reward.outcome_above is {told.outcome_above}, it must be a finite number"
         )
     return problems

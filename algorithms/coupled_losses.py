@@ -243,14 +243,12 @@ def _figures(chosen_U: Tensor, rejected_U: Tensor) -> dict[str, Tensor]:
 class Coupled(NamedTuple):
     """A loss, and the token statistic whose sum over a row it takes as the row's scalar. `reports`:
     what its figures are of. `needs_update`: it has to see all units of an update at once, and not
-    each by itself. `against`: the policy whose scalars it compares with, the reference or that of
-    the step's start."""
+    each by itself."""
 
     loss: CoupledLoss
     scalar: Literal["logprob", "score"]
     reports: Literal["pairs", "labels"] = "pairs"
     needs_update: bool = False
-    against: Literal["reference", "start"] = "reference"
 
 
 LOSSES: Mapping[str, Coupled] = {
@@ -258,6 +256,6 @@ LOSSES: Mapping[str, Coupled] = {
     "ipo": Coupled(ipo, "logprob"),
     "simpo": Coupled(simpo, "logprob"),
     "kto": Coupled(kto, "logprob", "labels", needs_update=True),
-    "pacs": Coupled(pacs, "logprob", "labels", against="start"),
+    "pacs": Coupled(pacs, "logprob", "labels"),
     "bradley_terry": Coupled(bradley_terry, "score"),
 }

@@ -30,8 +30,8 @@ NONE_KEPT = "none_kept"
 
 @dataclass(frozen=True, slots=True)
 class GroupStage:
-    """`coefficients`: float32[N] columns `advantage`, `weight` and `keep` (0 or 1), and for a loss
-    that learns from good and bad rows `label` (1 or 0). A greedy companion has `keep` 0.
+    """`coefficients`: float32[N] columns `advantage`, `weight` and `keep` (0 or 1), and where good
+    and bad rows are told apart `label` (1 or 0). A greedy companion has `keep` 0.
 
     `filtered` maps the index of a group that shall not train to the reason; its rows have `keep` 0,
     and so have those that a filter left out of a group that trains.
@@ -102,6 +102,9 @@ def _weighed(settings: AlgorithmSettings, step: StepRewards) -> GroupStage:
     if step.is_companion_N is not None and settings.companion == "greedy":
         kept_N = kept_N & ~step.is_companion_N
     columns = {**_columns(kept_N.float()), "advantage": advantage_N.float()}
+    if settings.implicit_reward is not None:
+        is_right_N = step.rewards_N.double() > settings.implicit_reward.outcome_above
+        columns["label"] = is_right_N.float()
     return GroupStage(columns, filtered)
 
 

@@ -20,6 +20,7 @@ from manta.algorithms.settings import (
     CriticSettings,
     DifficultySettings,
     FilterSettings,
+    ImplicitRewardSettings,
     KlSettings,
     OffPolicySettings,
 )
@@ -126,6 +127,19 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             constant_length=1,
             kl=KlSettings(coef=0.05, estimator="k1", placement="reward"),
             proximal="learner",
+        ),
+        # PRIME, arXiv 2502.01456, sections 3 to 5.3: 4 samples, groups of which 0.2 to 0.8 are
+        # right, beta 0.05, learning rate 1e-6 of the reward model (5e-7 of the policy: set
+        # `learning_rate`), which scores a step before it learns from it; no KL. The paper gives
+        # neither clip (0.2 is PPO's), nor aggregation and discount (mean over tokens and 1 are
+        # those of the authors' code, which normalises rewards and whitens advantages as well).
+        "prime": AlgorithmSettings(
+            name="prime",
+            samples_per_prompt=4,
+            advantage="leave_one_out",
+            aggregation="token_mean",
+            implicit_reward=ImplicitRewardSettings(beta=0.05, learning_rate=1e-6),
+            filters=(FilterSettings("accuracy_band", low=0.2, high=0.8),),
         ),
         # ReMax, Li et al., arXiv 2310.10505, as in the authors' code: one sample, the reward of the
         # greedy answer as the baseline, `-A * logprob`, mean over tokens, each of which is charged

@@ -190,6 +190,30 @@ class RewardModelSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ImplicitRewardSettings:
+    """The implicit process reward model of a stage (`manta.algorithms.implicit_reward`): a model of
+    its own beside the policy, which learns which rows are right and gives every token a reward.
+
+    It starts from the policy's weights at the stage's start, or from those at `path`. `beta` is how
+    much its log-ratio to the reference counts, `coef` how much its rewards do beside those of whole
+    rows. A row is right whose reward is above `outcome_above`. A step's rewards are those `before`
+    or `after` the model has learnt from the step (`scores`). `normalize`: they are divided by the
+    largest return of the step. The other fields are its optimizer's; None is the policy's value.
+    """
+
+    path: str | None = None
+    beta: float = 0.05
+    coef: float = 1.0
+    scores: Literal["before", "after"] = "before"
+    normalize: bool = False
+    outcome_above: float = 0.5
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    betas: tuple[float, float] | None = None
+    clip_norm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FilterSettings:
     """A filter of groups or of samples, by its name; what each one reads stands in
     `manta.algorithms.catalogue`.
@@ -239,7 +263,8 @@ class AlgorithmSettings:
     above `desirable_above`. In KTO `reference_point` is what log-ratios are compared with, and the
     weights are of rows that are desirable and that are not. PACS couples a prompt's samples
     (`group`); with `balance_classes` desirable ones and others weigh the same in it. `reward_model`
-    is what `bradley_terry` trains, in the place of the policy.
+    is what `bradley_terry` trains, in the place of the policy; `implicit_reward` trains beside it,
+    and its token rewards come on top of the advantage `leave_one_out`.
 
     `companion` is a further row of each prompt, beside its samples: the policy's `greedy` answer,
     which never trains and whose reward is the baseline of `greedy_baseline`; or the environment's
@@ -288,6 +313,7 @@ class AlgorithmSettings:
     keep_above: float | None = None
     reward_temperature: float | None = None
     reward_model: RewardModelSettings | None = None
+    implicit_reward: ImplicitRewardSettings | None = None
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
@@ -353,7 +379,8 @@ class AlgorithmSettings:
 
     @property
     def needs_reference(self) -> bool:
-        return self.kl.coef != 0.0 or self.loss in REFERENCE_LOSSES
+        compares = self.loss in REFERENCE_LOSSES or self.implicit_reward is not None
+        return self.kl.coef != 0.0 or compares
 
     @property
     def trained_rows(self) -> int:

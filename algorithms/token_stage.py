@@ -51,6 +51,8 @@ def token_stage(
        last trained token beside the rewards within, and the A of above is what is made of both: the
        discounted sum of what is paid from the token on, or from its turn on, without a baseline;
        or `manta.algorithms.turns.turn_mixed`.
+       With an implicit reward model the rewards within are its own, less their baseline, and what
+       is paid from a token on comes on top (PRIME, arXiv 2502.01456, eq. 5).
     2. Whitening over the step's tokens, on all ranks, by row weight (`whiten_advantages`).
     3. The choice of tokens by the covariance of these advantages with the log-probs that a KL in
        the reward would take, on all ranks (`manta.algorithms.token_choice`), into `selected_T`;
@@ -73,6 +75,8 @@ def token_stage(
     if settings.advantage != "gae" and kl_T is not None:
         charged_T = return_to_go(kl_T, batch.row_T, settings.kl.discount)
         advantage_T = advantage_T - settings.kl.coef * charged_T
+    if settings.implicit_reward is not None and batch.reward_T is not None:
+        advantage_T = advantage_T + return_to_go(batch.reward_T, batch.row_T, settings.gamma)
     if settings.whiten_advantages:
         weight_T = row_weight(batch.coefficients_R)[batch.row_T]
         advantage_T = whiten(advantage_T, weight_T, all_reduce)

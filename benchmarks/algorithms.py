@@ -58,6 +58,8 @@ OWN: Mapping[str, Mapping[str, Json]] = {
     "dr_grpo": {"constant_length": MAX_NEW_TOKENS},
     "gdpo": {"component_weights": {"correct": 1.0, "number": 0.1}},
     "prof": {"filters": [{"name": "process_consistency", "process": "short", "keep": 8}]},
+    # Twice the policy's, as in the paper: the preset's is for a model of seven billion parameters
+    "prime": {"implicit_reward": {"learning_rate": 2 * LEARNING_RATE}},
 }
 """What a preset cannot do without, or leaves to the task."""
 

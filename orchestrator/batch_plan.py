@@ -52,6 +52,7 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
             _ratio(run_file, stage, stage.algorithm),
             *_critic(run_file, stage, stage.algorithm),
             *_reward_model(run_file, stage, stage.algorithm),
+            *_implicit_reward(run_file, stage, stage.algorithm),
         ]
         if run_file.rollout.placement == "colocated":
             lines.append(_turns(stage))
@@ -230,7 +231,7 @@ def _ratio(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
         return (
             f"no importance ratio: nothing bounds an update{_charged(run_file, stage, algorithm)}"
         )
-    charges_kl = algorithm.needs_reference and algorithm.kl.placement == "reward"
+    charges_kl = algorithm.kl.coef != 0 and algorithm.kl.placement == "reward"
     is_only_update = stage.updates_per_step * stage.epochs_per_step == 1
     needs_pass = charges_kl or algorithm.chooses_tokens or not is_only_update
     if algorithm.proximal == "learner" and not needs_pass:
@@ -251,7 +252,7 @@ def _ratio(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
 def _charged(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     """What weighs tokens, and what is charged to them."""
     told = _correction(algorithm.off_policy)
-    if algorithm.needs_reference:
+    if algorithm.kl.coef != 0:
         kl = algorithm.kl
         told += (
             f"; KL to {reference_told(run_file, stage)}, {kl.coef:g} x {kl.estimator} in the "
@@ -293,6 +294,21 @@ def _reward_model(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSet
     return [
         f"reward model: a model of its own that starts from {told.path or 'the policy'}, learning "
         f"rate {peak:g}; it alone trains, the policy stays as it is"
+    ]
+
+
+def _implicit_reward(
+    run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings
+) -> list[str]:
+    told = algorithm.implicit_reward
+    if told is None:
+        return []
+    peak = told.learning_rate or run_file.schedule(stage).peak
+    return [
+        f"implicit reward model: a model of its own that starts from {told.path or 'the policy'}, "
+        f"learning rate {peak:g}; a token's reward is {told.beta:g} x its log-ratio to "
+        f"{reference_told(run_file, stage)}, {told.scores} the model learns from the step; a row "
+        f"is right whose reward is above {told.outcome_above:g}"
     ]
 
 

@@ -3,10 +3,10 @@
 Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
 `checkpoint_check`, `health_check`, `pool_check` (numbers of workers), `critic_check`, `pair_check`
-(losses that compare rows, reward models), `filter_check`, `update_check`, `companion_check`,
-`adapter_check` (`model.lora`), `name_check` (what stages say of one another), `scorer_check`
-(`scorers`, and rewards that call them), `within_check` (`reward.within`) and `vllm_check` of
-`manta.orchestrator`.
+(losses that compare rows, reward models), `process_check` (implicit ones), `filter_check`,
+`update_check`, `companion_check`, `adapter_check` (`model.lora`), `name_check` (what stages say of
+one another), `scorer_check` (`scorers`, and rewards that call them), `within_check`
+(`reward.within`) and `vllm_check` of `manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.contradictions.check` at
 an algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -39,6 +39,7 @@ from manta.orchestrator.model_names import STAGE_NAME
 from manta.orchestrator.name_check import name_problems, reference_problems
 from manta.orchestrator.pair_check import pair_problems
 from manta.orchestrator.pool_check import pool_problems
+from manta.orchestrator.process_check import process_problems
 from manta.orchestrator.scorer_check import scorer_problems
 from manta.orchestrator.staleness_check import staleness_problems
 from manta.orchestrator.strict import nearest
@@ -72,6 +73,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *length_problems(run_file),
         *critic_problems(run_file),
         *pair_problems(run_file),
+        *process_problems(run_file),
         *reference_problems(run_file),
         *_stage_names(run_file),
     ]

@@ -13,7 +13,8 @@ key width K = key heads x head size, feed-forward width M, H heads, S layers, V 
   the plain backend holds all of it; what others hold is `manta.orchestrator.learner_share`'s, and
   what they gather at a time are embeddings, head and two layers, with their gradient.
   With an adapter P are its own parameters, and the weights under it come once on top. The same
-  again for a critic that is a model of its own, without a head, or for a reward model.
+  again for a critic that is a model of its own, without a head, or for a reward model; for an
+  implicit one with its head, and without activations: it and the policy learn in turns.
 - what a checkpoint is written from, beside the steps: a copy of master weights and optimizer
   state, of which each rank has its share (of sharded backends rank 0 has all).
 - saved for the backward pass: N S (e (4W + 2Q + 2K + 4M) + 8W + 4 (H + 2)) bytes (N S e W and one
@@ -277,24 +278,30 @@ def _gathered(sizes: ModelSizes) -> int:
 
 
 def _beside_policy(run_file: RunFile, sizes: ModelSizes, element: int) -> list[Part]:
-    """A critic of its own, or a reward model, is one more model without a head; with a path it
-    counts as large as the policy. Stages have theirs one after the other: the larger one counts."""
+    """A critic of its own, or a reward model, is one more model without a head, an implicit one has
+    one; with a path they count as large as the policy. Stages have theirs one after the other: the
+    largest one counts."""
     trained = [s.algorithm for s in run_file.stages if s.kind == "train" and s.algorithm]
-    trains_reward_model = any(a.reward_model is not None for a in trained)
-    has_critic = any(a.critic is not None and a.critic.model == "own" for a in trained)
-    if not (trains_reward_model or has_critic):
+    trunk = num_parameters(replace(sizes, tied=True)) + sizes.width
+    counts = {
+        # Its head has a bias
+        "critic": (trunk + 1) * any(a.critic and a.critic.model == "own" for a in trained),
+        "reward model": trunk * any(a.reward_model for a in trained),
+        "implicit reward model": num_parameters(sizes) * any(a.implicit_reward for a in trained),
+    }
+    settings, name = run_file.learner, max(counts, key=lambda each: counts[each])
+    if not counts[name]:
         return []
-    settings = run_file.learner
-    # A critic's head has a bias
-    name, head = ("critic", sizes.width + 1) if has_critic else ("reward model", sizes.width)
-    trunk = num_parameters(replace(sizes, tied=True)) + head
-    states = _state_numbers(settings, trunk, num_hidden(sizes))
-    held = (8 + (element if element != 4 else 0)) * trunk + 4 * states
-    tokens = max(settings.tokens_per_micro_batch, run_file.model.context)
-    return [
-        Part("learner", f"{name}: weights, gradient, optimizer states", held),
-        Part("learner", f"{name}: activations", saved_for_backward(sizes, tokens, element)),
-    ]
+    states = _state_numbers(settings, counts[name], num_hidden(sizes))
+    held = (8 + (element if element != 4 else 0)) * counts[name] + 4 * states
+    parts = [Part("learner", f"{name}: weights, gradient, optimizer states", held)]
+    # An implicit one takes turns with the policy
+    beside = [each for each in ("critic", "reward model") if counts[each]]
+    if beside:
+        tokens = max(settings.tokens_per_micro_batch, run_file.model.context)
+        saved = saved_for_backward(sizes, tokens, element)
+        parts.append(Part("learner", f"{beside[0]}: activations", saved))
+    return parts
 
 
 def _state_numbers(settings: LearnerSettings, count: int, hidden: int) -> int:

@@ -98,7 +98,9 @@ def _whole_alone(run_file: RunFile) -> Iterator[bool]:
     yield run_file.learner.optimizer == "muon"
     for stage in run_file.stages:
         algorithm = stage.algorithm
-        yield stage.kind == "train" and algorithm is not None and algorithm.critic is not None
+        if stage.kind == "train" and algorithm is not None:
+            yield algorithm.critic is not None or algorithm.reward_model is not None
+            yield algorithm.implicit_reward is not None
 
 
 def _name(backend: str, option: str, offload: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
-from manta.actors.backends.settings import CRITIC, REWARD
+from manta.actors.backends.settings import CRITIC, PROCESS, REWARD
 from manta.orchestrator.config import RunFile, StageConfig
 
 
@@ -21,6 +21,7 @@ class StageRates:
         algorithm = stage.algorithm
         self._critic = None if algorithm is None else algorithm.critic
         self._reward_model = None if algorithm is None else algorithm.reward_model
+        self._implicit_reward = None if algorithm is None else algorithm.implicit_reward
         self._alone = 0 if self._critic is None else self._critic.warmup_steps
 
     def policy(self, step: int) -> float:
@@ -28,10 +29,14 @@ class StageRates:
         return self._schedule.at(max(0, step - self._alone), self._steps - self._alone)
 
     def residents(self, step: int) -> ResidentRates:
-        """A critic, and a reward model, follow the policy's schedule over the whole stage, to a
-        peak of their own if they have one. Where a reward model trains the policy never does."""
+        """A critic, and reward models, follow the policy's schedule over the whole stage, to a
+        peak of their own if they have one. Where a reward model trains in the place of the policy,
+        that never does."""
         if self._reward_model is not None:
             return ResidentRates({REWARD: self._at(self._reward_model.learning_rate, step)}, True)
+        if self._implicit_reward is not None:
+            rate = self._at(self._implicit_reward.learning_rate, step)
+            return ResidentRates({PROCESS: rate})
         if self._critic is None:
             return NO_RESIDENTS
         rate = self._at(self._critic.learning_rate, step)

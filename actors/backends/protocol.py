@@ -32,13 +32,16 @@ class TopK:
         return "top_k"
 
 
-Want: TypeAlias = Literal["logprob", "entropy", "logsumexp", "vocab_mean", "value", "score"] | TopK
+Want: TypeAlias = (
+    Literal["logprob", "entropy", "logsumexp", "vocab_mean", "value", "score", "process_logprob"]
+    | TopK
+)
 """Statistics of each trained token and its distribution softmax(z), z = logits / temperature:
 `logprob` of the token, `entropy` in nats, `logsumexp` of z, all three with gradients; `vocab_mean`,
 the mean of z over the vocabulary, and `TopK` without. `value` is a critic's, `score` a reward
 model's, see `HoldsResidents`; a score is of a whole row, so it stands at the row's last trained
-token, with 0 at the others: summed over its tokens it is the row's, as log-probs are. Results are
-named `str(want)`.
+token, with 0 at the others: summed over its tokens it is the row's, as log-probs are.
+`process_logprob` is an implicit reward model's `logprob`. Results are named `str(want)`.
 """
 
 Loss: TypeAlias = Callable[[Sequence[Row], Mapping[str, Tensor]], LossTerms]

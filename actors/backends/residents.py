@@ -7,12 +7,18 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from manta.actors.backends.settings import CRITIC, REWARD, LearnerSettings
+from manta.actors.backends.settings import CRITIC, PROCESS, REWARD, LearnerSettings
 from manta.actors.models.critic import build_critic
+from manta.actors.models.implicit_reward import build_implicit_reward
 from manta.actors.models.resident import ResidentModule
 from manta.actors.models.reward_model import build_reward_model
 from manta.actors.models.spec import ModelSpec
-from manta.algorithms.settings import AlgorithmSettings, CriticSettings, RewardModelSettings
+from manta.algorithms.settings import (
+    AlgorithmSettings,
+    CriticSettings,
+    ImplicitRewardSettings,
+    RewardModelSettings,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +44,14 @@ def build_residents(
     if algorithm.reward_model is not None:
         reward = build_reward_model(algorithm.reward_model, spec, vocab_size, policy)
         residents[REWARD] = Resident(reward, own_optimizer(algorithm.reward_model, learner))
+    if algorithm.implicit_reward is not None:
+        process = build_implicit_reward(algorithm.implicit_reward, spec, vocab_size, policy)
+        residents[PROCESS] = Resident(process, own_optimizer(algorithm.implicit_reward, learner))
     return residents
 
 
 def own_optimizer(
-    told: CriticSettings | RewardModelSettings, learner: LearnerSettings
+    told: CriticSettings | RewardModelSettings | ImplicitRewardSettings, learner: LearnerSettings
 ) -> LearnerSettings:
     """The learner's settings with a resident's own laid over them."""
     own = {

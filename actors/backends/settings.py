@@ -28,6 +28,9 @@ CRITIC = "critic"
 REWARD = "reward"
 """The reward model's."""
 
+PROCESS = "process"
+"""The implicit process reward model's."""
+
 HOLDING_RESIDENTS = ("plain",)
 """Those that train modules beside the policy: `manta.actors.backends.protocol.HoldsResidents`."""
 

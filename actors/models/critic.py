@@ -34,7 +34,11 @@ class Critic(ResidentModule):
         nn.init.zeros_(self.head.bias)
 
     def statistics(
-        self, rows: Sequence[Row], wants: Sequence[Want], hidden: Callable[[], Tensor]
+        self,
+        rows: Sequence[Row],
+        wants: Sequence[Want],
+        temperature: float,
+        hidden: Callable[[], Tensor],
     ) -> dict[str, Tensor]:
         """`value`: before each trained token, of what was seen up to then."""
         if "value" not in wants:

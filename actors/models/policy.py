@@ -48,7 +48,7 @@ def evaluate(
     states = cache(lambda: hidden_states(model, rows))
     found: dict[str, Tensor] = {}
     for resident in residents:
-        found |= resident.statistics(rows, wants, lambda: states()[0])
+        found |= resident.statistics(rows, wants, temperature, lambda: states()[0])
     of_words = [want for want in wants if str(want) in STATISTICS]
     missing = sorted({str(want) for want in wants} - found.keys() - STATISTICS)
     if missing:

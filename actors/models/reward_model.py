@@ -54,7 +54,11 @@ class RewardModel(ResidentModule):
         return score_R
 
     def statistics(
-        self, rows: Sequence[Row], wants: Sequence[Want], hidden: Callable[[], Tensor]
+        self,
+        rows: Sequence[Row],
+        wants: Sequence[Want],
+        temperature: float,
+        hidden: Callable[[], Tensor],
     ) -> dict[str, Tensor]:
         """`score`: the row's at its last trained token, 0 at the others. A row without trained
         tokens has nowhere to put it, and its score is left out."""

@@ -1,7 +1,7 @@
-"""The trunk of a causal language model: all of it but its head, for models that say something else.
+"""What a model beside the policy is made of: a whole causal language model, or its trunk, which is
+all of it but its head.
 
-Owns where a model beside the policy starts from. What is put on a trunk is the critic's and the
-reward model's.
+Owns where such a model starts from. What is put on a trunk is the critic's and the reward model's.
 """
 
 from __future__ import annotations
@@ -29,9 +29,21 @@ def own_trunk(path: str | None, spec: ModelSpec, vocab_size: int, policy: nn.Mod
 
     Raises ValueError where the model at `path` does not go with the tokenizer.
     """
-    if path is not None:
-        spec = replace(spec, path=path, build=None)
-    body = trunk(build_model(replace(spec, lora=None), vocab_size, seed=0))
+    body = trunk(_built(path, spec, vocab_size))
     if path is None:
         load_state(body, model_state(trunk(policy)))
     return body
+
+
+def own_model(path: str | None, spec: ModelSpec, vocab_size: int, policy: nn.Module) -> nn.Module:
+    """As `own_trunk`, with the head."""
+    model = _built(path, spec, vocab_size)
+    if path is None:
+        load_state(model, model_state(policy))
+    return model
+
+
+def _built(path: str | None, spec: ModelSpec, vocab_size: int) -> nn.Module:
+    if path is not None:
+        spec = replace(spec, path=path, build=None)
+    return build_model(replace(spec, lora=None), vocab_size, seed=0)

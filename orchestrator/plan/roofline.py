@@ -140,4 +140,6 @@ def passes(stage: StageConfig) -> float:
     critic = 2.0 if algorithm.critic is not None and algorithm.critic.model == "own" else 1.0
     needs_start = updates > 1 or algorithm.chooses_tokens
     looks = (algorithm.proximal == "learner" and needs_start) or algorithm.critic is not None
-    return critic * (stage.epochs_per_step + (1 / 3 if looks else 0.0))
+    # An implicit reward model scores a step, and makes one pass over it
+    process = 4 / 3 if algorithm.implicit_reward is not None else 0.0
+    return critic * (stage.epochs_per_step + (1 / 3 if looks else 0.0)) + process

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from manta.actors.backends.plain import PlainBackend
+from manta.actors.backends.residents import build_residents
+from manta.actors.backends.schedule import NO_RESIDENTS, ResidentRates
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.collectives import sum_over
 from manta.actors.learning import Learner
@@ -31,6 +33,7 @@ from manta.algorithms.settings import (
 from manta.envs.records import COMPANION, ScoredGroup, StepPlan, WeightVersion
 from tiny import (
     HELD,
+    VOCABULARY,
     groups_of,
     join_group,
     paid_within,
@@ -38,6 +41,7 @@ from tiny import (
     rows_by_index,
     run_ranks,
     tiny_model,
+    tiny_spec,
 )
 
 GRPO = AlgorithmSettings("grpo", kl=KlSettings(0.01), samples_per_prompt=4)
@@ -91,7 +95,9 @@ def settings(optimizer: str = "sgd", budget: int = 8192) -> LearnerSettings:
 
 
 def learner_of(algorithm: AlgorithmSettings, budget: int = 8192) -> tuple[Learner, PlainBackend]:
-    backend = PlainBackend(tiny_model(), settings(budget=budget))
+    told, policy = settings(budget=budget), tiny_model()
+    residents = build_residents(algorithm, told, tiny_spec(), VOCABULARY, policy)
+    backend = PlainBackend(policy, told, None, residents)
     return Learner(backend, algorithm, budget, temperature=0.9), backend
 
 
@@ -171,12 +177,13 @@ def test_every_preset_makes_a_step_that_its_rewards_decide() -> None:
         group_N = torch.from_numpy(plan.group_N)
         # Teams small enough that some have no right sample
         preset = replace(preset, pass_k=min(2, preset.pass_k))
+        beside = ResidentRates({"process": 0.01}) if preset.implicit_reward else NO_RESIDENTS
         tokens_N, parts = torch.from_numpy(plan.num_tokens_N), {"right": rewards_N}
         stage = group_stage(preset, rewards_N, group_N, None, tokens_N, parts, is_companion_N)
         columns = {column: values.numpy() for column, values in stage.coefficients.items()}
         staged = replace(plan, coefficients=columns)
         learner, backend = learner_of(preset)
-        report = learner.step(staged, rows_by_index(staged, groups), 1, 2, 0.01)
+        report = learner.step(staged, rows_by_index(staged, groups), 1, 2, 0.01, beside)
         assert report["updates"] >= 1 and report["skipped_updates"] == 0, name
         assert np.isfinite(list(report.values())).all(), name
         assert moved(backend).norm() > 1e-6, name

@@ -13,6 +13,7 @@ from manta.algorithms.settings import (
     DifficultySettings,
     FilterName,
     FilterSettings,
+    ImplicitRewardSettings,
     KlSettings,
     MarginWeightSettings,
     OffPolicySettings,
@@ -30,6 +31,10 @@ def changed(name: str, **changes: object) -> AlgorithmSettings:
 
 def critic(**told: object) -> AlgorithmSettings:
     return changed("ppo", critic=CriticSettings(**told))  # type: ignore[arg-type]
+
+
+def implicit(**told: object) -> AlgorithmSettings:
+    return changed("prime", implicit_reward=ImplicitRewardSettings(**told))  # type: ignore[arg-type]
 
 
 def weighed(**told: float) -> AlgorithmSettings:
@@ -81,6 +86,24 @@ def kl(name: str, **told: object) -> AlgorithmSettings:
         (critic(weight_decay=-1.0), "critic.weight_decay is -1"),
         (critic(clip_norm=-1.0), "critic.clip_norm is -1"),
         (critic(betas=(0.9, 1.0)), "critic.betas must each be"),
+        (
+            changed("prime", advantage="group_relative"),
+            "implicit_reward compares its rewards with those of a prompt's other samples, and "
+            "advantage is group_relative: set advantage to leave_one_out",
+        ),
+        (
+            changed("dpo", implicit_reward=ImplicitRewardSettings()),
+            "implicit_reward rewards tokens, and the loss dpo has no use for advantages",
+        ),
+        (
+            changed("prime", loss="gspo"),
+            "an implicit_reward gives every token an advantage of its own, and the loss gspo",
+        ),
+        (implicit(beta=0.0), "implicit_reward.beta is 0, it must be above 0"),
+        (implicit(coef=-1.0), "implicit_reward.coef is -1, it must be above 0"),
+        (implicit(outcome_above=float("nan")), "implicit_reward.outcome_above is nan"),
+        (implicit(learning_rate=0.0), "implicit_reward.learning_rate is 0"),
+        (implicit(betas=(0.9, 1.0)), "implicit_reward.betas must each be"),
         (changed("reinforce", filters=(ZERO,)), "would drop every group of one"),
         (changed("dr_grpo", constant_length=0), "constant_length is 0"),
         (changed("grpo", clip_low=0.0), "clip_low is 0.0"),

@@ -13,6 +13,7 @@ from manta.algorithms.settings import (
     CriticSettings,
     DifficultySettings,
     FilterSettings,
+    ImplicitRewardSettings,
     KlSettings,
     LossName,
     MarginWeightSettings,
@@ -66,6 +67,16 @@ def test_those_with_a_row_beside_the_samples_are_the_published_settings() -> Non
     assert (grao.loss, grao.aggregation) == ("policy_gradient", "sequence_mean")
     beside = {name for name, preset in PRESETS.items() if preset.companion != "none"}
     assert beside == {"remax", "grao"}
+
+
+def test_prime_is_the_published_setting() -> None:
+    prime = PRESETS["prime"]
+    assert (prime.samples_per_prompt, prime.advantage) == (4, "leave_one_out")
+    assert prime.implicit_reward == ImplicitRewardSettings(beta=0.05, learning_rate=1e-6)
+    assert prime.implicit_reward.scores == "before"
+    assert prime.filters == (FilterSettings("accuracy_band", low=0.2, high=0.8),)
+    assert prime.needs_reference and prime.filters_groups and prime.kl.coef == 0.0
+    assert {name for name, each in PRESETS.items() if each.implicit_reward} == {"prime"}
 
 
 def test_clip_cov_and_kl_cov_are_the_published_settings() -> None:

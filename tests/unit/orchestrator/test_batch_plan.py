@@ -106,6 +106,10 @@ WORDS = [
      "stages.rl.algorithm.critic.learning_rate=0.1 stages.rl.algorithm.critic.warmup_steps=2",
      "critic: a head on the policy's trunk, learning rate 0.1; its values are computed in one pass "
      "without gradients before the step's first update; it trains alone for the first 2 steps"),
+    ("stages.rl.algorithm=prime", "nothing is recomputed\nimplicit reward model: a model of its "
+     "own that starts from the policy, learning rate 1e-06; a token's reward is 0.05 x its "
+     "log-ratio to the weights at the start of the stage, before the model learns from the step; a "
+     "row is right whose reward is above 0.5"),
     ("learner.warmup_steps=1 stages.rl.learning_rate=1e-3",
      "learning rate 0.001 after 1 step of warm-up"),
     ("model.context=6 rollout.max_new_tokens=5 stages.warm.algorithm=grpo",

@@ -8,15 +8,13 @@ from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.length_check import length_problems
 from tests.unit.orchestrator.tiny_run import TINY, load
 
-SEVERAL_TURNS = "tests.unit.orchestrator.several_turns:SeveralTurns"
-
 REFUSED = [
     ("rollout.redundant_samples=-1", "rollout.redundant_samples: is -1, must be at least 0"),
     ("rollout.redundant_samples=2 run.deterministic=true",
      "rollout.redundant_samples: is 2, but run.deterministic needs 0"),
     ("rollout.redundant_samples=2 rollout.ignore_eos=true",
      "rollout.redundant_samples: is 2, but with rollout.ignore_eos"),
-    (f"rollout.redundant_samples=2 env.name={SEVERAL_TURNS}",
+    ("rollout.redundant_samples=2 env.tries=2",
      "rollout.redundant_samples: is 2, but stage 'rl' has an environment of several turns"),
     ("rollout.cap.tokens=5", "rollout.cap.tokens: is 5, must lie in 1..4"),
     ("rollout.cap.tokens=0", "rollout.cap.tokens: is 0, must lie in 1..4"),

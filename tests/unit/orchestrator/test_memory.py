@@ -147,6 +147,12 @@ def test_settings_move_the_estimate(tmp_path: Path) -> None:
     assert reward["learner", "reward model: weights, gradient, optimizer states"] == 16 * (
         count - 1
     )
+    prime = estimated(tmp_path, "stages.rl.algorithm=prime")
+    beside = {what: size for (_, what), size in prime.items() if what.startswith("implicit")}
+    # It has the policy's parameters, and takes turns with it
+    assert beside == {
+        "implicit reward model: weights, gradient, optimizer states": 16 * (count - 8 - 1)
+    }
     shared = estimated(tmp_path, "stages.rl.algorithm={name: ppo, critic: {model: shared}}")
     assert not any(what.startswith("critic") for _, what in shared)
     simulated = estimated(tmp_path, "rollout.engine=simulated")

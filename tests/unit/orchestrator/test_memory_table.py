@@ -121,7 +121,13 @@ def test_what_70b_needs_can_be_read_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["model.lora={rank: 4}", "learner.optimizer=muon", "stages.rl.algorithm=ppo"],
+    [
+        "model.lora={rank: 4}",
+        "learner.optimizer=muon",
+        "stages.rl.algorithm=ppo",
+        "stages.rl.algorithm=prime",
+        "stages.rl.algorithm=reward_model",
+    ],
 )
 def test_what_needs_whole_parameters_is_plain_alone(tmp_path: Path, override: str) -> None:
     run_file = load(tmp_path, override)

@@ -1,4 +1,4 @@
-"""The learning rates of a stage with a critic, and when the policy is frozen."""
+"""The learning rates of a stage with a model beside the policy, and when that is frozen."""
 
 from __future__ import annotations
 
@@ -56,3 +56,20 @@ def test_while_a_reward_model_trains_the_policy_never_does(tmp_path: Path) -> No
     told = [rates.residents(step) for step in range(3)]
     assert all(each.is_policy_frozen for each in told)
     assert [each.by_name["reward"] for each in told] == pytest.approx([0.3, 0.2, 0.1])
+
+
+def test_an_implicit_reward_model_trains_beside_the_policy_at_a_rate_of_its_own(
+    tmp_path: Path,
+) -> None:
+    run_file = load(tmp_path, "stages.rl.algorithm=prime", "stages.rl.decay=linear")
+    rates = StageRates(run_file, run_file.stages[1])
+    told = [rates.residents(step) for step in range(5)]
+    assert not any(each.is_policy_frozen for each in told)
+    assert [each.by_name["process"] for each in told] == pytest.approx(
+        [1e-6 * share for share in (1, 0.8, 0.6, 0.4, 0.2)]
+    )
+    same = load(
+        tmp_path, "stages.rl.algorithm={name: prime, implicit_reward: {learning_rate: null}}"
+    )
+    rates = StageRates(same, same.stages[1])
+    assert rates.residents(3).by_name == {"process": rates.policy(3)}

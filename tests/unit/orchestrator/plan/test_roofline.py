@@ -52,6 +52,8 @@ def test_passes_over_a_step_s_tokens(tmp_path: Path) -> None:
     assert of() == 1.0
     assert of("stages.rl.epochs_per_step=3") == 3.0
     assert of("stages.rl.epochs_per_step=3", "stages.rl.algorithm.proximal=learner") == 3 + 1 / 3
+    # It scores every step, and learns in one pass over it, whatever the policy does
+    assert of("stages.rl.epochs_per_step=3", "stages.rl.algorithm=prime") == 3 + 1 + 1 / 3
 
 
 def test_devices_have_their_sources() -> None:
