@@ -3,7 +3,6 @@ reward, through the death of a worker. Then from rewards within samples: of turn
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from manta.envs.records import ScoredGroup
 from manta.envs.trajectory_files import TrajectoryReader
+from manta.orchestrator import status
 from tests.e2e import runs
 
 pytestmark = pytest.mark.e2e
@@ -79,9 +79,10 @@ BEFORE = 60 + 2 + 6
 
 def judge_process(run_dir: Path) -> int:
     """Of one of the judge's workers, as the run knows them."""
-    status = json.loads((run_dir / "status.json").read_text())
-    named = {each["name"]: each["identity"] for each in status["workers"]}
-    return int(named["judge-0"]["process"]["pid"])
+    workers = status.read(run_dir / "status.json").workers
+    [judge] = [each for each in workers if each.name == "judge-0"]
+    assert judge.identity is not None
+    return judge.identity.process.pid
 
 
 def test_a_chain_learns_from_its_reward_model_and_outlives_a_worker(
