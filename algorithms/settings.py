@@ -244,14 +244,14 @@ class AlgorithmSettings:
     1). In `length_penalized` the `penalized_share` of a step's groups that is right most often pays
     for length, up to `length_penalty`. `return_to_go` sums what is paid from a token on, or from
     its turn on (`credit`); `turn_mixed` weighs turns' returns by `turn_weight` and their own
-    rewards, normalised over `mixed_over`, by the rest; `gamma` is theirs too. `clip_low` and
-    `clip_high` are read
-    by the losses that bound the ratio, each in its own way; `dual_clip` by `clipped_surrogate`,
-    `tau_positive` and `tau_negative` by `sapo`, `rho` and `successor_weight` (of a token's value,
-    and of what follows it) by `rover`, `covariance` by `CHOOSING_LOSSES`. `constant_length` is the
-    divisor of the `sequence_sum_constant` aggregation. `advantage: none` is 0 everywhere: what
-    there is to learn from is the KL alone. `filters` are applied in their order, to what the ones
-    before have left.
+    rewards, normalised over `mixed_over`, by the rest; `gamma` is theirs too. `advantage: none` is 0
+    everywhere: what there is to learn from is the KL alone.
+
+    `clip_low` and `clip_high` are read by the losses that bound the ratio, each in its own way;
+    `dual_clip` by `clipped_surrogate`, `tau_positive` and `tau_negative` by `sapo`, `rho` and
+    `successor_weight` (of a token's value, and of what follows it) by `rover`, `covariance` by
+    `CHOOSING_LOSSES`. `constant_length` is the divisor of the `sequence_sum_constant` aggregation.
+    `filters` are applied in their order, to what the ones before have left.
 
     `unit` is what a loss is computed over: rows, or (`PAIR_LOSSES`) pairs of samples of a prompt,
     of which one has the higher reward. With `pair` every pair counts the same, with `group` every
