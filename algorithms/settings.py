@@ -244,8 +244,8 @@ class AlgorithmSettings:
     1). In `length_penalized` the `penalized_share` of a step's groups that is right most often pays
     for length, up to `length_penalty`. `return_to_go` sums what is paid from a token on, or from
     its turn on (`credit`); `turn_mixed` weighs turns' returns by `turn_weight` and their own
-    rewards, normalised over `mixed_over`, by the rest; `gamma` is theirs too. `advantage: none` is 0
-    everywhere: what there is to learn from is the KL alone.
+    rewards, normalised over `mixed_over`, by the rest; `gamma` is theirs too. `advantage: none` is
+    0 everywhere: what there is to learn from is the KL alone.
 
     `clip_low` and `clip_high` are read by the losses that bound the ratio, each in its own way;
     `dual_clip` by `clipped_surrogate`, `tau_positive` and `tau_negative` by `sapo`, `rho` and
