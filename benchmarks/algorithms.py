@@ -63,7 +63,7 @@ OWN: Mapping[str, Mapping[str, Json]] = {
 }
 """What a preset cannot do without, or leaves to the task."""
 
-ONE_UPDATE = ("reinforce", "rloo", "opo", "max_rl")
+ONE_UPDATE = ("reinforce", "remax", "grao", "rloo", "opo", "max_rl")
 """Those that are made for one update a step; the others make two."""
 
 
