@@ -138,7 +138,7 @@ class CoupledUpdate:
         counts = torch.tensor([row.num_tokens for row in rows], dtype=torch.int64)
         other_T = batch.reference_T
         if self._needs_start:
-            other_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
+            other_T = batch.start_T
         return row_scalars(statistic_T.cpu(), other_T, counts)
 
 

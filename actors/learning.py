@@ -21,11 +21,11 @@ from manta.actors.collectives import alone
 from manta.actors.coupled_update import CoupledUpdate
 from manta.actors.histogram import Histogram
 from manta.actors.micro_batches import micro_batches
+from manta.actors.plan_tensors import denominators_of, places_of
 from manta.actors.process_step import NO_PROCESS, ProcessReport, ProcessStep
 from manta.actors.rows import Row
 from manta.actors.sharding import IntArray, kept_rows, mini_batches, shard
 from manta.actors.step_tokens import StepTokens
-from manta.algorithms.aggregate import Denominators, denominators, row_weight
 from manta.algorithms.catalogue import LOSS_KINDS
 from manta.algorithms.kl_control import KlControl
 from manta.algorithms.mismatch import MismatchTally
@@ -34,7 +34,7 @@ from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.step_tally import StepTally
 from manta.algorithms.tokens import LossTerms, vocabulary_mean
-from manta.envs.records import COMPANION, StepPlan
+from manta.envs.records import StepPlan
 
 
 class Learner:
@@ -224,7 +224,7 @@ class Learner:
             vocabulary_mean(found),
             self._seed,
             plan.step,
-            plan.group_N,
+            places_of(plan, rows),
             reward_T,
         )
 
@@ -239,7 +239,7 @@ class Learner:
     ) -> dict[str, float]:
         """One update of the modules in `rates` on the plan's rows `whole`, of which this rank has
         `rows`; `tally` counts its tokens, under the policy before it."""
-        update = _denominators(plan, whole)
+        update = denominators_of(plan, whole)
         recompute = self._algorithm.proximal == "learner"
         batches = micro_batches(rows, self._tokens_per_micro_batch)
 
@@ -270,7 +270,7 @@ class Learner:
         tally: MismatchTally | None,
     ) -> dict[str, float]:
         """As `_update`, by a loss that couples the rows `whole`."""
-        update = _denominators(plan, whole)
+        update = denominators_of(plan, whole)
         coupled = CoupledUpdate(self._algorithm, plan, whole, rows, self._tokens_per_micro_batch)
         wants = (coupled.scalar,)
         recompute = self._algorithm.proximal == "learner"
@@ -300,16 +300,6 @@ class Learner:
             return self._backend.update(batches, wants, self._temperature, loss, rates[POLICY])
         assert isinstance(self._backend, HoldsResidents)
         return self._backend.update_each(batches, wants, self._temperature, loss, rates)
-
-
-def _denominators(plan: StepPlan, rows: IntArray) -> Denominators:
-    columns = {name: torch.from_numpy(plan.coefficients[name][rows]) for name in plan.coefficients}
-    is_given = plan.sample_N[rows] == COMPANION
-    return denominators(
-        torch.from_numpy(plan.num_tokens_N[rows]),
-        row_weight(columns),
-        torch.from_numpy(is_given) if is_given.any() else None,
-    )
 
 
 def _rates(learning_rate: float, residents: ResidentRates) -> dict[str, float]:

@@ -17,9 +17,10 @@ from torch import Tensor
 from manta.actors.backends.protocol import Backend, HoldsResidents
 from manta.actors.backends.settings import PROCESS
 from manta.actors.micro_batches import micro_batches
+from manta.actors.plan_tensors import denominators_of, places_of
 from manta.actors.rows import Row
 from manta.actors.sharding import IntArray
-from manta.algorithms.aggregate import denominators, row_weight
+from manta.algorithms.aggregate import row_weight
 from manta.algorithms.implicit_reward import (
     ProcessRewards,
     outcome_loss,
@@ -29,7 +30,6 @@ from manta.algorithms.implicit_reward import (
 from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import ImplicitRewardSettings
 from manta.algorithms.tokens import LossTerms
-from manta.algorithms.turns import Places
 from manta.envs.records import StepPlan
 
 
@@ -94,10 +94,7 @@ class ProcessStep:
         found = self._backend.evaluate(rows, ("process_logprob",), self._temperature)
         logprob_T = found["process_logprob"].cpu()
         reward_T = token_rewards(self._settings.beta, logprob_T, _reference(rows))
-        places = Places(
-            torch.tensor([row.index for row in rows], dtype=torch.int64),
-            torch.from_numpy(self._plan.group_N.astype(np.int64)),
-        )
+        places = places_of(self._plan, rows)
         return process_rewards(self._settings, reward_T, _row_T(rows), places, self._all_reduce)
 
     def _learn(
@@ -107,24 +104,16 @@ class ProcessStep:
         reports: list[Mapping[str, float]] = []
         for rows, whole in parts:
             if self._plan.num_tokens_N[whole].any():
+                total_rows = denominators_of(self._plan, whole).total_rows
                 report = self._backend.update_each(
                     micro_batches(rows, self._tokens_per_micro_batch),
                     ("process_logprob",),
                     self._temperature,
-                    _OutcomeLoss(self._settings.beta, self._weight(whole)),
+                    _OutcomeLoss(self._settings.beta, total_rows),
                     {PROCESS: learning_rate},
                 )
                 reports.append(report)
         return reports
-
-    def _weight(self, whole: IntArray) -> float:
-        """Of all rows of an update that train."""
-        columns = {
-            name: torch.from_numpy(column[whole])
-            for name, column in self._plan.coefficients.items()
-        }
-        num_tokens = torch.from_numpy(self._plan.num_tokens_N[whole])
-        return denominators(num_tokens, row_weight(columns)).total_rows
 
 
 def _means(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -27,7 +27,7 @@ from manta.algorithms.token_stage import token_stage
 from manta.algorithms.tokens import TokenBatch
 from manta.algorithms.turns import Places
 from manta.algorithms.values import value_figures
-from manta.envs.records import Bool, Float32, Int32
+from manta.envs.records import Bool, Float32
 
 
 class StepTokens:
@@ -37,7 +37,7 @@ class StepTokens:
     order, of the policy and the critic before the step's first update, or None; so is `reward_T`,
     what tokens are rewarded with beside their rows. Construction
     takes part in the token stage's sums over ranks, so every rank constructs one, with or without
-    rows; `names` are the plan's coefficient columns, `group_N` the group of each of its rows. What
+    rows; `names` are the plan's coefficient columns, `places` where `rows` stand in it. What
     is drawn at random follows from `seed`, `step` and the rows' places in the plan.
     """
 
@@ -52,7 +52,7 @@ class StepTokens:
         vocabulary_T: Tensor | None = None,
         seed: int = 0,
         step: int = 0,
-        group_N: Int32 | None = None,
+        places: Places | None = None,
         reward_T: Tensor | None = None,
     ) -> None:
         self._settings = settings
@@ -88,23 +88,21 @@ class StepTokens:
         if reward_T is None and _pays_within(rows):
             reward_T = _joined([row.rewards_T() for row in rows])
         batch = replace(batch, reward_T=reward_T)
-        staged = self._staged(batch, all_reduce, seed, step, group_N)
+        staged = self._staged(batch, all_reduce, seed, step, places)
         self._advantage_T, self._return_T = staged.advantage_T, staged.return_T
         self._selected_T = staged.selected_T
         self._counts_T = staged.mean_T != 0
 
     def _staged(
-        self, batch: TokenBatch, all_reduce: AllReduce, seed: int, step: int, group_N: Int32 | None
+        self, batch: TokenBatch, all_reduce: AllReduce, seed: int, step: int, places: Places | None
     ) -> TokenBatch:
         """`batch`, of all rows, after the token stage."""
-        rows, drawn_T, places = self._rows, None, None
-        row_R = torch.tensor([row.index for row in rows], dtype=torch.int64)
+        rows, drawn_T = self._rows, None
         if self._settings.reads_turns:
             batch = replace(batch, turn_T=_joined([row.turns_T() for row in rows], np.int64))
         if self._settings.chooses_tokens:
-            drawn_T = tickets(seed, step, row_R, self._num_tokens(rows))
-        if group_N is not None:
-            places = Places(row_R, torch.from_numpy(group_N.astype(np.int64)))
+            index_R = torch.tensor([row.index for row in rows], dtype=torch.int64)
+            drawn_T = tickets(seed, step, index_R, self._num_tokens(rows))
         return token_stage(self._settings, batch, all_reduce, drawn_T, places)
 
     def batch(

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from manta.algorithms.difficulty import difficulty_weight, length_charge
+from manta.algorithms.filters import RIGHT
+from manta.algorithms.groups import Groups
 from manta.algorithms.settings import AlgorithmSettings
 
 
@@ -34,9 +36,6 @@ class StepRewards(NamedTuple):
     components: Mapping[str, Tensor]
     is_companion_N: Tensor | None = None
 
-
-RIGHT = 0.5
-"""A reward above it counts as right where a group's share of right rows is asked for."""
 
 RowAdvantage: TypeAlias = Callable[[AlgorithmSettings, StepRewards], Tensor]
 
@@ -53,7 +52,7 @@ def group_relative(
     A group of one has nothing to be compared with and gets 0, and so does, exactly, a group of
     equal rewards.
     """
-    groups = _Groups(group_N)
+    groups = Groups(group_N)
     centred_N = groups.centred(rewards_N)
     if not divide_by_std:
         return centred_N
@@ -66,7 +65,7 @@ def leave_one_out(rewards_N: Tensor, group_N: Tensor) -> Tensor:
     """`r_i - mean of the group's other rewards`, float64[N]: RLOO (Ahmadian et al., arXiv
     2402.14740). It is `n / (n - 1)` times the distance to the mean of all n. A group
     of one gets 0."""
-    groups = _Groups(group_N)
+    groups = Groups(group_N)
     factor_G = groups.size_G / (groups.size_G - 1).clamp(min=1)
     return factor_G[groups.index_N] * groups.centred(rewards_N)
 
@@ -75,7 +74,7 @@ def length_weighted(rewards_N: Tensor, group_N: Tensor, num_tokens_N: Tensor) ->
     """`r_i - sum(l r) / sum(l)` over the group, l being a row's trained tokens, float64[N]: OPO
     (Hao et al., arXiv 2505.23585), the baseline of least variance where the squared
     norm of a row's gradient grows with its length. A row alone in its group gets 0."""
-    groups = _Groups(group_N)
+    groups = Groups(group_N)
     above_N, length_N = groups.above_lowest(rewards_N), num_tokens_N.double()
     length_G = groups.total(length_N).clamp(min=1)
     baseline_G = groups.total(length_N * above_N) / length_G
@@ -114,7 +113,7 @@ def pass_at_k(rewards_N: Tensor, group_N: Tensor, k: int, epsilon: float) -> Ten
     Raises ValueError where a reward is neither 0 nor 1.
     """
     is_right_N = _zero_or_one(rewards_N, group_N)
-    groups = _Groups(group_N)
+    groups = Groups(group_N)
     right_G = groups.total(is_right_N.double())
     values = torch.zeros(2, len(groups.size_G), dtype=torch.float64, device=group_N.device)
     for group, (size, right) in enumerate(
@@ -148,7 +147,7 @@ def max_likelihood(rewards_N: Tensor, group_N: Tensor) -> Tensor:
             f"rewards of groups {_named(group_N, negative_N)} are negative: advantage "
             "max_likelihood divides by their mean, let the reward's formula be 0 or more"
         )
-    groups = _Groups(group_N)
+    groups = Groups(group_N)
     mean_G = groups.total(rewards_N.double()) / groups.size_G
     return groups.centred(rewards_N) / mean_G[groups.index_N].clamp(min=1e-300)
 
@@ -174,7 +173,7 @@ def greedy_baseline(rewards_N: Tensor, group_N: Tensor, is_companion_N: Tensor) 
 
     Raises ValueError where a group has not one companion.
     """
-    groups = _Groups(group_N)
+    groups = Groups(group_N)
     baseline_G = groups.total(_companions(groups, is_companion_N) * rewards_N.double())
     return rewards_N.double() - baseline_G[groups.index_N]
 
@@ -197,7 +196,7 @@ def alignment(
 
     Raises ValueError where a group has not one companion.
     """
-    groups = _Groups(group_N)
+    groups = Groups(group_N)
     companion_N = _companions(groups, is_companion_N)
     relative_N = relative_N.double()
     samples_G = (groups.size_G - 1).clamp(min=1)
@@ -207,7 +206,7 @@ def alignment(
     return groups.size_G[groups.index_N] * torch.where(is_companion_N, of_answer_N, of_sample_N)
 
 
-def _companions(groups: _Groups, is_companion_N: Tensor) -> Tensor:
+def _companions(groups: Groups, is_companion_N: Tensor) -> Tensor:
     """float64[N], 1 at the companions, of which each group has one."""
     companion_N = is_companion_N.double()
     if not bool((groups.total(companion_N) == 1).all()):
@@ -216,32 +215,6 @@ def _companions(groups: _Groups, is_companion_N: Tensor) -> Tensor:
             "algorithm.companion say which one is made"
         )
     return companion_N
-
-
-class _Groups:
-    """Sums by group. `size_G` float64, `index_N` each row's place among the groups."""
-
-    def __init__(self, group_N: Tensor) -> None:
-        names, self.index_N = torch.unique(group_N, return_inverse=True)
-        self._zeros_G = torch.zeros(len(names), dtype=torch.float64, device=group_N.device)
-        self.size_G = self.total(torch.ones_like(group_N, dtype=torch.float64))
-        self.is_alone_N = (self.size_G == 1)[self.index_N]
-
-    def total(self, values_N: Tensor) -> Tensor:
-        return self._zeros_G.index_add(0, self.index_N, values_N)
-
-    def above_lowest(self, values_N: Tensor) -> Tensor:
-        """Measured from the group's lowest value, equal ones give 0 without a rounding error, which
-        a small divisor would blow up."""
-        values_N = values_N.double()
-        lowest_G = self._zeros_G.scatter_reduce(
-            0, self.index_N, values_N, "amin", include_self=False
-        )
-        return values_N - lowest_G[self.index_N]
-
-    def centred(self, values_N: Tensor) -> Tensor:
-        above_N = self.above_lowest(values_N)
-        return above_N - (self.total(above_N) / self.size_G)[self.index_N]
 
 
 def _zero_or_one(rewards_N: Tensor, group_N: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from manta.algorithms.groups import Groups
+
 
 def length_charge(
     is_right_N: Tensor,
@@ -30,24 +32,19 @@ def length_charge(
     rows, and all of the other groups, pay nothing. Rounding, ties and the deviation's divisor are
     ours: that is n - 1, and a right row alone is at the mean.
     """
-    names, index_N = torch.unique(group_N, return_inverse=True)
+    groups = Groups(group_N)
     right_N, length_N = is_right_N.double(), num_tokens_N.double()
-
-    def total(values_N: Tensor) -> Tensor:
-        zeros_G = torch.zeros(len(names), dtype=torch.float64, device=group_N.device)
-        return zeros_G.index_add(0, index_N, values_N)
-
-    num_right_G = total(right_N)
-    accuracy_G = num_right_G / total(torch.ones_like(right_N))
+    num_right_G = groups.total(right_N)
+    accuracy_G = num_right_G / groups.size_G
     # Less a little: 0.1 * 30 is above 3
-    num_easy = math.ceil(share * len(names) - 1e-9)
+    num_easy = math.ceil(share * len(accuracy_G) - 1e-9)
     easy = torch.sort(accuracy_G, descending=True, stable=True).indices[:num_easy]
-    mean_G = total(right_N * length_N) / num_right_G.clamp(min=1)
-    apart_N = length_N - mean_G[index_N]
-    squares_G = total(right_N * apart_N.square())
+    mean_G = groups.total(right_N * length_N) / num_right_G.clamp(min=1)
+    apart_N = length_N - mean_G[groups.index_N]
+    squares_G = groups.total(right_N * apart_N.square())
     deviation_G = (squares_G / (num_right_G - 1).clamp(min=1)).sqrt()
-    charge_N = penalty * torch.sigmoid(apart_N / (deviation_G + epsilon)[index_N])
-    return torch.where(is_right_N & torch.isin(index_N, easy), charge_N, 0.0)
+    charge_N = penalty * torch.sigmoid(apart_N / (deviation_G + epsilon)[groups.index_N])
+    return torch.where(is_right_N & torch.isin(groups.index_N, easy), charge_N, 0.0)
 
 
 def difficulty_weight(
@@ -66,7 +63,7 @@ def difficulty_weight(
     of right rows, is the factor of a row whose advantage is above 0, `w(1 - p)` that of another:
     what is right in a hard prompt and wrong in an easy one counts most.
     """
-    _, index_N = torch.unique(group_N, return_inverse=True)
-    accuracy_N = (torch.bincount(index_N, is_right_N.double()) / torch.bincount(index_N))[index_N]
+    groups = Groups(group_N)
+    accuracy_N = (groups.total(is_right_N.double()) / groups.size_G)[groups.index_N]
     expected_N = torch.where(advantage_N > 0, accuracy_N, 1 - accuracy_N)
     return low + (high - low) * torch.sigmoid(-steepness * (expected_N - midpoint))

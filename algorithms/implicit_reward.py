@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from manta.algorithms.advantages import return_to_go
+from manta.algorithms.groups import Groups
 from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import ImplicitRewardSettings
 from manta.algorithms.tokens import LossTerms, per_row
@@ -109,9 +110,8 @@ def process_rewards(
 
 def _mean_of_others(mean_N: Tensor, is_there_N: Tensor, group_N: Tensor) -> tuple[Tensor, Tensor]:
     """[N]: the mean of `mean_N` over the group's other rows that are there; whether any is."""
-    _, index_N = torch.unique(group_N, return_inverse=True)
+    groups = Groups(group_N)
     own_N = torch.where(is_there_N, mean_N, 0.0)
-    zeros_G = torch.zeros(int(index_N.max()) + 1, dtype=torch.float64)
-    sum_N = zeros_G.index_add(0, index_N, own_N)[index_N]
-    others_N = zeros_G.index_add(0, index_N, is_there_N.double())[index_N] - is_there_N.double()
+    sum_N = groups.total(own_N)[groups.index_N]
+    others_N = groups.total(is_there_N.double())[groups.index_N] - is_there_N.double()
     return (sum_N - own_N) / others_N.clamp(min=1), others_N > 0

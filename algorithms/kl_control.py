@@ -56,7 +56,7 @@ class KlControl:
         target, gain = self._settings.kl.target, self._settings.kl.gain
         if target is None:
             return {}
-        old_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
+        old_T = batch.start_T
         if old_T is None or batch.reference_T is None:
             raise ValueError(
                 "kl.target needs log-probs of the sampling policy and of the reference for every "

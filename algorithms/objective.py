@@ -156,7 +156,7 @@ class Objective:
         if self.settings.loss not in LOSSES:
             return _Policy(cross_entropy(logprob_T), {}, {}, {})
         current_T = logprob_T.detach()
-        proximal_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
+        proximal_T = batch.start_T
         if proximal_T is None:
             raise ValueError(
                 f"the loss {self.settings.loss} needs log-probs of the sampling policy, and these "
@@ -164,7 +164,7 @@ class Objective:
                 "policy"
             )
         proximal_T = _only(active_T, proximal_T)
-        weight_T = self._off_policy_weight(batch, proximal_T, active_T)
+        weight_T = self._off_policy_weight(batch, active_T)
         # Multiplying by a weight of 0 would keep the NaN of an infinite ratio.
         logprob_T = torch.where(weight_T != 0, logprob_T, proximal_T)
         advantage_T = _only(active_T, batch.advantage_T)
@@ -191,8 +191,7 @@ class Objective:
         means: dict[str, Tensor] = {}
         advantage_T = _only(active_T, batch.advantage_T)
         if self.settings.off_policy.correction != "none":
-            proximal_T = None if batch.proximal_T is None else _only(active_T, batch.proximal_T)
-            weight_T = self._off_policy_weight(batch, proximal_T, active_T)
+            weight_T = self._off_policy_weight(batch, active_T)
             means["weight_mean"] = weight_T
             logprob_T = torch.where(weight_T != 0, logprob_T, 0.0)
             advantage_T = weight_T * advantage_T
@@ -201,18 +200,17 @@ class Objective:
         drift = _drift(batch, current_T, active_T)
         return _Policy(policy_gradient(logprob_T, advantage_T), means, {}, drift)
 
-    def _off_policy_weight(
-        self, batch: TokenBatch, proximal_T: Tensor | None, active_T: Tensor
-    ) -> Tensor:
+    def _off_policy_weight(self, batch: TokenBatch, active_T: Tensor) -> Tensor:
         """The weight [T] of each token's policy loss, without gradients."""
-        if proximal_T is not None and self.settings.off_policy.correction == "none":
-            return torch.ones_like(proximal_T)
-        if batch.behaviour_T is None or batch.proximal_T is None or proximal_T is None:
+        if self.settings.off_policy.correction == "none":
+            return torch.ones_like(batch.advantage_T)
+        if batch.behaviour_T is None or batch.proximal_T is None:
             raise ValueError(
                 f"off_policy.correction is {self.settings.off_policy.correction} but the batch has "
                 "not both the engine's and the learner's log-probs: let the policy sample, and set "
                 "proximal to learner"
             )
+        proximal_T = _only(active_T, batch.proximal_T)
         behaviour_T = _only(active_T, batch.behaviour_T)
         return correct(self.settings.off_policy, proximal_T, behaviour_T, batch.row_T).weight_T
 

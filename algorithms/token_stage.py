@@ -141,7 +141,7 @@ def _charged(settings: AlgorithmSettings, batch: TokenBatch) -> Tensor | None:
     """The KL estimate [T] that the reward is charged with; None where it is not."""
     if settings.kl.placement != "reward" or settings.kl.coef == 0.0:
         return None
-    old_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
+    old_T = batch.start_T
     if old_T is None or batch.reference_T is None:
         raise ValueError(
             "KL in the reward needs log-probs of the sampling policy and of the reference for "
@@ -156,7 +156,7 @@ def _selected(
     all_reduce: AllReduce,
     tickets_T: Tensor | None,
 ) -> Tensor:
-    old_T = batch.behaviour_T if batch.proximal_T is None else batch.proximal_T
+    old_T = batch.start_T
     if old_T is None or tickets_T is None:
         raise ValueError(
             f"the loss {settings.loss} chooses tokens by the log-probs of the sampling policy, and "

@@ -56,6 +56,12 @@ class TokenBatch:
     reward_T: Tensor | None = None
     turn_T: Tensor | None = None
 
+    @property
+    def start_T(self) -> Tensor | None:
+        """float32[T], the log-prob that the ratio is taken to: `proximal_T` if there is one, else
+        `behaviour_T`."""
+        return self.behaviour_T if self.proximal_T is None else self.proximal_T
+
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:

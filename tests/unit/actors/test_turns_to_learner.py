@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from manta.actors.collectives import alone
+from manta.actors.plan_tensors import places_of
 from manta.actors.rows import rows_of
 from manta.actors.step_tokens import StepTokens
 from manta.algorithms.aggregate import Denominators
@@ -80,7 +81,9 @@ async def test_turns_of_an_episode_become_mapo_s_advantages() -> None:
     plan = assemble(1, [summarise(group) for group in groups], settings)
     travelled = pickle.loads(pickle.dumps(Block(tuple(groups)))).groups
     rows = rows_of(plan, {group.id: group for group in travelled}, range(7))
-    tokens = StepTokens(settings, tuple(plan.coefficients), rows, None, alone, group_N=plan.group_N)
+    tokens = StepTokens(
+        settings, tuple(plan.coefficients), rows, None, alone, places=places_of(plan, rows)
+    )
     found = tokens.batch(rows, Denominators(1.0, 1.0))
     wanted: list[float] = []
     for samples, group in zip(names, groups, strict=True):
