@@ -134,6 +134,10 @@ REFUSED = [
     ("stages.rl.prompts_per_step=0", "stages[1].prompts_per_step: is 0, must be at least 1"),
     ("stages.rl.updates_per_step=3", "stages[1].updates_per_step: 3 does not divide "
      "prompts_per_step (8): every update of a step takes as many prompts"),
+    ("stages.rl.algorithm=remax stages.rl.updates_per_step=2", "stages[1].updates_per_step: a step "
+     "makes 2 updates, and the loss policy_gradient has no ratio"),
+    ("stages.rl.algorithm={name: reinforce, loss: policy_gradient} stages.rl.epochs_per_step=3",
+     "stages[1].updates_per_step: a step makes 3 updates"),
     ("stages.rl.algorithm=kl_cov", "stages[1].updates_per_step: with one update a step the policy "
      "has not moved when the loss kl_cov looks"),
     ("rollout.max_staleness=2 stages.rl.algorithm={name: kl_cov, proximal: learner}",
