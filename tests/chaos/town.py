@@ -34,6 +34,8 @@ class Town:
         self._offers: dict[Node, str] = {}
         # A folder of its own: another Ray on this machine must not take this one for the current.
         self._folder = Path("/tmp") / f"manta-town-{os.getpid()}"
+        # Where Ray notes the address all the same, in a folder that it does not make
+        Path("/tmp/ray").mkdir(exist_ok=True)
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args={
