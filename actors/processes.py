@@ -80,6 +80,13 @@ def this_process() -> Known:
     return _own(os.getpid())
 
 
+def process_here(pid: int) -> Known | None:
+    """That of this machine with the number `pid`; None where there is none."""
+    with suppress(*_GONE):
+        return Known(socket.gethostname(), pid, _born(pid))
+    return None
+
+
 def figures(process: Known) -> ProcessFigures | None:
     """None where it is gone, or another process has its number by now."""
     found = _found(process)

@@ -111,9 +111,9 @@ class Fall:
     the newest step that all ranks of any group had reported by then.
 
     Kinds: `died`, another one may get further; `refused`, another one would meet the same error;
-    `lost`, what it has to step on is gone; `outnumbered`, nothing happened, but two groups want to
-    start on one order; `regrouped`, it left as it was told to, to be followed by another one;
-    `unplaced`, Ray Train found no place for it.
+    `lost`, what it has to step on, or its controller, is gone; `outnumbered`, nothing happened, but
+    two groups want to start on one order; `regrouped`, it left as it was told to, to be followed by
+    another one; `unplaced`, Ray Train found no place for it.
     """
 
     kind: FallKind

@@ -46,6 +46,7 @@ _ROLES = (
     "mailbox",
     "weight_store",
     "learner",
+    "controller",
 )
 
 RUN = f"""

@@ -19,11 +19,14 @@ from manta.actors.alive import LIFE, Alive
 from manta.actors.processes import Known, end
 from manta.actors.vitals import Identity, LifeSign
 from manta.envs.records import Json
+from manta.orchestrator.controller_signs import ControllerSigns
 from manta.orchestrator.health import Frozen, Health
 from manta.orchestrator.places import waiting_for_nodes
 from manta.orchestrator.rank_signs import Heard, Heartbeats, heard_of
 from manta.orchestrator.wait import Waits
 
+_BESIDE = {"places", "ranks", "controllers"}
+"""What is followed that is no member of the roster."""
 _HOST_SECONDS = 10.0
 """How often a machine is asked for its own figures."""
 _END_SECONDS = 30.0
@@ -53,11 +56,13 @@ class HealthWatch:
         self,
         roster: Callable[[], Sequence[Member]],
         ranks: Heartbeats | None,
+        controllers: ControllerSigns,
         health: Health,
         tell: Callable[[str, Mapping[str, Json]], None],
         waits: Waits,
     ) -> None:
         self._roster, self._ranks, self._health = roster, ranks, health
+        self._controllers = controllers
         self._tell, self._waits = tell, waits
         self._followed: dict[str, asyncio.Task[None]] = {}
         self._handles: dict[str, ActorHandle[Alive]] = {}
@@ -68,6 +73,7 @@ class HealthWatch:
         """Looks at least once a second, until cancelled."""
         every = min(1.0, self._health.rules.every_seconds)
         self._followed["places"] = asyncio.create_task(self._look_for_places())
+        self._followed["controllers"] = asyncio.create_task(self._follow_controllers())
         if self._ranks is not None:
             # Beside: the messenger may be the one who is frozen
             self._followed["ranks"] = asyncio.create_task(self._follow_ranks(self._ranks))
@@ -92,7 +98,7 @@ class HealthWatch:
                 self._followed[key] = asyncio.create_task(self._follow(member))
             if member.is_serving:
                 self._health.serving(key)
-        for key in self._followed.keys() - members.keys() - {"ranks", "places"}:
+        for key in self._followed.keys() - members.keys() - _BESIDE:
             self._let_go(key)
 
     def _let_go(self, key: str) -> None:
@@ -150,6 +156,23 @@ class HealthWatch:
         except ray.exceptions.RayActorError:
             return  # the mailbox died, which is told by whoever waits for it
 
+    async def _follow_controllers(self) -> None:
+        known: set[str] = set()
+        while True:
+            heard = {
+                f"controller-{who.process.pid}": (who, sign)
+                for who, sign in await self._controllers.heard()
+            }
+            for key, (identity, sign) in heard.items():
+                if key not in known:
+                    self._health.begin(key, "controller", "learner")
+                    self._health.introduced(key, identity)
+                self._health.heard(key, sign)
+            for key in known - heard.keys():
+                self._health.gone(key)
+            known = set(heard)
+            await asyncio.sleep(min(1.0, self._health.rules.every_seconds))
+
     def _hear(self, heard: Sequence[Heard]) -> None:
         beats = {f"rank-{each.rank}-{each.identity.process.pid}": each for each in heard}
         for key, beat in beats.items():
@@ -182,7 +205,8 @@ class HealthWatch:
                 "now": "killed",
             },
         )
-        ray.kill(self._handles[worker.key])
+        if worker.key in self._handles:
+            ray.kill(self._handles[worker.key])
         if identity is not None:
             task = asyncio.create_task(self._make_sure(worker.where, identity))
             self._ending.add(task)

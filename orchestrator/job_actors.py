@@ -28,7 +28,7 @@ def this_job() -> ray.JobID:
 
 
 def living(job: ray.JobID) -> list[JobActor]:
-    """The actors of `job` that are not dead. Detached ones of Ray Train look after themselves."""
+    """The actors of `job` that are not dead. What Ray keeps for all jobs is detached."""
     return [
         JobActor(actor["ActorClassName"], actor["Pid"], actor["Address"]["NodeID"])
         for actor in state.actors(job_id=job).values()

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from manta.actors.backends.settings import ON_CPU, ON_GPU
 from manta.actors.learner import LearnerJob, learner_loop
@@ -27,6 +29,21 @@ _START_FAILURES = 3
 """How often Ray Train may find no place for its ranks (it looks for a minute each time)."""
 
 THREAD = "learner-fit"
+
+
+class _Trainer(TorchTrainer):
+    """Without two of Ray Train's helpers, each a process that starts with the group.
+
+    One hands out data sets, of which there are none. The other frees the group's places where only
+    the controller dies, which here ends this driver's life, and with it the places. It would
+    outlive the driver: for good, where no dashboard tells it that the controller is dead.
+    """
+
+    def _create_default_callbacks(self) -> list[object]:
+        left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
+        # mypy sees Ray Train's first version
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in callbacks if not isinstance(callback, left_out)]
 
 
 class LearnerFit:
@@ -44,7 +61,7 @@ class LearnerFit:
         anew whenever some fall, and tells the mailbox; else the first fall is the end."""
         # Its controller, a process of its own, goes by what this one's environment says
         os.environ.setdefault(_WATCHER, "0")
-        self._trainer = TorchTrainer(
+        self._trainer = _Trainer(
             learner_loop,
             train_loop_config={"job": job},
             torch_config=TorchConfig(backend=ON_GPU if job.settings.devices else ON_CPU),
@@ -56,7 +73,6 @@ class LearnerFit:
             run_config=ray.train.RunConfig(
                 name="learner",
                 storage_path=str(storage),
-                # mypy sees the signatures of Ray Train's first version
                 failure_config=ray.train.FailureConfig(
                     max_failures=-1 if restarts_ranks else 0,
                     controller_failure_limit=_START_FAILURES if restarts_ranks else 0,  # type: ignore[call-arg]
@@ -74,8 +90,10 @@ class LearnerFit:
             self._trainer.fit()
         except ray.train.WorkerGroupError as error:
             fall = fall_of(error.worker_failures)
-        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        except ray.train.TrainingFailedError as error:
             fall = Fall("unplaced", (str(error).strip(),))
+        except ray.exceptions.RayError as error:
+            fall = Fall("lost", (f"Ray Train's controller: {str(error).strip()}",))
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._settle, fall)
 

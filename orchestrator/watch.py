@@ -13,6 +13,7 @@ from pathlib import Path
 
 from manta.actors.muster import Heartbeat
 from manta.orchestrator.alarms import PlaceAlarms
+from manta.orchestrator.controller_signs import ControllerSigns
 from manta.orchestrator.health import Health, Rules
 from manta.orchestrator.health_watch import HealthWatch
 from manta.orchestrator.learner_group import LearnerGroup
@@ -34,8 +35,12 @@ async def accompanied(run: RunContext, status: StatusWriter) -> AsyncIterator[No
         Rules(settings.every_seconds, settings.frozen_after_seconds, run.run_file.start_seconds)
     )
     status.health, run.waits.witness = health, health.witness
-    ranks = None if run.crew.learner is None else _Ranks(run.crew.client, run.crew.learner)
-    watch = HealthWatch(lambda: roster(run.crew), ranks, health, run.recorder.event, run.waits)
+    learner = run.crew.learner
+    ranks = None if learner is None else _Ranks(run.crew.client, learner)
+    controllers = ControllerSigns(lambda: learner is not None and not learner.has_ended)
+    watch = HealthWatch(
+        lambda: roster(run.crew), ranks, controllers, health, run.recorder.event, run.waits
+    )
     async with asyncio.TaskGroup() as tasks:
         beside = [tasks.create_task(each) for each in (watch.run(), status.run())]
         beside.append(tasks.create_task(_look_at_places(run, health)))

@@ -37,6 +37,7 @@ MAY_USE_RAY = {
     "orchestrator/doctor_tasks.py",
     "orchestrator/health_watch.py",
     "orchestrator/draining_nodes.py",
+    "orchestrator/controller_signs.py",
     "orchestrator/environment_pool.py",
     "orchestrator/evaluate.py",
     "orchestrator/job_actors.py",

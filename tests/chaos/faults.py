@@ -16,12 +16,13 @@ WORKERS = {
     "reward": "RewardWorker",
     "reference": "ReferenceWorker",
     "learner": "RayTrainWorker",
+    "controller": "TrainController",
     "router": "Router",
     "mailbox": "Mailbox",
     "weight_store": "WeightStore",
 }
 """By role the class of its actors, which their processes are named after. Without one of the last
-three, which stand on the head, the run begins anew."""
+four, which stand on the head, the run begins anew."""
 
 DRIVER = "driver"
 LATEST_SECONDS = 0.6
