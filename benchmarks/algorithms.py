@@ -50,6 +50,7 @@ SAMPLES_PER_PROMPT = 16
 LEARNING_RATE = 2e-4
 PASS_AT_8 = "pass_at/8"
 TRAINING_ACCURACY = "reward/correct"
+FEW_STEPS = 5
 _ROOT = Path(__file__).parent.parent
 
 MAX_NEW_TOKENS = 8
@@ -69,8 +70,8 @@ ONE_UPDATE = ("reinforce", "remax", "grao", "rloo", "opo", "max_rl")
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """One stage. `samples_needed` is how many it drew until a step's samples were right as often as
-    the held-out sums at its start, and `LEAST_GAIN` more. NaN where the run does not know."""
+    """One stage. `samples_needed` is how many it drew until those of `FEW_STEPS` were right by
+    `LEAST_GAIN` more often than those of the first ones. NaN where the run does not know."""
 
     before: float
     after: float
@@ -175,16 +176,17 @@ def learnt(lines: Sequence[MetricsLine]) -> Learnt:
         at_last(PASS_AT_8),
         at_last(ENTROPY),
         at_last(LENGTH),
-        _samples_until(trained, accuracies[0] + LEAST_GAIN),
+        _samples_until(trained),
         sum(values["time/step"] for values in trained),
     )
 
 
-def _samples_until(steps: Sequence[Mapping[str, float]], accuracy: float) -> float:
-    drawn = accumulate(values.get(SAMPLES, math.nan) for values in steps)
-    for values, samples in zip(steps, drawn, strict=True):
-        if values.get(TRAINING_ACCURACY, 0.0) >= accuracy:
-            return samples
+def _samples_until(steps: Sequence[Mapping[str, float]]) -> float:
+    drawn = list(accumulate(values.get(SAMPLES, math.nan) for values in steps))
+    right = [values.get(TRAINING_ACCURACY, math.nan) for values in steps]
+    for end in range(FEW_STEPS, len(steps) + 1):
+        if mean(right[end - FEW_STEPS : end]) >= mean(right[:FEW_STEPS]) + LEAST_GAIN:
+            return drawn[end - 1]
     return math.nan
 
 

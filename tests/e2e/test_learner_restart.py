@@ -29,6 +29,7 @@ def test_a_run_that_lost_its_learner_and_its_router_ends_as_one_that_did_not(
     process = runs.start(runs.TINY, tmp_path, "run.deterministic=true", backend, env=environment)
     try:
         runs.wait_for_step(run_dir, random.randrange(1, 8))
+        assert workers(process.pid, "PlacementGroupCleaner") == []
         [rank] = workers(process.pid, "RayTrainWorker")
         os.kill(rank, signal.SIGKILL)
         runs.wait_for_events(run_dir, "learner group fell", seconds=SECONDS)
