@@ -188,4 +188,4 @@ def test_presets_cannot_be_changed_in_place() -> None:
 def test_which_presets_compare_the_samples_of_a_prompt() -> None:
     compare = {name for name, preset in PRESETS.items() if compares_samples(preset)}
     assert {"grpo", "dapo", "rloo", "gspo", "dpo", "reward_model", "pacs"} <= compare
-    assert not {"sft", "ppo", "reinforce", "reinforce_plus_plus", "mapo"} & compare
+    assert not {"sft", "ppo", "reinforce", "reinforce_plus_plus", "mapo", "xpo"} & compare
