@@ -25,7 +25,7 @@ from manta.algorithms.coupled_losses import LOSSES
 from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import LABEL_LOSSES, AlgorithmSettings
 from manta.algorithms.tokens import LossTerms, TokenBatch
-from manta.envs.records import StepPlan
+from manta.envs.records import COMPANION, StepPlan
 
 
 def units_of(settings: AlgorithmSettings, plan: StepPlan, rows: IntArray) -> Units:
@@ -48,6 +48,7 @@ def units_of(settings: AlgorithmSettings, plan: StepPlan, rows: IntArray) -> Uni
         label_M=torch.tensor([1.0, 0.0], dtype=torch.float64).repeat(num_units),
         margin_U=torch.from_numpy(plan.margin_P[among].astype(np.float64)),
         weight_U=weight_U,
+        is_companion_M=torch.from_numpy(plan.sample_N == COMPANION)[pair_U2.flatten()],
     )
 
 

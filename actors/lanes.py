@@ -35,7 +35,8 @@ class Lane:
     `purpose` seeds sampling apart from other lanes; `context` bounds prompt plus answer in tokens.
     With `ignore_eos` samples end at their budget only. `compares`: all given answers of a task make
     its group, and not the gold one alone. `is_annotated`: what was written is scored again, by the
-    lane's rewards and the reference, where it has them. `companion` is made beside the samples.
+    lane's rewards and the reference, where it has them. `companion` is made beside the samples, a
+    written one of those in the folder `companions_from`.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Lane:
     compares: bool = False
     is_annotated: bool = False
     companion: CompanionKind = "none"
+    companions_from: str | None = None
 
     @property
     def priority(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from manta.actors.lanes import Admission, Lane
+from manta.envs.companion import reference_statistics
 from manta.envs.episode import Limits, Speaker, prompt_ids
 from manta.envs.group import (
     REFERENCED_AT,
@@ -37,6 +38,7 @@ from manta.envs.render import Renderer
 from manta.envs.tokenizer import build_tokenizer
 from manta.envs.trajectory_files import TrajectoryReader
 from manta.envs.transcript import given_trajectory
+from manta.envs.written_samples import WrittenSamples
 
 E = TypeVar("E")
 
@@ -52,7 +54,8 @@ class Production(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SampledGroups:
-    """Groups that an engine samples."""
+    """Groups that an engine samples; `written` are what rows beside the samples are taken from, if
+    the lane has such."""
 
     env: Env
     source: TaskSource
@@ -61,6 +64,7 @@ class SampledGroups:
     lane: Lane
     limits: Limits
     scoring: Scoring
+    written: WrittenSamples | None = None
 
     @property
     def num_tasks(self) -> int:
@@ -80,8 +84,9 @@ class SampledGroups:
         if admission.cap is not None:
             limits = replace(limits, max_new_tokens=min(admission.cap, limits.max_new_tokens))
         task = self.source.task(admission.index)
+        beside = None if self.written is None else self.written.pick(task, admission.id.epoch)
         return await run_group(
-            self.env, task, self.renderer, self.speaker, draw, limits, self.scoring
+            self.env, task, self.renderer, self.speaker, draw, limits, self.scoring, beside
         )
 
 
@@ -127,7 +132,13 @@ class WrittenGroups:
         group = replace(group, id=admission.id, timings=timings)
         if self.reference is None:
             return group
-        return replace(group, reference=await self.reference(group.trajectories))
+        beside = group.companion
+        reference, logprobs = await reference_statistics(
+            self.reference, group.trajectories, None if beside is None else beside.trajectory
+        )
+        if beside is not None:
+            beside = replace(beside, reference_logprobs=logprobs)
+        return replace(group, reference=reference, companion=beside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +190,10 @@ def build_production(
     stops = () if lane.ignore_eos else (text.eos_id,)
     sampling = Sampling(lane.temperature, lane.top_p, lane.top_k, stops)
     speaker = Speaker(generate, sampling)
-    return SampledGroups(env, source, renderer, speaker, lane, limits, scoring)
+    written = None
+    if lane.companions_from is not None:
+        written = WrittenSamples(lane.companions_from, lane.seed, lane.purpose)
+    return SampledGroups(env, source, renderer, speaker, lane, limits, scoring, written)
 
 
 class GoldRows:

@@ -118,7 +118,7 @@ def _row(
         token_ids=trajectory.token_ids,
         loss_mask=_trained(trajectory, plan.oldest_version),
         behaviour_logprobs=trajectory.logprobs,
-        reference_logprobs=_reference(group, sample),
+        reference_logprobs=group.row_references[sample],
         coefficients={name: float(column[index]) for name, column in plan.coefficients.items()},
         same_version=None if held is None else _sampled_under(held, trajectory),
         token_rewards=_token_rewards(group, sample),
@@ -151,13 +151,6 @@ def _token_rewards(group: ScoredGroup, sample: int) -> Float32 | None:
             "not be computed must drop its sample"
         )
     return rewards
-
-
-def _reference(group: ScoredGroup, sample: int) -> Float32 | None:
-    """The reference does not look at companions."""
-    if group.reference is None or sample == COMPANION:
-        return None
-    return group.reference.logprobs[sample]
 
 
 def _sampled_under(version: WeightVersion, trajectory: Trajectory) -> Bool:

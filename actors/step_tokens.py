@@ -67,7 +67,7 @@ class StepTokens:
         if LOSS_KINDS[settings.loss].ratio is None:
             behaviour = _among_sampled(behaviour, rows)
         self._behaviour_T = _flat(behaviour, rows)
-        # The reference does not look at companions, and every rank is to know of it as much
+        # The reference does not look at given rows, and every rank is to know of it as much
         has_reference = settings.companion != "given"
         reference = [row.reference_logprobs if has_reference else None for row in rows]
         self._reference_T = _flat(reference, rows)

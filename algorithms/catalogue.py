@@ -52,6 +52,7 @@ LOSS_KINDS: Mapping[str, LossKind] = {
     "kl_cov": LossKind("token"),
     "cross_entropy": LossKind(None, ("keep_best", "keep_above", "reward_temperature")),
     "dpo": LossKind(None, (*_PAIRS, "beta", "length_normalized", "margin_weight")),
+    "xpo": LossKind(None, (*_PAIRS, "beta", "exploration_coef")),
     "ipo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
     "simpo": LossKind(None, (*_PAIRS, "beta", "target_margin")),
     "kto": LossKind(None, ("beta", *_LABELS)),
@@ -108,8 +109,10 @@ FILTER_READS: Mapping[str, tuple[str, ...]] = {
 
 def compares_samples(settings: AlgorithmSettings) -> bool:
     """Does what is learnt depend on how the samples of a prompt differ in reward alone? Samples of
-    equal rewards may have turns that differ."""
+    equal rewards may have turns that differ, or differ from the row beside them."""
     kind = ADVANTAGE_KINDS[settings.advantage]
+    if settings.is_paired and settings.pairs == "companion":
+        return False
     return settings.unit != "row" or (
         LOSS_KINDS[settings.loss].uses_advantages and kind.needs_group and not kind.reads_within
     )

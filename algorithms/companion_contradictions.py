@@ -20,6 +20,15 @@ def companion_problems(settings: AlgorithmSettings) -> Iterator[str]:
             f"companion is {companion}, a row beside what the policy samples, and samples_from is "
             "given: remove one of the two"
         )
+    if settings.is_paired:
+        yield from _compared(settings)
+        return
+    if companion == "written":
+        yield (
+            "companion is written, a row that samples are compared with, and the loss "
+            f"{settings.loss} compares none: remove it, or set loss to xpo"
+        )
+        return
     if not LOSS_KINDS[settings.loss].uses_advantages:
         if companion != "none":
             yield (
@@ -32,6 +41,26 @@ def companion_problems(settings: AlgorithmSettings) -> Iterator[str]:
         yield _does_not_go(settings.advantage, companion, takes)
     elif companion == "given":
         yield from _given(settings)
+
+
+def _compared(settings: AlgorithmSettings) -> Iterator[str]:
+    """Of a loss of pairs."""
+    companion, is_beside = settings.companion, settings.pairs == "companion"
+    if settings.loss == "xpo" and not is_beside:
+        yield (
+            f"pairs is {settings.pairs}, and the loss xpo compares samples with those of the "
+            "reference: set pairs to companion, and companion to written"
+        )
+    elif is_beside and companion != "written":
+        yield (
+            f"pairs is companion, a sample with the row beside it, and companion is {companion}: "
+            "set it to written"
+        )
+    elif companion != "none" and not is_beside:
+        yield (
+            f"companion is {companion}, but pairs is {settings.pairs}, of which it is none: remove "
+            "it, or set companion to written and pairs to companion"
+        )
 
 
 def _does_not_go(advantage: str, companion: str, takes: tuple[str, ...]) -> str:

@@ -26,13 +26,15 @@ from manta.algorithms.tokens import LossTerms, per_row
 class Units:
     """Who belongs to what. `row_M` int64[M] are rows, by any numbers; `unit_M` int64[M] in 0..U-1;
     `label_M` float64[M] is 1 for a preferred or desirable member, else 0; `margin_U` float64[U];
-    `weight_U` float64[U] is a unit's share of the update's mean, 1 in sum over the whole update."""
+    `weight_U` float64[U] is a unit's share of the update's mean, 1 in sum over the whole update.
+    `is_companion_M` bool[M]: rows beside the samples of a prompt (None: there are none)."""
 
     row_M: Tensor
     unit_M: Tensor
     label_M: Tensor
     margin_U: Tensor
     weight_U: Tensor
+    is_companion_M: Tensor | None = None
 
     def touching(self, rows: Tensor) -> Tensor:
         """int64: the units that have a member among `rows`, ascending."""
@@ -52,6 +54,7 @@ class Units:
             self.label_M[is_kept_M],
             self.margin_U[is_kept_U],
             self.weight_U[is_kept_U],
+            None if self.is_companion_M is None else self.is_companion_M[is_kept_M],
         )
 
 
@@ -126,6 +129,7 @@ def couple(settings: AlgorithmSettings, units: Units, rows: Tensor, scalars: Sca
             units.label_M,
             units.unit_M,
             units.margin_U,
+            units.is_companion_M,
         )
         found = kind.loss(settings, members)
         weighted_U = units.weight_U * found.loss_U

@@ -25,7 +25,8 @@ from manta.algorithms.settings import AlgorithmSettings, MarginWeightSettings
 class Members:
     """What a coupled loss sees: float64[M] `scalar_M` (carries gradients), `reference_M`, the same
     of the policy that it is compared with (None without one), `num_tokens_M`, `label_M`; int64[M]
-    `unit_M`; float64[U] `margin_U`."""
+    `unit_M`; float64[U] `margin_U`; bool[M] `is_companion_M` (None: no member is a row beside the
+    samples)."""
 
     scalar_M: Tensor
     reference_M: Tensor | None
@@ -33,6 +34,7 @@ class Members:
     label_M: Tensor
     unit_M: Tensor
     margin_U: Tensor
+    is_companion_M: Tensor | None = None
 
     def total(self, values_M: Tensor) -> Tensor:
         """The sum of `values_M` by unit, [U]."""
@@ -65,6 +67,29 @@ def dpo(settings: AlgorithmSettings, members: Members) -> UnitTerms:
         return terms
     weight_U = margin_weight(settings.margin_weight, members.margin_U)
     return UnitTerms(weight_U * terms.loss_U, {**terms.figures, "weight": weight_U})
+
+
+def xpo(settings: AlgorithmSettings, members: Members) -> UnitTerms:
+    """The loss of `dpo` over a sample of the policy and one of the reference, plus
+    `exploration_coef * log pi(y_ref)`, y_ref being the latter, whichever of them is preferred:
+    XPO, Xie et al., arXiv 2405.21046. What the reference says anyway becomes less likely.
+
+    The paper's algorithm could not be read here. Sign, sum over an answer's tokens and mean over
+    pairs are those of TRL's `XPOTrainer` (0.22; 1.16 has none), which takes a draw for a win of the
+    policy's sample; here it is no pair. `companion_logprob`: log pi(y_ref). Raises ValueError
+    without a reference, or where a pair has not one companion.
+    """
+    beside_M = members.is_companion_M
+    if beside_M is None or not bool((members.total(beside_M.double()) == 1).all()):
+        raise ValueError(
+            "the loss xpo compares a sample with one of the reference, and a pair has not one of "
+            "each: set pairs to companion"
+        )
+    implicit_M = settings.beta * (members.scalar_M - _reference(settings, members))
+    terms = _preference(implicit_M, members, torch.zeros_like(members.margin_U))
+    logprob_U = members.total(beside_M * members.scalar_M)
+    loss_U = terms.loss_U + settings.exploration_coef * logprob_U
+    return UnitTerms(loss_U, {**terms.figures, "companion_logprob": logprob_U})
 
 
 def margin_weight(told: MarginWeightSettings, margin_U: Tensor) -> Tensor:
@@ -253,6 +278,7 @@ class Coupled(NamedTuple):
 
 LOSSES: Mapping[str, Coupled] = {
     "dpo": Coupled(dpo, "logprob"),
+    "xpo": Coupled(xpo, "logprob"),
     "ipo": Coupled(ipo, "logprob"),
     "simpo": Coupled(simpo, "logprob"),
     "kto": Coupled(kto, "logprob", "labels", needs_update=True),

@@ -80,7 +80,7 @@ def group_stage(
     if eligible_N is None:
         eligible_N = torch.ones_like(rewards_N, dtype=torch.bool)
     if settings.is_paired:
-        return _paired(settings, rewards_N, group_N, eligible_N)
+        return _paired(settings, rewards_N, group_N, eligible_N, is_companion_N)
     if settings.loss in LABEL_LOSSES:
         return _labelled(settings, rewards_N, group_N, eligible_N)
     if settings.loss == "cross_entropy":
@@ -142,9 +142,14 @@ def _only(step: StepRewards, kept_N: Tensor) -> StepRewards:
 
 
 def _paired(
-    settings: AlgorithmSettings, rewards_N: Tensor, group_N: Tensor, eligible_N: Tensor
+    settings: AlgorithmSettings,
+    rewards_N: Tensor,
+    group_N: Tensor,
+    eligible_N: Tensor,
+    is_companion_N: Tensor | None,
 ) -> GroupStage:
-    pairs = pairs_of(settings.pairs, rewards_N, group_N, eligible_N, settings.pair_margin)
+    margin = settings.pair_margin
+    pairs = pairs_of(settings.pairs, rewards_N, group_N, eligible_N, margin, is_companion_N)
     keep_N = torch.zeros_like(eligible_N)
     keep_N[torch.cat(pairs)] = True
     return GroupStage(_columns(keep_N.float()), _without(group_N, keep_N, NO_PAIR), pairs)

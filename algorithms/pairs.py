@@ -1,4 +1,4 @@
-"""Which samples of a group make pairs: the better one first.
+"""Which rows of a group make pairs: the better one first.
 
 Owns who is compared with whom. What a pair's loss is, is `manta.algorithms.coupled_losses`'.
 """
@@ -41,7 +41,18 @@ def every_two(rewards_K: Tensor) -> Pairs:
     return Pairs(*torch.where(rewards_K[:, None] > rewards_K[None, :]))
 
 
-PAIRS: Mapping[PairsName, PairBuilder] = {"best_worst": best_worst, "all": every_two}
+PAIRS: Mapping[PairsName, PairBuilder] = {
+    "best_worst": best_worst,
+    "all": every_two,
+    "companion": every_two,
+}
+"""Of `companion` those stay of which one is the row beside the samples (`with_companion`)."""
+
+
+def with_companion(pairs: Pairs, is_companion_K: Tensor) -> Pairs:
+    """The pairs of a sample and the group's companion."""
+    is_beside_P = is_companion_K[pairs.chosen_P] != is_companion_K[pairs.rejected_P]
+    return Pairs(pairs.chosen_P[is_beside_P], pairs.rejected_P[is_beside_P])
 
 
 def far_apart(pairs: Pairs, rewards_K: Tensor, margin: float) -> Pairs:
@@ -57,19 +68,25 @@ def pairs_of(
     group_N: Tensor,
     eligible_N: Tensor,
     margin: float = 0.0,
+    is_companion_N: Tensor | None = None,
 ) -> Pairs:
     """The pairs of rows of one group whose rewards differ, by `margin` at least, by group, in row
     order.
 
     `how` names the builder in `PAIRS`. Rows that are not `eligible_N` (bool[N]) are left out
-    beforehand. A group without two such rewards has no pair.
+    beforehand. A group without two such rewards has no pair. `is_companion_N` (bool[N]; None: none
+    is) tells the rows beside the samples, which each pair of `companion` has one of.
     """
+    if is_companion_N is None:
+        is_companion_N = torch.zeros_like(eligible_N)
     chosen: list[Tensor] = []
     rejected: list[Tensor] = []
     for group in torch.unique(group_N).tolist():
         (rows_K,) = torch.where((group_N == group) & eligible_N)
         rewards_K = rewards_N[rows_K]
         of_group = far_apart(PAIRS[how](rewards_K), rewards_K, margin)
+        if how == "companion":
+            of_group = with_companion(of_group, is_companion_N[rows_K])
         chosen.append(rows_K[of_group.chosen_P])
         rejected.append(rows_K[of_group.rejected_P])
     nothing = torch.zeros(0, dtype=torch.int64, device=group_N.device)

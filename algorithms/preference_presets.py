@@ -96,6 +96,21 @@ PREFERENCE_PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             pairs="best_worst",
             beta=0.1,
         ),
+        # XPO, Xie et al., arXiv 2405.21046: a sample of the policy and one of the reference, which
+        # a generate stage has written (`companions_from`), and a bonus for what the reference does
+        # not say. beta 0.1 and coefficient 1e-5 are TRL's; the paper's could not be read.
+        "xpo": AlgorithmSettings(
+            name="xpo",
+            samples_per_prompt=1,
+            companion="written",
+            advantage="reward",
+            divide_by_std=False,
+            loss="xpo",
+            unit="pair",
+            pairs="companion",
+            beta=0.1,
+            exploration_coef=1e-5,
+        ),
         # IPO, Azar et al., arXiv 2310.12036, eq. 17. Means over tokens, which the paper does not
         # say and its authors did, as TRL tells; beta (the paper's tau) 0.1 is TRL's too.
         "ipo": AlgorithmSettings(

@@ -43,6 +43,7 @@ LossName: TypeAlias = Literal[
     "kl_cov",
     "cross_entropy",
     "dpo",
+    "xpo",
     "ipo",
     "simpo",
     "kto",
@@ -59,11 +60,11 @@ FilterName: TypeAlias = Literal[
 GROUP_FILTERS = ("zero_variance", "accuracy_band")
 """Those that leave whole groups out, so that others take their places."""
 
-PairsName: TypeAlias = Literal["best_worst", "all"]
+PairsName: TypeAlias = Literal["best_worst", "all", "companion"]
 """What they are: `manta.algorithms.pairs`."""
 
-PAIR_LOSSES = ("dpo", "ipo", "simpo", "bradley_terry")
-"""Those that compare samples of a prompt."""
+PAIR_LOSSES = ("dpo", "xpo", "ipo", "simpo", "bradley_terry")
+"""Those that compare rows of a prompt."""
 
 LABEL_LOSSES = ("kto", "pacs")
 """Those that couple rows, and tell good ones from others by a label."""
@@ -74,7 +75,7 @@ COUPLED_LOSSES = (*PAIR_LOSSES, *LABEL_LOSSES)
 CHOOSING_LOSSES = ("clip_cov", "kl_cov")
 """Those that treat some tokens of a step apart."""
 
-REFERENCE_LOSSES = ("dpo", "ipo", "kto")
+REFERENCE_LOSSES = ("dpo", "xpo", "ipo", "kto")
 """Those that compare the policy with a reference, whatever the KL penalty is."""
 
 
@@ -253,23 +254,24 @@ class AlgorithmSettings:
     `CHOOSING_LOSSES`. `constant_length` is the divisor of the `sequence_sum_constant` aggregation.
     `filters` are applied in their order, to what the ones before have left.
 
-    `unit` is what a loss is computed over: rows, or (`PAIR_LOSSES`) pairs of samples of a prompt,
-    of which one has the higher reward. With `pair` every pair counts the same, with `group` every
+    `unit` is what a loss is computed over: rows, or (`PAIR_LOSSES`) pairs of rows of a prompt, of
+    which one has the higher reward. With `pair` every pair counts the same, with `group` every
     prompt does, whatever its number of pairs. `pairs` says which a group has
     (`manta.algorithms.pairs`), of those whose rewards differ by `pair_margin` at least. `beta` is
     how much the log-ratio to the reference counts; with `length_normalized` that is the mean over
-    a row's tokens, not the sum. `target_margin` is SimPO's; with `margin_weight` a pair of `dpo`
-    counts by how far apart its rewards are. In KTO and PACS a row is desirable whose reward is
-    above `desirable_above`. In KTO `reference_point` is what log-ratios are compared with, and the
-    weights are of rows that are desirable and that are not. PACS couples a prompt's samples
-    (`group`); with `balance_classes` desirable ones and others weigh the same in it. `reward_model`
-    is what `bradley_terry` trains, in the place of the policy; `implicit_reward` trains beside it,
-    and its token rewards come on top of the advantage `leave_one_out`.
+    a row's tokens, not the sum. `exploration_coef` is XPO's, `target_margin` SimPO's; with
+    `margin_weight` a pair of `dpo` counts by how far apart its rewards are. In KTO and PACS a row
+    is desirable whose reward is above `desirable_above`. In KTO `reference_point` is what
+    log-ratios are compared with, and the weights are of rows that are desirable and that are not.
+    PACS couples a prompt's samples (`group`); with `balance_classes` desirable ones and others
+    weigh the same in it. `reward_model` is what `bradley_terry` trains, in the place of the policy;
+    `implicit_reward` trains beside it, and its token rewards come on top of the advantage
+    `leave_one_out`.
 
     `companion` is a further row of each prompt, beside its samples: the policy's `greedy` answer,
-    which never trains and whose reward is the baseline of `greedy_baseline`; or the environment's
+    which never trains and whose reward is the baseline of `greedy_baseline`; the environment's
     (`given`), which stands in the group like a sample and trains, and to which `alignment` gives
-    `imitation_coef` and `alignment_coef`.
+    `imitation_coef` and `alignment_coef`; or a sample of another stage (`written`), to compare.
 
     `cross_entropy` imitates rows: of each group the `keep_best` of the highest rewards (0: all),
     of these the ones whose reward is above `keep_above`, each with the weight
@@ -279,7 +281,7 @@ class AlgorithmSettings:
     name: str
     samples_from: Literal["policy", "given"] = "policy"
     samples_per_prompt: int = 1
-    companion: Literal["none", "greedy", "given"] = "none"
+    companion: Literal["none", "greedy", "given", "written"] = "none"
     advantage: Advantage = "group_relative"
     divide_by_std: bool = True
     std_epsilon: float = 1e-6
@@ -301,6 +303,7 @@ class AlgorithmSettings:
     pairs: PairsName = "best_worst"
     pair_margin: float = 0.0
     beta: float = 0.1
+    exploration_coef: float = 0.0
     length_normalized: bool = False
     target_margin: float = 0.5
     margin_weight: MarginWeightSettings | None = None
@@ -386,7 +389,7 @@ class AlgorithmSettings:
     def trained_rows(self) -> int:
         """The most rows of a prompt that train."""
         kept = [each.keep for each in self.filters if each.name not in GROUP_FILTERS]
-        return min([self.samples_per_prompt, *kept]) + (self.companion == "given")
+        return min([self.samples_per_prompt, *kept]) + (self.companion in ("given", "written"))
 
     @property
     def rows_per_prompt(self) -> int:

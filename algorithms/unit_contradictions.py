@@ -75,13 +75,13 @@ def _pairs(settings: AlgorithmSettings) -> Iterator[str]:
             f"the loss {settings.loss} compares samples of a prompt: set unit to pair (every pair "
             "counts the same) or group (every prompt does)"
         )
-    if settings.samples_per_prompt == 1:
+    if settings.samples_per_prompt == 1 and settings.pairs != "companion":
         yield (
             "samples_per_prompt is 1, and a pair takes two samples of a prompt: set it to 2 or more"
         )
     if settings.margin_weight is not None:
         yield from _margin_weight(settings.margin_weight)
-    for name in ("pair_margin", "target_margin"):
+    for name in ("pair_margin", "target_margin", "exploration_coef"):
         value = getattr(settings, name)
         if not 0 <= value < math.inf:
             yield f"{name} is {value:g}, it must be 0 or more"

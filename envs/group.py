@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from manta.envs.companion import make_companion
+from manta.envs.companion import make_companion, reference_statistics
 from manta.envs.episode import Limits, Speaker, finished, given_episode, prompt_ids, run_episode
 from manta.envs.failures import GroupBroken, WorldBroke
 from manta.envs.protocols import Compares, Env, ScoreGroup, ScoreReference
@@ -22,6 +22,7 @@ from manta.envs.records import (
     COMPANION,
     Companion,
     CompanionKind,
+    Float32,
     GenerateRequest,
     GroupId,
     Int32,
@@ -104,19 +105,19 @@ async def run_group(
     draw: Draw,
     limits: Limits,
     scoring: Scoring,
+    written: Trajectory | None = None,
 ) -> ScoredGroup:
     """The samples of `task`, run and scored.
 
     A single-turn environment's samples are one engine request; otherwise the episodes run side by
     side. Samples that the world broke (aborted by an engine, or left without a score) are dropped.
-    A companion (`manta.envs.companion`) is made beside them, and scored by itself: no sample's
-    score depends on it, nor the companion's on them. `timings` are the seconds of `generate`,
-    `score` and, with a reference, `reference`, and when it was done.
+    A companion (`manta.envs.companion`; `written` is what it makes a written one of) is made beside
+    them, and scored by itself: neither's score depends on the other. `timings` are the seconds of
+    `generate`, `score` and, with a reference, `reference`, and when it was done.
 
     Raises ValueError where the prompt does not fit the context, or redundant samples are asked of
-    an environment of several turns; GroupBroken where fewer than `draw.min_samples` are whole, or
-    the companion is not.
-    """
+    an environment of several turns; GroupBroken where fewer than `min_samples` or no companion are
+    whole."""
     prompt = prompt_ids(task, renderer, limits)
     budgets = _budgets(env, task, draw.num_begun, limits, len(prompt))
     if env.single_turn:
@@ -144,6 +145,7 @@ async def run_group(
             budget=budget,
             limits=limits,
             session=str(draw.group),
+            written=written,
         )
         (made, companion), seconds = await _timed(_both(episodes, beside))
     trajectories, reasons = made.whole, made.reasons
@@ -202,6 +204,7 @@ async def annotated_group(group: ScoredGroup, scoring: Scoring) -> ScoredGroup:
     again = replace(
         again,
         reference=again.reference or group.reference,
+        companion=_still_compared(again, group.companion),
         timings={**again.timings, "generate": group.timings.get("generate", 0.0)},
         cut_off=group.cut_off,
     )
@@ -209,6 +212,13 @@ async def annotated_group(group: ScoredGroup, scoring: Scoring) -> ScoredGroup:
     if len(unscored) == len(again.scores):
         raise GroupBroken(f"task {group.task.id}: no sample has a score: {unscored[0]}")
     return _whole(again) if unscored else again
+
+
+def _still_compared(again: ScoredGroup, before: Companion | None) -> Companion | None:
+    """The companion of `again`, with what the reference said where it was not asked again."""
+    if again.companion is None or before is None or again.reference is not None:
+        return again.companion
+    return replace(again.companion, reference_logprobs=before.reference_logprobs)
 
 
 def _budgets(env: Env, task: Task, count: int, limits: Limits, num_prompt: int) -> tuple[int, ...]:
@@ -297,13 +307,14 @@ async def _scored(
 ) -> ScoredGroup:
     timings = {"generate": seconds_to_generate}
     scoring_task = asyncio.ensure_future(_timed(_scores(scoring, task, trajectories, companion)))
-    reference_task = asyncio.ensure_future(_statistics(scoring.reference, trajectories))
+    looking = _statistics(scoring.reference, trajectories, companion)
+    reference_task = asyncio.ensure_future(looking)
     async with ending(scoring_task), ending(reference_task):
         scored, looked = await asyncio.gather(scoring_task, reference_task)
     (scores, beside), timings["score"] = scored
-    reference = None
+    reference = beside_logprobs = None
     if looked is not None:
-        reference, timings["reference"] = looked
+        (reference, beside_logprobs), timings["reference"] = looked
         timings[REFERENCED_AT] = time.time()
     if len(scores) != len(trajectories):
         raise ValueError(
@@ -317,7 +328,9 @@ async def _scored(
         reference=reference,
         reward_versions=scoring.versions,
         timings=timings,
-        companion=None if companion is None else _companion(task, companion, beside),
+        companion=None
+        if companion is None
+        else _companion(task, companion, beside, beside_logprobs),
     )
 
 
@@ -331,17 +344,23 @@ async def _scores(
     return await _both(own, scoring.score(task, [companion]))
 
 
-def _companion(task: Task, trajectory: Trajectory, scores: Sequence[Score]) -> Companion:
+def _companion(
+    task: Task, trajectory: Trajectory, scores: Sequence[Score], reference: Float32 | None
+) -> Companion:
     [score] = scores
     if math.isnan(score.value):
         raise GroupBroken(f"task {task.id}: the companion has no score: {score.note}")
-    return Companion(trajectory, score)
+    return Companion(trajectory, score, reference)
 
 
 async def _statistics(
-    reference: ScoreReference | None, trajectories: Sequence[Trajectory]
-) -> tuple[ReferenceStatistics, float] | None:
-    return None if reference is None else await _timed(reference(trajectories))
+    reference: ScoreReference | None,
+    trajectories: Sequence[Trajectory],
+    companion: Trajectory | None,
+) -> tuple[tuple[ReferenceStatistics, Float32 | None], float] | None:
+    if reference is None:
+        return None
+    return await _timed(reference_statistics(reference, trajectories, companion))
 
 
 async def _timed(awaitable: Awaitable[T]) -> tuple[T, float]:

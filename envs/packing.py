@@ -195,8 +195,8 @@ class Block:
         references = [
             logprobs
             for group in self.groups
-            if group.reference is not None
-            for logprobs in group.reference.logprobs
+            for logprobs in group.row_references
+            if logprobs is not None
         ]
         rest = tuple(
             (
@@ -208,6 +208,7 @@ class Block:
                 dict(group.timings),
                 group.cut_off,
                 group.companion is not None,
+                group.row_references[-1] is not None,
             )
             for group in self.groups
         )
@@ -223,6 +224,7 @@ _GroupRest: TypeAlias = tuple[
     dict[str, float],
     tuple[int, ...],
     bool,
+    bool,
 ]
 
 
@@ -235,7 +237,8 @@ def _block(
     trajectories, row_scores = packed.unpack(), packed_scores.unpack()
     groups = []
     first = start = 0
-    for name, task, count, version, reward_versions, timings, cut_off, has_companion in rest:
+    for name, task, count, version, reward_versions, timings, cut_off, *of_companion in rest:
+        has_companion, is_compared = of_companion
         own, scores = trajectories[first : first + count], row_scores[first : first + count]
         first += count
         companion = None
@@ -249,6 +252,10 @@ def _block(
             reference = ReferenceStatistics(
                 version, tuple(references[low:high] for low, high in pairwise(ends))
             )
+            if companion is not None and is_compared:
+                end = start + len(companion.trajectory.token_ids)
+                companion = replace(companion, reference_logprobs=references[start:end])
+                start = end
         groups.append(
             ScoredGroup(
                 name, task, own, scores, reference, reward_versions, timings, cut_off, companion

@@ -27,8 +27,12 @@ GIVEN = "given"
 """`Trajectory.model` of an answer that no engine sampled (gold answers, demonstrations)."""
 
 
-CompanionKind: TypeAlias = Literal["none", "greedy", "given"]
-"""A prompt's further row beside its samples: the policy's greedy answer, or the gold one."""
+WRITTEN = "written"
+"""`Trajectory.model` of a companion that another stage sampled."""
+
+CompanionKind: TypeAlias = Literal["none", "greedy", "given", "written"]
+"""A prompt's further row beside its samples: the policy's greedy answer, the gold one, or a sample
+that another stage has written."""
 
 COMPANION = -1
 """The sample index of that row, which is no sample."""
@@ -230,15 +234,21 @@ class ReferenceStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Companion:
-    """The further row of a group (its `sample` is `COMPANION`): the policy's greedy answer, or
-    with the model `GIVEN` the environment's."""
+    """The further row of a group (its `sample` is `COMPANION`): the policy's greedy answer, with
+    the model `GIVEN` the environment's, with `WRITTEN` a sample of another stage.
+
+    The reference looks at the latter alone: `reference_logprobs` float32[L] are under the version
+    of the group's statistics.
+    """
 
     trajectory: Trajectory
     score: Score
+    reference_logprobs: Float32 | None = None
 
     @property
     def kind(self) -> CompanionKind:
-        return "given" if self.trajectory.model == GIVEN else "greedy"
+        kinds: Mapping[str, CompanionKind] = {GIVEN: "given", WRITTEN: "written"}
+        return kinds.get(self.trajectory.model, "greedy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +256,8 @@ class ScoredGroup:
     """A task with its trajectories and their scores, in sample order.
 
     `cut_off` is how many tokens each redundant sample had when the group was complete without it.
-    The `companion` is none of the samples: what is measured of them leaves it out, and the
-    reference, which it is not compared with, does not look at it.
+    The `companion` is none of the samples: what is measured of them leaves it out, and `reference`
+    is of them alone.
     """
 
     id: GroupId
@@ -271,6 +281,14 @@ class ScoredGroup:
         """Of `rows`."""
         return self.scores if self.companion is None else (*self.scores, self.companion.score)
 
+    @property
+    def row_references(self) -> tuple[Float32 | None, ...]:
+        """Of `rows` the reference's log-probs; None where it did not look."""
+        own: tuple[Float32 | None, ...] = (None,) * len(self.trajectories)
+        if self.reference is not None:
+            own = self.reference.logprobs
+        return own if self.companion is None else (*own, self.companion.reference_logprobs)
+
     def row(self, sample: int) -> Trajectory:
         """The trajectory of sample `sample`, which may be `COMPANION`."""
         return self.rows[-1] if sample == COMPANION else self.trajectories[sample]
@@ -290,12 +308,13 @@ class ScoredGroup:
 
 
 class CompanionSummary(NamedTuple):
-    """The scalars of a group's companion; tokens as in `GroupSummary`."""
+    """The scalars of a group's companion; tokens and bounds as in `GroupSummary`."""
 
     kind: CompanionKind
     reward: float
     num_tokens: int
     length: int
+    is_truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

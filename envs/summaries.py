@@ -60,6 +60,7 @@ def _companion(companion: Companion | None) -> CompanionSummary | None:
         companion.score.value,
         int(trajectory.loss_mask.sum()),
         len(trajectory.token_ids),
+        trajectory.finish_reason == "length",
     )
 
 

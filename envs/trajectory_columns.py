@@ -124,7 +124,7 @@ def to_table(groups: Sequence[ScoredGroup], step: int) -> pa.Table:
     columns |= {name: array.take(index) for name, array in _group_arrays(groups).items()}
     columns |= _trajectory_arrays(trajectories) | _score_arrays(scores)
     columns["reference_logprobs"] = _number_lists(
-        [row for group in groups for row in _reference_rows(group)], np.float32, "reference"
+        [row for group in groups for row in group.row_references], np.float32, "reference"
     )
     return pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
 
@@ -138,7 +138,8 @@ def from_table(table: pa.Table) -> ScoredGroup:
     trajectories, row_scores = _read_trajectories(columns, rows), _read_scores(scores, rows)
     companion = None
     if trajectories[-1].sample == COMPANION:
-        companion = Companion(trajectories[-1], row_scores[-1])
+        beside = _read_lists(_flat(table, "reference_logprobs"))[-1]
+        companion = Companion(trajectories[-1], row_scores[-1], beside)
         trajectories, row_scores = trajectories[:-1], row_scores[:-1]
     reference = None
     if first["reference_version"] is not None:
@@ -223,14 +224,6 @@ def _score_arrays(scores: Sequence[Score]) -> dict[str, pa.Array]:
         ),
         "note": pa.array([s.note for s in scores], pa.string()),
     }
-
-
-def _reference_rows(group: ScoredGroup) -> Sequence[Float32 | None]:
-    if group.reference is None:
-        return [None] * len(group.rows)
-    pairs = zip(group.trajectories, group.reference.logprobs, strict=True)
-    beside = [None] * (group.companion is not None)
-    return [*(logprobs for _, logprobs in pairs), *beside]
 
 
 def _offsets(lengths: Iterable[int], count: int) -> npt.NDArray[np.int32]:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from manta.envs.records import GroupId, ScoredGroup, Task
+from manta.envs.records import COMPANION, GroupId, ScoredGroup, Task
 from manta.envs.trajectory_columns import SCHEMA, from_table, read_task, to_table
 
 FORMAT_VERSION = 1
@@ -100,6 +100,21 @@ class TrajectoryReader:
         """The task of the group at `index`."""
         return read_task(self._rows(self.entries[index]))
 
+    def samples_by_task(self) -> dict[str, list[tuple[int, int]]]:
+        """By task id (index of a group, place in it) of every sample, in the groups' order. Reads
+        two columns of all that is written."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        at, columns = None, pa.table({})
+        for index, entry in enumerate(self.entries):
+            if at != (entry.file, entry.row_group):
+                at = (entry.file, entry.row_group)
+                columns = self._read_row_group(entry, ["task", "sample"])
+            rows = columns.slice(entry.start, entry.rows)
+            samples = rows.column("sample").to_pylist()
+            own = [(index, place) for place, sample in enumerate(samples) if sample != COMPANION]
+            found.setdefault(rows.column("task")[0].as_py(), []).extend(own)
+        return found
+
     def _read_footer(self, path: str) -> list[GroupEntry]:
         try:
             with self._system.open_input_file(path) as file:
@@ -126,11 +141,11 @@ class TrajectoryReader:
                 self._tables.popitem(last=False)
         return table.slice(entry.start, entry.rows)
 
-    def _read_row_group(self, entry: GroupEntry) -> pa.Table:
+    def _read_row_group(self, entry: GroupEntry, columns: list[str] | None = None) -> pa.Table:
         try:
             with self._system.open_input_file(entry.file) as file:
                 reader = pq.ParquetFile(file, page_checksum_verification=True)
-                return reader.read_row_group(entry.row_group, use_threads=False)
+                return reader.read_row_group(entry.row_group, columns, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{entry.file} is damaged or gone ({error})") from error
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from manta.algorithms.filters import GroupSamples, Selection, select
@@ -25,10 +24,12 @@ def selection(
     """Which samples of a group train, and why none does where that is so."""
     everything = tuple(range(len(summary.rewards)))
     rewards = summary.rewards[_can_train(summary, masks_truncated)].astype(np.float64)
-    if settings.is_paired and not _differ(rewards, settings.pair_margin):
+    if settings.is_paired and not _has_pair(settings, summary, masks_truncated):
         by = f" by {settings.pair_margin:g} or more" if settings.pair_margin else ""
-        told = f"{NO_PAIR}: no two samples that can train have rewards that differ{by}"
-        return Selection((), told)
+        which = "no two samples that can train have rewards that differ"
+        if settings.pairs == "companion":
+            which = "no sample that can train has another reward than the row beside it"
+        return Selection((), f"{NO_PAIR}: {which}{by}")
     bound = settings.keep_above if settings.selects_rows else None
     if bound is not None and not (rewards > bound).any():
         told = f"{NONE_KEPT}: no sample that can train has a reward above {bound:g}"
@@ -49,10 +50,18 @@ def filter_reason(
     return selection(settings, summary, masks_truncated).reason or None
 
 
-def _differ(rewards: npt.NDArray[np.float64], margin: float) -> bool:
-    """Whether any two do, by `margin` at least."""
-    between = float(np.ptp(rewards)) if len(rewards) else 0.0
-    return between > 0 and between >= margin
+def _has_pair(settings: AlgorithmSettings, summary: GroupSummary, masks_truncated: bool) -> bool:
+    """Whether any two rows that are compared differ in reward, by the margin at least."""
+    whole = _with_companion(settings, summary)
+    can_train = _can_train(whole, masks_truncated)
+    rewards = whole.rewards.astype(np.float64)
+    of_samples = rewards[: len(summary.rewards)][can_train[: len(summary.rewards)]]
+    if settings.pairs != "companion":
+        between = float(np.ptp(of_samples)) if len(of_samples) else 0.0
+    else:
+        apart = np.abs(of_samples - rewards[-1])
+        between = float(apart.max(initial=0.0)) if can_train[-1] else 0.0
+    return between > 0 and between >= settings.pair_margin
 
 
 def _can_train(summary: GroupSummary, masks_truncated: bool) -> Bool:
@@ -156,7 +165,7 @@ def _with_companion(settings: AlgorithmSettings, summary: GroupSummary) -> Group
         components={name: np.append(v, absent) for name, v in summary.components.items()},
         num_tokens=np.append(summary.num_tokens, np.int32(beside.num_tokens)),
         lengths=np.append(summary.lengths, np.int32(beside.length)),
-        is_truncated=np.append(summary.is_truncated, False),
+        is_truncated=np.append(summary.is_truncated, beside.is_truncated),
     )
 
 

@@ -92,9 +92,9 @@ def _batch(
             )
         told = "with the longest answer" if prompts is not None else "with a full context"
     else:
-        each = f"{_times(samples, 'sample')}{companion_told(algorithm)}"
+        each = f"{_times(samples, 'sample')}{companion_told(stage, algorithm)}"
         each = each if algorithm.companion == "none" else f"({each})"
-        noun = "row" if algorithm.companion == "given" else "completion"
+        noun = "row" if algorithm.companion in ("given", "written") else "completion"
         what = f"{_times(stage.prompts_per_step, 'prompt')} x {each} = {_times(count, noun)} a step"
         told = f"with all {run_file.rollout.max_new_tokens:,} new tokens used"
     mean = "" if prompts is None else f"mean prompt {prompts.mean:,.1f} tokens, "

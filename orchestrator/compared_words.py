@@ -59,11 +59,13 @@ def _pairs(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
     which = {
         "best_worst": "each prompt's best sample with its worst",
         "all": "every two samples of a prompt whose rewards differ",
+        "companion": "every sample with the row beside it, where their rewards differ",
     }[algorithm.pairs]
     if algorithm.pair_margin:
         which += f", by {algorithm.pair_margin:g} at least"
     samples, prompts = algorithm.samples_per_prompt, stage.prompts_per_step
-    most = prompts * (1 if algorithm.pairs == "best_worst" else math.comb(samples, 2))
+    each = {"best_worst": 1, "all": math.comb(samples, 2), "companion": samples}
+    most = prompts * each[algorithm.pairs]
     counts = {"pair": "every pair", "group": "every prompt"}.get(algorithm.unit, "every row")
     # How many samples a written group has is not known here
     bound = "" if stage.trajectories is not None else f", at most {_times(most, 'pair')} a step"
@@ -71,6 +73,7 @@ def _pairs(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
     beta = f"with beta {algorithm.beta:g}{by_token}"
     loss = {
         "dpo": f"DPO {beta} against",
+        "xpo": f"XPO {beta} and exploration coefficient {algorithm.exploration_coef:g} against",
         "ipo": f"IPO {beta} against",
         "simpo": f"SimPO {beta} and a target margin of {algorithm.target_margin:g}",
         "bradley_terry": "Bradley-Terry on the scores of a reward model",

@@ -109,6 +109,7 @@ class StageReferenceConfig:
 class StageConfig:
     """One stage. `trajectories` is what to learn from instead of sampling, or what to annotate: a
     folder of written trajectories, or `stage:NAME`, the product of an earlier stage.
+    `companions_from: stage:NAME` is the product that a companion of kind `written` is taken from.
 
     Kinds: `train`; `generate` (sample and write trajectories, train nothing); `evaluate`;
     `annotate` (read trajectories, score them with the stage's reward, and with the reference's
@@ -128,6 +129,7 @@ class StageConfig:
     reward: RewardConfig | None = None
     evaluate: EvaluateConfig | None = None
     trajectories: str | None = None
+    companions_from: str | None = None
     start_from: str | None = None
     model: str | None = None
     models: tuple[str, ...] = ()

@@ -27,7 +27,7 @@ from manta.orchestrator.adapter_check import adapter_problems
 from manta.orchestrator.backend_check import backend_problems, installed_deepspeed
 from manta.orchestrator.checkpoint_check import checkpoint_problems
 from manta.orchestrator.colocation_check import colocation_problems
-from manta.orchestrator.companion_check import companion_problems
+from manta.orchestrator.companion_check import companion_problems, unwritten_problems
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
 from manta.orchestrator.critic_check import critic_problems
 from manta.orchestrator.filter_check import filter_problems
@@ -84,6 +84,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         seen = surveyed or survey.look(run_file)
         vocab_size = seen.vocab_size
         problems += [*seen.problems, *_model_folder(run_file, seen.vocab_size)]
+        problems += unwritten_problems(run_file, seen)
         installed = installed_vllm() if run_file.rollout.engine == "vllm" else None
         problems += vllm_problems(run_file, seen.vocab_size, installed)
     return [*problems, *adapter_problems(run_file), *scorer_problems(run_file, vocab_size)]

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from manta.actors.stored_folder import StoredFolder
 from manta.orchestrator import status
+from manta.orchestrator.companion_check import companion_writer
 from manta.orchestrator.config import RunFile, StageConfig, StageReferenceConfig
 from manta.orchestrator.health import WorkerReport
 from manta.orchestrator.lives import Lives
@@ -93,11 +94,18 @@ def deep_check(run_file: RunFile) -> Findings:
 
 
 def short(run_file: RunFile, folder: str) -> RunFile:
-    """`run_file` with as few steps as can be measured, in `folder`."""
+    """`run_file` with as few steps as can be measured, in `folder`. Stages that write what stands
+    beside the samples of others keep theirs: every task needs a row."""
+    writers = [companion_writer(run_file, stage) for stage in run_file.stages]
     return replace(
         run_file,
         run=replace(run_file.run, dir=folder, name=NAME, max_hours=None, max_restarts=0),
-        stages=tuple(_short_stage(stage) for stage in run_file.stages),
+        stages=tuple(
+            replace(_short_stage(stage), steps=stage.steps)
+            if stage in writers
+            else _short_stage(stage)
+            for stage in run_file.stages
+        ),
         reference=replace(run_file.reference, model=_named(run_file.reference.model)),
         checkpoint=replace(run_file.checkpoint, every_steps=_NEVER, keep=1, keep_best=0, path=None),
         track=replace(run_file.track, wandb=None),

@@ -40,6 +40,7 @@ def train_lane(run_file: RunFile, stage: StageConfig, products: Products) -> Lan
         reward=_reward(run_file, stage.reward) if algorithm.samples_from == "policy" else None,
         uses_reference=needs_reference(run_file, stage),
         trajectories=_written(run_file, stage, products),
+        companions_from=_companions(run_file, stage, products),
         redundant_samples=run_file.rollout.redundant_samples if stage.samples_to_train else 0,
         compares=algorithm.compares_given,
         companion=algorithm.companion,
@@ -105,5 +106,16 @@ def _written(run_file: RunFile, stage: StageConfig, products: Products) -> str |
     """
     if stage.written_by is None:
         return stage.trajectories
-    writer = named_stage(run_file, parse_stage(f"stage:{stage.written_by}"), stage)
+    return _data(run_file, stage, f"stage:{stage.written_by}", products)
+
+
+def _companions(run_file: RunFile, stage: StageConfig, products: Products) -> str | None:
+    """The folder that rows beside the samples are taken from. Raises ValueError as `_written`."""
+    if stage.companions_from is None:
+        return None
+    return _data(run_file, stage, stage.companions_from, products)
+
+
+def _data(run_file: RunFile, stage: StageConfig, name: str, products: Products) -> str:
+    writer = named_stage(run_file, parse_stage(name), stage)
     return str(products.folder(f"stage:{writer.name}", "data"))

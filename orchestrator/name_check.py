@@ -39,6 +39,7 @@ _KEYS = {
     "models": ("merge",),
     "weights": ("merge",),
     "trajectories": ("train", "annotate"),
+    "companions_from": ("train", "generate"),
     "reference_logprobs": ("annotate",),
     "reference": ("train", "annotate"),
 }
@@ -94,6 +95,7 @@ def _misplaced(stage: StageConfig) -> Iterator[str]:
         "models": bool(stage.models),
         "weights": bool(stage.weights),
         "trajectories": stage.trajectories is not None,
+        "companions_from": stage.companions_from is not None,
         "reference_logprobs": stage.reference_logprobs,
         "reference": stage.reference is not None,
     }

@@ -82,12 +82,13 @@ def scorers_told(run_file: RunFile, stage: StageConfig) -> list[str]:
     return told
 
 
-def companion_told(algorithm: AlgorithmSettings) -> str:
+def companion_told(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     """The row beside each prompt's samples, to be read after their number."""
     return {
         "none": "",
         "greedy": " and a greedy one, its baseline",
         "given": " and its given answer",
+        "written": f" and one of {stage.companions_from or 'those written beside them'}",
     }[algorithm.companion]
 
 

@@ -10,7 +10,7 @@ import torch
 
 from manta.algorithms.group_stage import group_stage
 from manta.algorithms.settings import AlgorithmSettings
-from manta.envs.records import ScoredGroup, StepPlan
+from manta.envs.records import COMPANION, ScoredGroup, StepPlan
 from tiny import plan_of
 
 
@@ -20,7 +20,9 @@ def pair_plan(
     """As the driver makes it; every pair has the `margin`."""
     plan = plan_of(groups)
     rewards_N = torch.from_numpy(plan.coefficients["advantage"])
-    stage = group_stage(settings, rewards_N, torch.from_numpy(plan.group_N))
+    is_companion_N = torch.from_numpy(plan.sample_N == COMPANION)
+    group_N = torch.from_numpy(plan.group_N)
+    stage = group_stage(settings, rewards_N, group_N, is_companion_N=is_companion_N)
     columns = {name: column.numpy() for name, column in stage.coefficients.items()}
     if settings.unit != "row":
         plan = replace(plan, unit_N=plan.group_N)

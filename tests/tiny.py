@@ -22,6 +22,7 @@ from manta.envs.records import (
     COMPANION,
     GIVEN,
     TOKEN_REWARDS,
+    WRITTEN,
     Bool,
     Companion,
     CompanionKind,
@@ -152,10 +153,16 @@ def groups_of(
 
 
 def companion_of(generator: np.random.Generator, kind: CompanionKind) -> Companion:
-    made = trajectory(generator, COMPANION, with_holes=False)
-    if kind == "given":
-        made = replace(made, model=GIVEN, logprobs=None, weight_versions=())
-    return Companion(made, Score(float(generator.normal()), {}))
+    made = trajectory(generator, COMPANION, with_holes=kind == "written")
+    if kind == "greedy":
+        return Companion(made, Score(float(generator.normal()), {}))
+    model = GIVEN if kind == "given" else WRITTEN
+    made = replace(made, model=model, logprobs=None, weight_versions=())
+    score, reference = Score(float(generator.normal()), {}), None
+    if kind == "written":
+        noise = generator.normal(-3.0, 0.1, len(made.token_ids))
+        reference = np.where(made.loss_mask, noise, 0).astype(np.float32)
+    return Companion(made, score, reference)
 
 
 def paid_within(groups: Sequence[ScoredGroup], seed: int = 0) -> list[ScoredGroup]:

@@ -212,7 +212,6 @@ class SimulatedWorld:
 
     def _summary(self, group: GroupId, drawn: DrawnGroup, rows: Sequence[MadeRow]) -> GroupSummary:
         prompt, kind = drawn.samples.prompt, self._shape.companion
-        beside = CompanionSummary(kind, 0.0, drawn.companion, drawn.companion + prompt)
         whole = [row for row in rows if not row.is_cut]
         spare = len(whole) - self._shape.samples
         cut = [row for row in rows if row.is_cut] + (whole[-spare:] if spare > 0 else [])
@@ -230,6 +229,8 @@ class SimulatedWorld:
             np.random.default_rng((self._shape.seed, *group[:2], 1)).random()
             < self._shape.flat_share
         )
+        reward = 0.0 if is_flat else 0.5
+        beside = CompanionSummary(kind, reward, drawn.companion, drawn.companion + prompt)
         return GroupSummary(
             id=group,
             task_id=str(group.position),

@@ -36,7 +36,7 @@ from manta.algorithms.coupled_losses import margin_weight
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings
-from manta.envs.records import StepPlan, WeightVersion
+from manta.envs.records import COMPANION, StepPlan, WeightVersion
 from pair_plans import pair_plan
 from tiny import VOCABULARY, groups_of, join_group, rows_by_index, run_ranks, tiny_model, tiny_spec
 from tiny_learner import TinyLearner
@@ -50,6 +50,11 @@ ALGORITHMS = {
     "dpo, all pairs": replace(PRESETS["dpo"], pairs="all"),
     "dpo, all pairs by prompt": replace(PRESETS["dpo"], pairs="all", unit="group"),
     "madpo": PRESETS["madpo"],
+    "xpo": replace(PRESETS["xpo"], exploration_coef=0.2),
+    "xpo, by prompt": replace(PRESETS["xpo"], exploration_coef=0.02, unit="group"),
+    "simpo, beside": replace(
+        PRESETS["simpo"], samples_from="policy", pairs="companion", companion="written"
+    ),
     "ipo": PRESETS["ipo"],
     "simpo, all pairs": replace(PRESETS["simpo"], pairs="all"),
     "kto": replace(PRESETS["kto"], undesirable_weight=1.5),
@@ -62,6 +67,7 @@ ALGORITHMS = {
 ON_RANKS = (
     "dpo",
     "dpo, all pairs by prompt",
+    "xpo",
     "simpo, all pairs",
     "kto, samples",
     "pacs",
@@ -82,7 +88,7 @@ class Coupled(TinyLearner):
         dtype: torch.dtype = torch.float64,
         **values: object,
     ) -> None:
-        groups = groups_of(SIZES)
+        groups = groups_of(SIZES, companion=algorithm.companion)
         super().__init__(
             algorithm,
             groups,
@@ -124,6 +130,7 @@ def directly(coupled: Coupled) -> tuple[Tensor, Tensor]:
     want = "score" if has_scores else "logprob"
     stat_T = evaluate(coupled.policy, rows, (want,), 1.0, residents)[want].double()  # type: ignore[arg-type]
     value_N = torch.stack([part.sum() for part in stat_T.split([r.num_tokens for r in rows])])
+    logprob_N = value_N
     if algorithm.needs_reference:
         value_N = value_N - torch.tensor([row_sum(row) for row in rows], dtype=torch.float64)
     if algorithm.loss in ("ipo", "simpo"):
@@ -136,6 +143,12 @@ def directly(coupled: Coupled) -> tuple[Tensor, Tensor]:
         chosen_P, rejected_P = torch.from_numpy(plan.pair_P2.T.astype(np.int64))
         ahead_P = value_N[chosen_P] - value_N[rejected_P]
         loss_P = pair_losses(algorithm, ahead_P)
+        if algorithm.loss == "xpo":
+            # One row of every pair is the last of its group
+            last_N = torch.from_numpy(np.cumsum(np.bincount(plan.group_N)) - 1)
+            beside_P = last_N[torch.from_numpy(plan.group_N.astype(np.int64))[chosen_P]]
+            assert bool(((beside_P == chosen_P) != (beside_P == rejected_P)).all())
+            loss_P = loss_P + algorithm.exploration_coef * logprob_N[beside_P]
     if algorithm.unit != "group" or algorithm.loss == "pacs":
         loss = loss_P.mean()
     else:
@@ -350,6 +363,7 @@ def test_what_a_step_reports() -> None:
     )
     # The rows were sampled: engine and learner are compared as ever.
     assert report["mismatch/same_version/tokens"] > 0
+    assert "pairs/companion_logprob" in Coupled(PRESETS["xpo"]).step()
     labels = {name for name in Coupled(PRESETS["kto"]).step() if name.startswith("labels/")}
     figures = ("accuracy", "reference_point", "desirable", "chosen", "rejected")
     assert labels == {f"labels/{name}" for name in figures}
@@ -398,6 +412,34 @@ def test_rows_without_a_reference_are_told() -> None:
     for budget in (8192, 1):
         coupled.learner = Learner(coupled.backend, coupled.algorithm, budget)
         with pytest.raises(ValueError, match="run reference workers"):
+            coupled.step()
+
+
+def test_what_is_measured_of_samples_leaves_written_rows_out() -> None:
+    """Nobody sampled them in this stage: engine and learner are compared over the samples alone."""
+    coupled = Coupled(PRESETS["xpo"])
+    report = coupled.step()
+    plan = coupled.plan
+    in_pairs = np.unique(plan.pair_P2)
+    is_beside = plan.sample_N[in_pairs] == COMPANION
+    assert is_beside.sum() == len(SIZES)
+    assert report["tokens"] == plan.num_tokens_N[in_pairs].sum()
+    compared = [f"mismatch/{kind}/tokens" for kind in ("same_version", "stale")]
+    wanted = plan.num_tokens_N[in_pairs[~is_beside]].sum()
+    assert sum(report.get(name, 0.0) for name in compared) == wanted
+
+
+def test_a_companion_without_reference_log_probs_is_told() -> None:
+    """As one that was made for another loss."""
+    coupled = Coupled(PRESETS["xpo"])
+    beside = [each.companion for each in coupled.groups]
+    coupled.groups = [
+        replace(group, companion=each and replace(each, reference_logprobs=None))
+        for group, each in zip(coupled.groups, beside, strict=True)
+    ]
+    for budget in (8192, 1):
+        coupled.learner = Learner(coupled.backend, coupled.algorithm, budget)
+        with pytest.raises(ValueError, match=r"xpo .* run reference workers"):
             coupled.step()
 
 

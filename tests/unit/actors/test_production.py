@@ -21,6 +21,7 @@ from manta.actors.production import (
 )
 from manta.envs.failures import GroupBroken
 from manta.envs.group import Scoring
+from manta.envs.protocols import ScoreReference
 from manta.envs.records import (
     GIVEN,
     CompanionKind,
@@ -210,6 +211,53 @@ async def test_an_admission_may_cap_its_samples() -> None:
         await production.make(replace(FIRST, cap=cap))
     assert [request.budgets for request in speaks.requests] == [(3,) * 3, (4,) * 3, (4,) * 3]
     assert {request.enough for request in speaks.requests} == {2}
+
+
+async def test_a_written_companion_is_one_of_another_stage_s_samples(tmp_path: Path) -> None:
+    """Of the same task, by epoch; read back, the reference is asked about it again."""
+    makes = lane(samples_per_prompt=3, companions_from=None)
+    lengths = SimulatedSettings(tokens_per_second=1e6, length_median=3.0, length_sigma=1.0)
+    simulated = SimulatedEngine(lengths, TEXT.vocab_size, 16, 8, WeightVersion(0, 0))
+    before = build_production(makes, TOKENIZER, simulated.generate, SCORING)
+    tasks = [7, 3, 5]
+    drawn = [await before.make(Admission(GroupId(0, i, 0), i)) for i in tasks]
+    write_groups(str(tmp_path / "made" / "written.parquet"), drawn, 1)
+
+    async def reference(trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
+        return ReferenceStatistics("ref", tuple(-t.loss_mask.astype("f4") for t in trajectories))
+
+    scoring = Scoring(unscored, reference=reference)
+    told = replace(makes, companion="written", companions_from=str(tmp_path / "made"))
+    production = build_production(told, TOKENIZER, engine().generate, scoring)
+    for index, group in zip(tasks, drawn, strict=True):
+        taken = set()
+        for epoch in range(3):
+            found = await production.make(Admission(GroupId(epoch, 4, 1), index))
+            assert found.companion is not None and found.companion.kind == "written"
+            row = found.companion.trajectory
+            assert row.task_id == group.task.id
+            taken.add(row.token_ids.tobytes())
+            looked = found.companion.reference_logprobs
+            assert looked is not None and (looked == -row.loss_mask.astype("f4")).all()
+        assert taken == {t.token_ids.tobytes() for t in group.trajectories}
+    with pytest.raises(GroupBroken, match=f"no sample of it is written in {tmp_path / 'made'}"):
+        await production.make(replace(FIRST, index=8))
+    write_groups(str(tmp_path / "again" / "written.parquet"), [found], 1)
+    reads = lane(trajectories=str(tmp_path / "again"), uses_reference=True)
+    scoring = Scoring(unscored, reference=doubled(reference))
+    back = build_production(reads, TOKENIZER, engine().generate, scoring)
+    again = await back.make(replace(FIRST, index=0))
+    assert len(again.row_references) == 4
+    for looked, row in zip(again.row_references, again.rows, strict=True):
+        assert looked is not None and (looked == -2 * row.loss_mask.astype("f4")).all()
+
+
+def doubled(reference: ScoreReference) -> ScoreReference:
+    async def score(trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
+        found = await reference(trajectories)
+        return ReferenceStatistics(found.version, tuple(2 * each for each in found.logprobs))
+
+    return score
 
 
 @pytest.mark.parametrize("kind", ["greedy", "given"])

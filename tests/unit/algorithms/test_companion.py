@@ -300,7 +300,27 @@ def of(name: str, **changes: object) -> AlgorithmSettings:
         (of("grao", companion="none"), "alignment needs a given answer beside .* set it to given"),
         (of("grpo", companion="greedy"), "group_relative does not read it: .* greedy_baseline"),
         (of("rloo", companion="given"), "set advantage to group_relative or alignment"),
-        (of("dpo", companion="greedy"), "the loss dpo has no use for a row beside the samples"),
+        (
+            of("online_dpo", companion="greedy"),
+            "companion is greedy, but pairs is best_worst, of which it is none: remove it, or set",
+        ),
+        (
+            of("kto", samples_from="policy", reference_point="samples", companion="greedy"),
+            "the loss kto has no use for a row beside the samples",
+        ),
+        (of("grpo", companion="written"), "the loss clipped_surrogate compares none: .* to xpo"),
+        (of("kto", companion="written"), "the loss kto compares none: remove it, or set loss to"),
+        (of("xpo", companion="given"), "companion is given: set it to written"),
+        (
+            of("xpo", companion="none"),
+            "pairs is companion, .* companion is none: set it to written",
+        ),
+        (of("xpo", pairs="all"), "pairs is all, and the loss xpo compares samples with those of"),
+        (of("xpo", exploration_coef=-1e-5), "exploration_coef is -1e-05, it must be 0 or more"),
+        (of("xpo", exploration_coef=math.nan), "exploration_coef is nan, it must be 0 or more"),
+        (of("online_dpo", exploration_coef=0.1), "exploration_coef is 0.1 but loss is dpo"),
+        (of("xpo", samples_from="given"), "companion is written, .* and samples_from is given"),
+        (of("xpo", length_normalized=True), "length_normalized is True but loss is xpo, which"),
         (of("sft", companion="given"), "companion is given, .* and samples_from is given"),
         (of("grao", loss="clipped_surrogate"), "a ratio to .* set loss to policy_gradient"),
         (
@@ -322,5 +342,8 @@ def test_sound_ones_pass() -> None:
     check(of("remax", filters=(FilterSettings("zero_variance"),)))
     check(of("remax", samples_per_prompt=4, loss="clipped_surrogate", kl=KlSettings()))
     check(of("grao", advantage="group_relative", entropy_coef=0.01))
+    check(of("xpo", samples_per_prompt=4, exploration_coef=0.0, unit="group", pair_margin=0.1))
+    for name in ("online_dpo", "ipo", "simpo"):
+        check(of(name, samples_from="policy", pairs="companion", companion="written"))
     assert (REMAX.rows_per_prompt, REMAX.trained_rows) == (2, 1)
     assert (GRAO.rows_per_prompt, GRAO.trained_rows) == (9, 9)

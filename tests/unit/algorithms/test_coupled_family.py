@@ -32,6 +32,8 @@ GROUPS = [0, 0, 0, 0, 3, 3, 5, 5, 5, 8]
 REWARDS = [1.0, 0.0, 1.0, 0.25, 0.0, 1.0, 0.75, 0.75, 0.0, 1.0]
 MARGINS = [1.0, 0.0, 0.0, 0.0, 0.0, -0.3, 2.5, 0.0, 0.0, 0.0]
 """Of the pairs in which a row is the preferred one."""
+BESIDE = [3, 5, 7, 9]
+"""Rows that are companions, of losses that compare with them: one of each group."""
 IS_GOOD = [reward > 0.5 for reward in REWARDS]
 
 
@@ -43,6 +45,7 @@ class Answer(NamedTuple):
     tokens: int
     margin: float = 0.0
     """Of the pair in which it is the preferred one."""
+    is_beside: bool = False
 
 
 PairLoop = Callable[[AlgorithmSettings, Answer, Answer], float]
@@ -75,6 +78,12 @@ def margin_weight_by_hand(told: MarginWeightSettings, margin: float) -> float:
     return math.exp(softplus(-margin) - softplus(-factor * margin))
 
 
+def xpo_pair(s: AlgorithmSettings, won: Answer, lost: Answer) -> float:
+    assert won.is_beside != lost.is_beside
+    bonus = won.logprob if won.is_beside else lost.logprob
+    return dpo_pair(s, won, lost) + s.exploration_coef * bonus
+
+
 def ipo_pair(s: AlgorithmSettings, won: Answer, lost: Answer) -> float:
     return float((log_ratio(s, won) - log_ratio(s, lost) - 0.5 / s.beta) ** 2)
 
@@ -101,6 +110,9 @@ PAIR_CASES: dict[str, tuple[AlgorithmSettings, PairLoop]] = {
         preset("madpo", margin_weight=MarginWeightSettings(0.4, 3.0, 0.5, 1.3)),
         madpo_pair,
     ),
+    "xpo": (preset("xpo", beta=0.3, exploration_coef=0.2), xpo_pair),
+    "xpo, by prompt": (preset("xpo", unit="group", exploration_coef=0.7), xpo_pair),
+    "dpo, beside": (preset("online_dpo", pairs="companion", companion="written"), dpo_pair),
     "ipo": (preset("ipo", pairs="all"), ipo_pair),
     "ipo, sums": (preset("ipo", length_normalized=False), ipo_pair),
     "simpo": (preset("simpo", pairs="all"), simpo_pair),
@@ -135,8 +147,13 @@ class Rows:
         generator = torch.Generator().manual_seed(seed)
         logprob_T, noise_T = torch.randn(2, sum(COUNTS), generator=generator, dtype=torch.float64)
         names_R = torch.randperm(40, generator=generator)[: len(COUNTS)]
+        is_beside_R = torch.isin(torch.arange(len(COUNTS)), torch.tensor(BESIDE))
         stage = group_stage(
-            settings, torch.tensor(REWARDS), torch.tensor(GROUPS), torch.tensor(COUNTS) > 0
+            settings,
+            torch.tensor(REWARDS),
+            torch.tensor(GROUPS),
+            torch.tensor(COUNTS) > 0,
+            is_companion_N=is_beside_R if settings.pairs == "companion" else None,
         )
         if stage.pairs is not None:
             members = torch.stack(stage.pairs, dim=1)
@@ -159,6 +176,7 @@ class Rows:
             label_M=labels.double(),
             margin_U=margins_of(settings, members, count),
             weight_U=weight_U,
+            is_companion_M=is_beside_R[members.flatten()],
         )
         return Rows(logprob_T, logprob_T + 0.6 * noise_T - 0.2, units, names_R)
 
@@ -169,7 +187,13 @@ class Rows:
     def answers(self, logprob_T: np.ndarray) -> list[Answer]:
         reference_T, bounds = self.reference_T.numpy(), self.bounds
         return [
-            Answer(float(logprob_T[a:b].sum()), float(reference_T[a:b].sum()), b - a, MARGINS[row])
+            Answer(
+                float(logprob_T[a:b].sum()),
+                float(reference_T[a:b].sum()),
+                b - a,
+                MARGINS[row],
+                row in BESIDE,
+            )
             for row, (a, b) in enumerate(itertools.pairwise(bounds))
         ]
 
@@ -205,6 +229,7 @@ def by_loop(name: str, rows: Rows, logprob_T: np.ndarray) -> float:
             for i in members
             for j in members
             if REWARDS[i] > REWARDS[j] and REWARDS[i] - REWARDS[j] >= settings.pair_margin
+            if settings.pairs != "companion" or (i in BESIDE) != (j in BESIDE)
         ]
         if pairs and settings.pairs == "best_worst":
             best = max(members, key=lambda r: REWARDS[r])
@@ -398,6 +423,43 @@ def test_what_needs_no_reference_does_not_read_one(name: str) -> None:
         couple(CASES[name], rows.units, rows.names_R, each) for each in (scalars, without)
     )
     assert torch.equal(found.slope_R, alone.slope_R)
+
+
+def test_xpo_by_hand() -> None:
+    """The companion, log-prob -12, is the worse row, then the better one: -log sigmoid(+-0.15) -
+    12 / 100, and a slope of 1 / 100 more at its log-prob, whoever is preferred."""
+    settings = preset("xpo", exploration_coef=0.01)
+    logprob, reference = [
+        torch.tensor(each, dtype=torch.float64) for each in ([-10, -12], [-11, -11.5])
+    ]
+    scalars = Scalars(logprob, reference, torch.ones(2, dtype=torch.float64))
+    ahead = [(0.62095704778953, -0.04625701546562505), (0.77095704778953, -0.05374298453437495)]
+    for first, (loss, slope) in zip((0, 1), ahead, strict=True):
+        units = one_pair(first, 1 - first, is_beside=[first == 1, first == 0])
+        found = couple(settings, units, torch.arange(2), scalars)
+        assert float(found.loss_R.sum()) == pytest.approx(loss - 0.12, rel=1e-12)
+        sign = 1 if first == 0 else -1
+        assert found.slope_R.tolist() == pytest.approx([sign * slope, -sign * slope + 0.01])
+        assert float(found.figures["companion_logprob"].sum()) == -12
+
+
+@pytest.mark.parametrize("is_beside", [None, [False, False], [True, True]])
+def test_xpo_needs_one_companion_in_every_pair(is_beside: list[bool] | None) -> None:
+    values = torch.zeros(2, dtype=torch.float64)
+    scalars = Scalars(values, values, torch.ones_like(values))
+    with pytest.raises(ValueError, match="has not one of each: set pairs to companion"):
+        couple(preset("xpo"), one_pair(0, 1, is_beside), torch.arange(2), scalars)
+
+
+def one_pair(chosen: int, rejected: int, is_beside: list[bool] | None) -> Units:
+    return Units(
+        torch.tensor([chosen, rejected]),
+        torch.tensor([0, 0]),
+        torch.tensor([1.0, 0.0], dtype=torch.float64),
+        torch.zeros(1, dtype=torch.float64),
+        torch.ones(1, dtype=torch.float64),
+        None if is_beside is None else torch.tensor(is_beside),
+    )
 
 
 def test_what_kto_reports() -> None:

@@ -32,6 +32,26 @@ def test_every_two_of_different_reward() -> None:
     assert listed("all") == [(0, 2), (1, 0), (1, 2), (3, 0), (3, 2)]
 
 
+def test_every_sample_with_the_row_beside_it() -> None:
+    """Row 2 is that of the first group, better than none; 4 and 5 draw; 6 has no samples."""
+    is_beside = torch.tensor([0, 0, 1, 0, 1, 0, 1], dtype=torch.bool)
+
+    def listed_at(eligible: Tensor = ALL, margin: float = 0.0) -> list[tuple[int, int]]:
+        pairs = pairs_of("companion", REWARDS, GROUPS, eligible, margin, is_beside)
+        return list(zip(pairs.chosen_P.tolist(), pairs.rejected_P.tolist(), strict=True))
+
+    assert listed_at() == [(0, 2), (1, 2), (3, 2)]
+    assert listed_at(margin=0.7) == [(1, 2), (3, 2)]
+    assert listed_at(torch.tensor([0, 1, 1, 1, 1, 1, 1], dtype=torch.bool)) == [(1, 2), (3, 2)]
+    assert listed_at(~is_beside) == []
+    assert listed("companion") == [], "there is none"
+    is_beside = torch.tensor([0, 1, 0, 0, 0, 1, 0], dtype=torch.bool)
+    assert listed_at() == [(1, 0), (1, 2)], "one that is better, but for a draw"
+    stage = group_stage(PRESETS["xpo"], REWARDS, GROUPS, is_companion_N=is_beside)
+    assert torch.where(stage.coefficients["keep"] == 1)[0].tolist() == [0, 1, 2]
+    assert stage.filtered == {5: NO_PAIR, 8: NO_PAIR}
+
+
 def test_pairs_whose_rewards_differ_by_a_margin() -> None:
     every = torch.ones(4, dtype=torch.bool)
     rewards = torch.tensor([0.0, 0.1, 0.6, 1.0])

@@ -66,7 +66,11 @@ def test_those_with_a_row_beside_the_samples_are_the_published_settings() -> Non
     assert (grao.imitation_coef, grao.alignment_coef, grao.kl.coef) == (0.5, 0.6, 0.0)
     assert (grao.loss, grao.aggregation) == ("policy_gradient", "sequence_mean")
     beside = {name for name, preset in PRESETS.items() if preset.companion != "none"}
-    assert beside == {"remax", "grao"}
+    assert beside == {"remax", "grao", "xpo"}
+    xpo, dpo = PRESETS["xpo"], PRESETS["online_dpo"]
+    assert (xpo.companion, xpo.pairs, xpo.exploration_coef) == ("written", "companion", 1e-5)
+    assert (xpo.beta, xpo.unit, xpo.samples_per_prompt) == (dpo.beta, dpo.unit, 1)
+    assert xpo.needs_reference and xpo.filters_groups and xpo.trained_rows == 2
 
 
 def test_prime_is_the_published_setting() -> None:
@@ -101,7 +105,8 @@ def test_reward_model_is_the_published_setting() -> None:
     assert found.reward_model == RewardModelSettings()
     assert found.is_coupled and not found.needs_reference
     coupled = {name for name, each in PRESETS.items() if each.is_coupled}
-    assert coupled == {"dpo", "madpo", "online_dpo", "ipo", "simpo", "kto", "pacs", "reward_model"}
+    pairs = {"dpo", "madpo", "online_dpo", "xpo", "ipo", "simpo", "reward_model"}
+    assert coupled == {*pairs, "kto", "pacs"}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +141,7 @@ def test_other_presets_are_the_published_settings(name: str, told: dict[str, obj
 
 def test_who_samples_who_compares_and_who_reads_rewards() -> None:
     online = {n for n, p in PRESETS.items() if p.is_paired and p.samples_from == "policy"}
-    assert online == {"online_dpo"}
+    assert online == {"online_dpo", "xpo"}
     assert {n for n, p in PRESETS.items() if p.compares_given} == {
         *("dpo", "madpo", "ipo", "simpo", "kto", "reward_model", "weighted_sft")
     }
@@ -183,4 +188,4 @@ def test_presets_cannot_be_changed_in_place() -> None:
 def test_which_presets_compare_the_samples_of_a_prompt() -> None:
     compare = {name for name, preset in PRESETS.items() if compares_samples(preset)}
     assert {"grpo", "dapo", "rloo", "gspo", "dpo", "reward_model", "pacs"} <= compare
-    assert not {"sft", "ppo", "reinforce", "reinforce_plus_plus", "mapo"} & compare
+    assert not {"sft", "ppo", "reinforce", "reinforce_plus_plus", "mapo", "xpo"} & compare

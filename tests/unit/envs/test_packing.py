@@ -51,9 +51,14 @@ def columns(size: int) -> dict[str, Float32]:
 
 
 def group(
-    position: int, sizes: tuple[int, ...], has_reference: bool, has_companion: bool = False
+    position: int,
+    sizes: tuple[int, ...],
+    has_reference: bool,
+    has_companion: bool = False,
+    is_compared: bool = False,
 ) -> ScoredGroup:
-    beside = Companion(trajectory(COMPANION, 6, has_logprobs=False), Score(0.5, {}))
+    looked = np.full(6, -0.5, np.float32) if is_compared else None
+    beside = Companion(trajectory(COMPANION, 6, has_logprobs=False), Score(0.5, {}), looked)
     own = tuple(trajectory(i, size, has_logprobs=i != 1) for i, size in enumerate(sizes))
     reference = ReferenceStatistics(
         "5.0", tuple(np.full(size, -float(i), np.float32) for i, size in enumerate(sizes))
@@ -101,7 +106,12 @@ def test_packing_keeps_every_trajectory() -> None:
 
 def test_a_block_survives_pickling_in_few_buffers() -> None:
     block = Block(
-        (group(0, (4, 2), True, True), group(1, (5,), False), group(2, (1, 3, 2), True, True))
+        (
+            group(0, (4, 2), True, True, True),
+            group(1, (5,), False),
+            group(2, (1, 3, 2), True, True),
+            group(3, (2,), True, True, True),
+        )
     )
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(block, protocol=5, buffer_callback=buffers.append)
@@ -117,9 +127,7 @@ def test_a_block_survives_pickling_in_few_buffers() -> None:
             assert {name: each.tolist() for name, each in own.columns.items()} == {
                 name: each.tolist() for name, each in other.columns.items()
             }
-        if ours.reference is None:
-            assert theirs.reference is None
-        else:
-            assert theirs.reference is not None
-            pairs = zip(ours.reference.logprobs, theirs.reference.logprobs, strict=True)
-            assert all(np.array_equal(a, b) for a, b in pairs)
+        assert (ours.reference is None) == (theirs.reference is None)
+        for looked, found in zip(ours.row_references, theirs.row_references, strict=True):
+            assert (looked is None) == (found is None)
+            assert looked is None or np.array_equal(looked, found)

@@ -118,8 +118,15 @@ def scored_groups(draw: st.DrawFn) -> ScoredGroup:
         reward_versions=draw(st.dictionaries(names, names, max_size=2)),
         timings=draw(st.dictionaries(names, doubles, max_size=2)),
         cut_off=tuple(draw(st.lists(counts, max_size=2))),
-        companion=draw(st.none() | st.builds(Companion, trajectories(COMPANION), scores())),
+        companion=draw(st.none() | companions()),
     )
+
+
+@st.composite
+def companions(draw: st.DrawFn) -> Companion:
+    made = draw(trajectories(COMPANION))
+    reference = draw(st.none() | floats32(len(made.token_ids)))
+    return Companion(made, draw(scores()), reference)
 
 
 def plain(value: Any) -> Any:

@@ -226,12 +226,47 @@ def test_a_given_row_trains_with_the_samples() -> None:
     np.testing.assert_allclose(plan.coefficients["advantage"], wanted, rtol=1e-5)
 
 
+def test_every_sample_is_compared_with_a_written_row() -> None:
+    """Rows of two groups: 0, 1 and the row 2; 3, 4 and the row 5, which draws with the sample 4."""
+    xpo = replace(PRESETS["xpo"], samples_per_prompt=2)
+    groups = [beside(0, "written", 0.5), beside(1, "written", 1.0)]
+    plan = assemble(1, groups, xpo)
+    assert plan.pair_P2.tolist() == [[1, 2], [2, 0], [5, 3]]
+    assert plan.sample_N.tolist() == [0, 1, COMPANION] * 2
+    assert plan.unit_N.tolist() == plan.group_N.tolist()
+    assert plan.coefficients["keep"].tolist() == [1, 1, 1, 1, 0, 1]
+    assert plan.margin_P.tolist() == [0.0] * 3
+    assert [filter_reason(xpo, group) for group in groups] == [None, None]
+    wide = replace(xpo, pair_margin=0.6)
+    assert filter_reason(wide, groups[0]) == (
+        "no_pair: no sample that can train has another reward than the row beside it by 0.6 or more"
+    )
+    assert assemble(1, groups, wide).pair_P2.tolist() == [[5, 3]]
+
+
+def test_rows_that_cannot_train_are_compared_with_no_written_row() -> None:
+    xpo = PRESETS["xpo"]
+    draws = replace(beside(0, "written", 1.0), num_tokens=np.array([0, 2], np.int32))
+    assert filter_reason(xpo, draws) is not None, "the other sample has nothing to train"
+    assert filter_reason(xpo, beside(0, "written", 1.0)) is None
+    group = beside(1, "written", 0.5)
+    assert group.companion is not None
+    cut = replace(group, companion=group.companion._replace(is_truncated=True))
+    assert filter_reason(xpo, cut) is None
+    assert filter_reason(xpo, cut, masks_truncated=True) is not None
+    assert assemble(1, [cut, group], xpo, masks_truncated=True).pair_P2.tolist() == [[4, 5], [5, 3]]
+    empty = replace(group, companion=group.companion._replace(num_tokens=0))
+    assert filter_reason(xpo, empty) is not None
+
+
 def test_a_companion_that_is_not_asked_for_is_no_row() -> None:
     plan = assemble(1, [beside(0, "given", 2.0)], GRPO)
     assert plan.sample_N.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(("name", "found"), [("remax", "a given one"), ("grao", "none")])
+@pytest.mark.parametrize(
+    ("name", "found"), [("remax", "a given one"), ("grao", "none"), ("xpo", "a given one")]
+)
 def test_a_group_without_its_companion_is_named(name: str, found: str) -> None:
     group = beside(3, "given", 1.0)
     if found == "none":

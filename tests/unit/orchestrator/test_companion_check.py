@@ -23,6 +23,19 @@ CHAIN = TINY.replace(
   - {name: learnt, algorithm: {name: remax, kl: {coef: 0}}, trajectories: stage:judged, steps: 1}
 rollout:""",
 )
+REFERENCE = """\
+  - name: ref
+    kind: generate
+    algorithm: {name: grpo, samples_per_prompt: 2}
+    steps: 10
+    prompts_per_step: 8
+"""
+WARM = "  - {name: warm, algorithm: sft, steps: 3, prompts_per_step: 4}\n"
+XPO = TINY.replace(
+    "  - name: rl\n    algorithm: {name: grpo, samples_per_prompt: 4, kl: {coef: 0.0}}\n",
+    REFERENCE + "  - name: rl\n    algorithm: xpo\n    companions_from: stage:ref\n",
+)
+"""80 tasks, of each of which the stage `ref` writes samples."""
 
 
 @pytest.mark.parametrize("algorithm", [REMAX, GRAO])
@@ -63,6 +76,92 @@ def test_what_does_not_fit_is_told(tmp_path: Path, overrides: list[str], told: s
     assert [problem for problem in found if problem.startswith(told)], found
 
 
+JUDGED = "  - {name: judged, kind: annotate, trajectories: stage:ref}\n  - name: rl\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        (XPO, []),
+        (XPO, ["stages.rl.algorithm.samples_per_prompt=3"]),
+        (XPO, ["stages.rl.algorithm={name: online_dpo, pairs: companion, companion: written}"]),
+        (XPO, ["stages.rl.start_from=stage:warm", "stages.ref.model=stage:warm"]),
+        (XPO, ["stages.rl.reference={model: initial}", "stages.ref.model=initial"]),
+        (XPO.replace("  - name: rl\n", JUDGED), ["stages.rl.companions_from=stage:judged"]),
+    ],
+)
+def test_rows_of_a_stage_that_samples_from_the_reference_pass(
+    tmp_path: Path, text: str, overrides: list[str]
+) -> None:
+    assert cross_check(load(tmp_path, *overrides, text=text)) == []
+
+
+AT = "stages[2].companions_from: "
+DPO = "stages.rl.algorithm={name: online_dpo, pairs: companion, companion: written}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["stages.rl.companions_from=null"], AT + "algorithm.companion is written: say whose"),
+        (["stages.rl.algorithm=online_dpo"], AT + "this stage makes no groups with a companion of"),
+        (["stages.rl.companions_from=stage:reff"], AT + "there is no stage 'reff' before this one"),
+        (["stages.rl.companions_from=stage:warm"], AT + "stage 'warm' is of kind train and leaves"),
+        (["stages.rl.companions_from=models/base"], AT + "'models/base' names no stage"),
+        (
+            ["stages.rl.env={name: arithmetic, digits: 2, eval_size: 20}"],
+            AT + "the tasks of stage 'ref' are those of another environment: give both stages the",
+        ),
+        (
+            ["stages.ref.steps=9"],
+            AT + "stage 'ref' writes samples of 72 tasks, and the environment has 80: let it make "
+            "10 steps, so that there is a row to stand beside the samples of each",
+        ),
+        (
+            ["stages.rl.start_from=initial"],
+            AT + "stage 'ref' samples from 'stage:warm', and the reference of this stage is "
+            "'initial': XPO compares with samples of the reference, so name the same weights in",
+        ),
+        (
+            ["stages.rl.reference={refresh: {every_steps: 2}}"],
+            AT + "the reference of this stage follows the policy, and XPO compares with samples",
+        ),
+        (["reference.model=ema(0.9)"], AT + "the reference of this stage follows the policy"),
+        (["stages.ref.algorithm=sft"], AT + "stage 'ref' writes given answers, and XPO compares"),
+        (
+            ["stages.ref.companions_from=stage:warm"],
+            "stages[1].companions_from: this stage makes no groups with a companion of kind",
+        ),
+        (
+            ["reward.components={correct: exact, distinct: distinct}",
+             "reward.formula=correct + distinct"],
+            "stages[2].reward.formula: 'distinct' looks at several samples at once (scope group), "
+            "and the written companion is none of them",
+        ),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_fit_are_told(tmp_path: Path, overrides: list[str], told: str) -> None:
+    found = cross_check(load(tmp_path, *overrides, text=XPO))
+    assert [problem for problem in found if problem.startswith(told)], found
+
+
+def test_only_xpo_wants_samples_of_its_reference(tmp_path: Path) -> None:
+    for override in ("stages.rl.start_from=initial", "reference.model=ema(0.9)"):
+        assert cross_check(load(tmp_path, DPO, override, text=XPO)) == []
+
+
+def test_a_lane_knows_the_folder_of_its_written_rows(tmp_path: Path) -> None:
+    loaded, products = load(tmp_path, text=XPO), Products(tmp_path)
+    with pytest.raises(ValueError, match="there is no product 'stage:ref'"):
+        train_lane(loaded, loaded.stages[2], products)
+    product = products.write("ref", "data", 3, lambda folder: (folder / "a").write_text("b"))
+    assert product.kind == "data"
+    lanes = [train_lane(loaded, stage, products) for stage in loaded.stages]
+    assert [lane.companion for lane in lanes] == ["none", "none", "written"]
+    folder = products.folder("stage:ref", "data")
+    assert [lane.companions_from for lane in lanes] == [None, None, str(folder)]
+
+
 def test_a_component_beside_the_formula_may_look_at_several_samples(tmp_path: Path) -> None:
     measured = "reward.components={correct: exact, distinct: distinct}"
     assert cross_check(load(tmp_path, REMAX, measured)) == []
@@ -94,6 +193,18 @@ def test_lanes_that_train_make_it_and_evaluations_do_not(tmp_path: Path) -> None
 def told(folder: Path, *overrides: str) -> list[str]:
     loaded = load(folder, *overrides)
     return batch_plan.describe(loaded, loaded.stages[1], survey.look(loaded))
+
+
+def test_the_plan_says_whose_rows_are_compared(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "stages.rl.algorithm.samples_per_prompt=3", text=XPO)
+    lines = batch_plan.describe(loaded, loaded.stages[2], survey.look(loaded))
+    assert lines[0].startswith("8 prompts x (3 samples and one of stage:ref) = 32 rows a step")
+    assert lines[4] == (
+        "pairs: every sample with the row beside it, where their rewards differ, at most 24 pairs "
+        "a step; every pair counts the same; prompts without one are filtered; the loss is XPO "
+        "with beta 0.1 and exploration coefficient 1e-05 against the weights at the start of the "
+        "stage"
+    )
 
 
 def test_the_plan_counts_it(tmp_path: Path) -> None:

@@ -47,3 +47,13 @@ def test_every_stage_stays_with_few_steps_and_none_of_what_lies_outside(tmp_path
     assert (planned.run.dir, planned.run.max_hours) == ("/folder", None)
     assert (planned.checkpoint.path, planned.track.wandb) == (None, None)
     assert planned.rollout == full.rollout and planned.learner == full.learner
+
+
+def test_a_stage_of_whose_samples_every_task_needs_one_keeps_its_steps(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    judged = "  - {name: judged, kind: annotate, trajectories: stage:sample}\n"
+    beside = "  - {name: xpo, algorithm: xpo, companions_from: stage:judged, steps: 9}\n"
+    path.write_text(STAGES + judged + beside)
+    planned = short(run_file.load(path), "/folder")
+    assert [stage.steps for stage in planned.stages] == [2, 20, 2, 0, 0, 0, 2]
+    assert planned.stages[1].model == "initial"

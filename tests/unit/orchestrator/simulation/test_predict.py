@@ -54,7 +54,9 @@ def test_a_step_on_policy_is_the_sum_of_its_parts() -> None:
     assert (found.staleness_mean, found.staleness_max) == (0.0, 0)
 
 
-@pytest.mark.parametrize(("algorithm", "decodes", "trains"), [("remax", 2, 1), ("grao", 1, 2)])
+@pytest.mark.parametrize(
+    ("algorithm", "decodes", "trains"), [("remax", 2, 1), ("grao", 1, 2), ("xpo", 1, 2)]
+)
 def test_a_companion_takes_a_row_of_an_engine_or_of_the_learner(
     algorithm: str, decodes: int, trains: int
 ) -> None:
