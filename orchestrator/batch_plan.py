@@ -15,6 +15,7 @@ from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.stage_words import (
     annotation_told,
     companion_told,
+    curriculum_told,
     filters_told,
     left_told,
     merge_told,
@@ -45,6 +46,7 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
         lines = [
             _batch(run_file, stage, stage.algorithm, prompts),
             *filters_told(stage.algorithm),
+            *curriculum_told(stage),
             _micro_batches(run_file, stage, stage.algorithm, prompts),
             _updates(run_file, stage, prompts),
             _staleness(run_file, stage, stage.algorithm),

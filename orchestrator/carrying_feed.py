@@ -18,8 +18,7 @@ from typing import TypeVar
 
 from manta.actors.lanes import Admission
 from manta.envs.records import GroupId
-from manta.envs.sources.order import EpochOrder
-from manta.orchestrator.feed import Feed
+from manta.orchestrator.feed import Feed, TaskOrder
 from manta.orchestrator.finished_order import FinishedOrder
 
 Ready = TypeVar("Ready")
@@ -29,7 +28,7 @@ class CarryingFeed(Feed[Ready]):
     """Steps of `prompts` groups out of `slots` (as many to twice as many) admitted ones, of which
     none is overtaken more than `most_overtaken` times."""
 
-    def __init__(self, order: EpochOrder, prompts: int, slots: int, most_overtaken: int) -> None:
+    def __init__(self, order: TaskOrder, prompts: int, slots: int, most_overtaken: int) -> None:
         assert prompts <= slots <= 2 * prompts, f"{slots} slots for steps of {prompts} groups"
         super().__init__(order, slots, keeps_place=False)
         self._prompts, self._most_overtaken = prompts, most_overtaken

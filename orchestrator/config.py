@@ -18,6 +18,7 @@ from manta.actors.scorers.settings import ScorerConfig
 from manta.actors.worker_range import WorkerRange, range_of
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import Json
+from manta.orchestrator.curriculum_settings import CurriculumSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ class StageConfig:
     generate or evaluate stage; None is the policy as the stage before left it.
     `env`, `reward` and `evaluate` of a stage default to those at the top of the run file,
     `reference` to what is said there of `model` and `refresh`, `learning_rate`, `warmup_steps` and
-    `decay` to the learner's, `max_staleness` to the rollout's.
+    `decay` to the learner's, `max_staleness` to the rollout's. `curriculum` says in which
+    order tasks come from the second epoch on.
     """
 
     name: str
@@ -145,6 +147,14 @@ class StageConfig:
     warmup_steps: int | None = None
     decay: Literal["constant", "linear"] | None = None
     max_staleness: int | None = None
+    curriculum: CurriculumSettings | None = None
+
+    @property
+    def right_component(self) -> str | None:
+        """The component of the rewards by which a sample is right: the one that evaluation counts,
+        else `correct`; None where there is no such."""
+        name = self.evaluate.metric if self.evaluate is not None else "correct"
+        return name if self.reward is not None and name in self.reward.components else None
 
     @property
     def samples_to_train(self) -> bool:

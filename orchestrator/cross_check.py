@@ -4,9 +4,9 @@ Owns every rule between settings that no module beside it has: `staleness_check`
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
 `checkpoint_check`, `health_check`, `pool_check` (numbers of workers), `critic_check`, `pair_check`
 (losses that compare rows, reward models), `process_check` (implicit ones), `filter_check`,
-`update_check`, `companion_check`, `adapter_check` (`model.lora`), `name_check` (what stages say of
-one another), `scorer_check` (`scorers`, and rewards that call them), `within_check`
-(`reward.within`) and `vllm_check` of `manta.orchestrator`.
+`curriculum_check`, `update_check`, `companion_check`, `adapter_check` (`model.lora`), `name_check`
+(what stages say of one another), `scorer_check` (`scorers`, and rewards that call them),
+`within_check` (`reward.within`) and `vllm_check` of `manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.contradictions.check` at
 an algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -30,6 +30,7 @@ from manta.orchestrator.colocation_check import colocation_problems
 from manta.orchestrator.companion_check import companion_problems, unwritten_problems
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
 from manta.orchestrator.critic_check import critic_problems
+from manta.orchestrator.curriculum_check import curriculum_problems
 from manta.orchestrator.filter_check import filter_problems
 from manta.orchestrator.health_check import health_problems
 from manta.orchestrator.installed_vllm import installed_vllm
@@ -85,6 +86,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         vocab_size = seen.vocab_size
         problems += [*seen.problems, *_model_folder(run_file, seen.vocab_size)]
         problems += unwritten_problems(run_file, seen)
+        problems += curriculum_problems(run_file, seen)
         installed = installed_vllm() if run_file.rollout.engine == "vllm" else None
         problems += vllm_problems(run_file, seen.vocab_size, installed)
     return [*problems, *adapter_problems(run_file), *scorer_problems(run_file, vocab_size)]

@@ -12,32 +12,51 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from manta.actors.lanes import Admission
 from manta.envs.records import GroupId
-from manta.envs.sources.order import EpochOrder
+from manta.orchestrator.curriculum import CurriculumState
 
 Ready = TypeVar("Ready")
+
+
+class TaskOrder(Protocol):
+    """Which tasks an epoch goes through, and in which order."""
+
+    def begin(self, epoch: int) -> None:
+        """The first group of `epoch`, which is not the first one, is about to be admitted."""
+
+    def num_places(self, epoch: int) -> int:
+        """How many places an epoch that has begun has."""
+
+    def index(self, epoch: int, position: int) -> int:
+        """The task that stands at this place of an epoch that has begun."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeedState:
     """What a checkpoint keeps: the next new place, and the groups admitted but not settled, in the
-    order they were or would be consumed in; and, for a cap that follows it, the running median of
-    lengths."""
+    order they were or would be consumed in; for a cap that follows it, the running median of
+    lengths; and the curriculum's part."""
 
     epoch: int
     position: int
     outstanding: tuple[GroupId, ...]
     median_length: float | None = None
+    curriculum: CurriculumState | None = None
+
+    @property
+    def open_epochs(self) -> frozenset[int]:
+        """Those that groups to come are of."""
+        return frozenset((self.epoch, *(group.epoch for group in self.outstanding)))
 
 
 class Feed(Generic[Ready]):
     """Admits tasks in `order`; `Ready` is whatever stands for a finished group."""
 
     def __init__(
-        self, order: EpochOrder, slots: int, keeps_place: bool, num_epochs: float = math.inf
+        self, order: TaskOrder, slots: int, keeps_place: bool, num_epochs: float = math.inf
     ) -> None:
         """`keeps_place`: a retried group stays where it was in the order (deterministic runs);
         otherwise it goes to the tail, so that one bad group does not hold the others up. After
@@ -90,8 +109,12 @@ class Feed(Generic[Ready]):
 
     @property
     def _has_more(self) -> bool:
-        is_at_end = self._position >= self._order.length and self._epoch + 1 >= self._num_epochs
-        return bool(self._again) or not is_at_end
+        is_last = self._epoch + 1 >= self._num_epochs
+        return bool(self._again) or not (is_last and self._epoch_is_over)
+
+    @property
+    def _epoch_is_over(self) -> bool:
+        return self._position >= self._order.num_places(self._epoch)
 
     def finish(self, group: GroupId, ready: Ready) -> None:
         """`group`'s result has come."""
@@ -178,8 +201,9 @@ class Feed(Generic[Ready]):
         """`group` is not in the queue any more."""
 
     def _next(self) -> GroupId:
-        if self._position >= self._order.length:
+        if self._epoch_is_over:
             self._epoch, self._position = self._epoch + 1, 0
+            self._order.begin(self._epoch)
         group = GroupId(self._epoch, self._position, 0)
         self._position += 1
         return group

@@ -269,6 +269,16 @@ def hardly_filled(step: int, kept: int, wanted: int, reasons: Sequence[str]) -> 
     )
 
 
+def nothing_left(epoch: int) -> Alarm:
+    """Of an epoch that the curriculum would have left without a task."""
+    return Alarm(
+        "empty epoch",
+        f"the curriculum would have left every task out of epoch {epoch}, and takes them all",
+        "no task's pass rate is within curriculum.low to curriculum.high any more",
+        "end the stage, give it tasks that it sometimes solves, or widen low and high",
+    )
+
+
 def _doubled(history: History) -> bool:
     lengths = history.values(LENGTH)
     return fmean(lengths[-STEPS:]) >= 2 * fmean(lengths[-6 * STEPS : -5 * STEPS])

@@ -2,8 +2,9 @@
 
 A group is trained at a step, filtered (with a reason) while a step was assembled, or dropped (with
 a reason) and, unless it broke too often, admitted again as its next attempt; a stage that trains
-nothing has it written. An entry is written when the step that it belongs to is done, so that the
-file's length at a checkpoint covers exactly the steps up to it; a resumed run cuts the file there.
+nothing has it written. The place of a task that the curriculum leaves out of an epoch is skipped,
+with the reason. An entry is written when the step that it belongs to is done, so that the file's
+length at a checkpoint covers exactly the steps up to it; a resumed run cuts the file there.
 Owns `ledger.jsonl`; which groups are outstanding is the feed's knowledge.
 """
 
@@ -22,12 +23,13 @@ from manta.envs.records import GroupId
 DELIBERATE = ("overtaken", "too old", "the run stopped")
 """How reasons begin of groups that were dropped, but not because they broke."""
 
-Outcome = Literal["trained", "filtered", "dropped", "written"]
+Outcome = Literal["trained", "filtered", "dropped", "written", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """`content_hash` is that of the group's summary; empty for a dropped group."""
+    """`content_hash` is that of the group's summary; empty for a group that is dropped or skipped.
+    `step` of a skipped one is the newest whose pass rates counted."""
 
     stage: str
     group: GroupId

@@ -38,7 +38,7 @@ from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy
 from manta.orchestrator.alarms import Alarm
 from manta.orchestrator.assemble import assemble, filter_reason
 from manta.orchestrator.feed import FeedState
-from manta.orchestrator.learning_alarms import MANY_STEPS, hardly_filled
+from manta.orchestrator.learning_alarms import MANY_STEPS, hardly_filled, nothing_left
 from manta.orchestrator.ledger import Entry, Ledger, Outcome
 from manta.orchestrator.progress import Progress
 from manta.orchestrator.publish import Published
@@ -150,8 +150,9 @@ class StageLoop:
             await self._hooks.after(step)
 
     def feed_state(self, step: int) -> FeedState:
-        """The feed's state for a checkpoint at `step`, everything that broke so far being in the
-        ledger. Take the ledger's position at once, before anything is awaited."""
+        """The feed's state for a checkpoint at `step`, everything that broke or was skipped so far
+        being in the ledger. Take the ledger's position at once, before anything is awaited."""
+        self._record_skipped()
         self._record_dropped(step)
         return self._supply.state(step)
 
@@ -248,12 +249,24 @@ class StageLoop:
 
     async def _settle(self, step: int, groups: StepGroups) -> None:
         """Writes the step into the ledger and frees its slots: the weights are live."""
+        self._record_skipped()
         self._record_dropped(step)
         self._ledger.record(self._filtered)
         self._ledger.record([self._entry(step, group) for group in groups.members])
         self._filtered = []
-        self._supply.settle(step)
+        left_out = (each.summary for each in self._left_out)
+        self._supply.settle(step, [*groups.summaries, *left_out])
         await self._supply.free(groups.ids)
+
+    def _record_skipped(self) -> None:
+        """What epochs that began since the last time leave out."""
+        curriculum, stage = self._supply.curriculum, self._settings.stage
+        for begun in () if curriculum is None else curriculum.begun():
+            self._ledger.record(
+                [Entry(stage, g, "skipped", begun.step, reason) for g, reason in begun.skipped]
+            )
+            if begun.would_be_empty:
+                self._recorder.alarm(nothing_left(begun.epoch))
 
     def _record_dropped(self, step: int) -> None:
         stage = self._settings.stage

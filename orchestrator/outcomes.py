@@ -19,21 +19,12 @@ from manta.algorithms.filters import RIGHT, Selection
 from manta.algorithms.settings import GROUP_FILTERS, AlgorithmSettings
 from manta.envs.records import GroupSummary
 from manta.orchestrator.assemble import selection
-from manta.orchestrator.config import StageConfig
 from manta.orchestrator.metrics import ZERO_VARIANCE
 from manta.orchestrator.step_groups import LeftOut
 
 PASS_AT_1: Final = "pass_at/1"
 ALL_RIGHT: Final = "groups/all_right_share"
 ALL_WRONG: Final = "groups/all_wrong_share"
-_USUAL = "correct"
-
-
-def right_component(stage: StageConfig) -> str | None:
-    """The component of the rewards by which a sample of `stage` is right: the one that evaluation
-    counts, else `correct`; None where there is no such."""
-    name = stage.evaluate.metric if stage.evaluate is not None else _USUAL
-    return name if stage.reward is not None and name in stage.reward.components else None
 
 
 def outcome_metrics(

@@ -14,8 +14,7 @@ from typing import TypeVar
 
 from manta.actors.lanes import Admission
 from manta.envs.records import GroupId
-from manta.envs.sources.order import EpochOrder
-from manta.orchestrator.feed import Feed, FeedState
+from manta.orchestrator.feed import Feed, FeedState, TaskOrder
 from manta.orchestrator.finished_order import FinishedOrder
 
 Ready = TypeVar("Ready")
@@ -24,7 +23,7 @@ Ready = TypeVar("Ready")
 class RacingFeed(Feed[Ready]):
     """Steps of `prompts` groups out of `slots` (at least as many) admitted ones."""
 
-    def __init__(self, order: EpochOrder, prompts: int, slots: int) -> None:
+    def __init__(self, order: TaskOrder, prompts: int, slots: int) -> None:
         super().__init__(order, slots, keeps_place=False)
         self._prompts = prompts
         self._racing_slots = slots

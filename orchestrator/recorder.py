@@ -26,6 +26,7 @@ from manta.envs.records import GroupSummary, Json
 from manta.orchestrator import reward_gap
 from manta.orchestrator.alarms import Alarm, StepAlarms
 from manta.orchestrator.config import RunFile
+from manta.orchestrator.curriculum import Curriculum
 from manta.orchestrator.display import Display, DisplayState
 from manta.orchestrator.evaluate import Evaluation
 from manta.orchestrator.feed import Feed
@@ -45,7 +46,7 @@ from manta.orchestrator.metrics import (
     read_metrics,
     step_metrics,
 )
-from manta.orchestrator.outcomes import outcome_metrics, right_component
+from manta.orchestrator.outcomes import outcome_metrics
 from manta.orchestrator.phases import PhaseClock
 from manta.orchestrator.picture import draw_learning_curve, has_curve
 from manta.orchestrator.progress import Progress
@@ -104,6 +105,7 @@ class Recorder:
         self._stage = ("start-up", 0)
         self._feed: Feed[Finished] | None = None
         self._cap: LengthCap | None = None
+        self._curriculum: Curriculum | None = None
         self._alarms = StepAlarms(run_file.rollout.placement == "colocated")
         self._learning = LearningAlarms(run_file.rollout.engine != "simulated")
         self._progress = Progress("start-up")
@@ -129,10 +131,12 @@ class Recorder:
         feed: Feed[Finished],
         progress: Progress,
         cap: LengthCap | None = None,
+        curriculum: Curriculum | None = None,
     ) -> None:
         """From now on the display shows this stage and this feed's queues, and each step's metrics
-        say where the cap stands."""
+        say where the cap stands, and what the curriculum chose."""
         self._stage, self._feed, self._progress, self._cap = (name, steps), feed, progress, cap
+        self._curriculum = curriculum
         lines = [line.values for line in self._lines() if line.stage == name]
         algorithm = self._stages[name].algorithm
         compares = algorithm is not None and compares_samples(algorithm)
@@ -169,7 +173,7 @@ class Recorder:
         metrics[DRIVER_CPU] = cpu - self._step_cpu
         stage = self._stages[progress.stage]
         algorithm = stage.algorithm if stage.kind == "train" else None
-        metrics |= outcome_metrics(summaries, left_out, right_component(stage), algorithm)
+        metrics |= outcome_metrics(summaries, left_out, stage.right_component, algorithm)
         if self._routing is not None:
             metrics |= self._routing.metrics()
         metrics |= {**self._scoring, **self._pools}
@@ -179,6 +183,8 @@ class Recorder:
             metrics |= self._turns.take_metrics()
         if self._cap is not None:
             metrics[CAP] = float(self._cap.tokens)
+        if self._curriculum is not None:
+            metrics |= self._curriculum.metrics()
         self._step_started, self._step_cpu = now, cpu
         self._steps_done += 1
         self._log(progress, metrics, self._histograms(summaries, report))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from manta.envs.records import GroupId
+from manta.orchestrator.curriculum import CurriculumState, KeptOrder
 from manta.orchestrator.feed import FeedState
 
 
@@ -41,5 +42,15 @@ def run_state(fields: Mapping[str, object]) -> RunState:
             feed["position"],
             tuple(GroupId(*group) for group in feed["outstanding"]),
             feed.get("median_length"),
+            _curriculum(feed.get("curriculum")),
         )
     return RunState(**{**fields, "feed": parsed})  # type: ignore[arg-type]
+
+
+def _curriculum(fields: object) -> CurriculumState | None:
+    if fields is None:
+        return None
+    if not isinstance(fields, dict):
+        raise TypeError(f"no curriculum: {fields!r}")
+    orders = tuple(KeptOrder(**order) for order in fields["orders"])
+    return CurriculumState(**{**fields, "orders": orders})

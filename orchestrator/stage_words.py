@@ -92,6 +92,20 @@ def companion_told(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     }[algorithm.companion]
 
 
+def curriculum_told(stage: StageConfig) -> list[str]:
+    """Which tasks the epochs after the first take, and in which order."""
+    told = stage.curriculum
+    if told is None:
+        return []
+    component = told.component or stage.right_component
+    order = "shuffled" if told.nearest_to is None else f"those nearest to {told.nearest_to:g} first"
+    words = f"from the second epoch on tasks come by their last pass rate ('{component}'), {order}"
+    if told.leaves_out:
+        rest = times(told.rest_epochs, "epoch")
+        words += f"; those not within {told.low:g} to {told.high:g} are left out for {rest}"
+    return [words]
+
+
 def filters_told(algorithm: AlgorithmSettings) -> list[str]:
     """What is left out of training, in the order in which it is looked at."""
     told = []

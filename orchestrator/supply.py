@@ -18,6 +18,7 @@ from manta.envs.packing import Block
 from manta.envs.records import GroupId, GroupSummary
 from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy
 from manta.orchestrator.attempts import Attempts, lost_with
+from manta.orchestrator.curriculum import Curriculum
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed, FeedState
 from manta.orchestrator.length_cap import LengthCap
@@ -67,12 +68,15 @@ class Supply:
         ages: AgePolicy = NO_LIMIT,
         lengths: ExpectedLengths | None = None,
         cap: LengthCap | None = None,
+        curriculum: Curriculum | None = None,
     ) -> None:
         """`ages` says what is too old to train. With `lengths`, groups that are admitted together
-        start longest first; with `cap`, their samples have at most that many tokens."""
+        start longest first; with `cap`, their samples have at most that many tokens. `curriculum`
+        is the feed's order, if that follows pass rates."""
         self._ages = ages
-        self.cap = cap
-        self._renewed: list[Admission] = []
+        self.cap, self.curriculum = cap, curriculum
+        self._to_start: list[Admission] = []
+        """Admitted, and not yet asked for."""
         self._aged_at = -1
         """The step for which the age of all that is finished was looked at."""
         self._unaged: list[GroupId] = []
@@ -92,8 +96,8 @@ class Supply:
         NothingIsMade where one group after the other breaks."""
         async with asyncio.TaskGroup() as calls:
             while True:
-                admissions = [*self._renewed, *self.feed.admit()]
-                self._renewed = []
+                admissions = [*self._to_start, *self.feed.admit()]
+                self._to_start = []
                 if self._lengths is not None:
                     admissions = self._lengths.longest_first(admissions)
                 for start in range(0, len(admissions), self._groups_per_call):
@@ -129,14 +133,20 @@ class Supply:
         """A step is full: groups that the feed lets go are dropped, and engines stop decoding them
         once nobody wants the call that they are part of."""
         overtaken = self.feed.close()
+        if self.curriculum is not None:
+            # What an epoch begins with must not depend on when `run` wakes up
+            self._to_start += self.feed.admit()
         self._dropped += [(group, OVERTAKEN) for group in overtaken]
         ended = {self._calls.pop(group[:2]) for group in overtaken if group[:2] in self._calls}
         for call in ended - set(self._calls.values()):
             call.cancel()
 
-    def settle(self, step: int) -> None:
-        """Everything consumed for steps up to `step` is in the ledger, and weights are live."""
+    def settle(self, step: int, taken: Sequence[GroupSummary] = ()) -> None:
+        """Everything consumed for steps up to `step` is in the ledger, and weights are live. `step`
+        itself consumed `taken`."""
         self.feed.settle(step)
+        if self.curriculum is not None:
+            self.curriculum.settle(step, taken, self.feed.state(step).open_epochs)
         if self.cap is not None:
             self.cap.turn()
 
@@ -150,6 +160,8 @@ class Supply:
         state knows the next attempts only, and nothing of a group dropped for good."""
         assert not self._dropped, f"{len(self._dropped)} broken attempts are not in the ledger"
         state = self.feed.state(step)
+        if self.curriculum is not None:
+            state = replace(state, curriculum=self.curriculum.state())
         return state if self.cap is None else replace(state, median_length=self.cap.median)
 
     async def _make(self, admissions: Sequence[Admission]) -> None:
@@ -191,8 +203,8 @@ class Supply:
             reason = self._ages.why_dropped(step, finished.summary)
             if reason is not None:
                 self._dropped.append((group, reason))
-                self._renewed.append(self.feed.renew(group))
-        if self._renewed:
+                self._to_start.append(self.feed.renew(group))
+        if self._to_start:
             self._changed.notify_all()
 
     def _finish(self, group: GroupId, finished: Finished) -> None:

@@ -27,7 +27,7 @@ from manta.orchestrator.open_lanes import open_lane
 from manta.orchestrator.publish import Published
 from manta.orchestrator.reference_use import needs_reference
 from manta.orchestrator.run_context import RunContext
-from manta.orchestrator.stage_feed import stage_ages, stage_cap, stage_feed
+from manta.orchestrator.stage_feed import stage_ages, stage_cap, stage_curriculum, stage_feed
 from manta.orchestrator.stage_rates import StageRates
 from manta.orchestrator.stage_reference import StageReference
 from manta.orchestrator.step_groups import StepGroups
@@ -66,19 +66,7 @@ class TrainStage:
             await self._reference.open()
         if run.progress.stage_step == 0:
             await self._examiner.examine()
-        order = EpochOrder(num_tasks, run.run_file.run.seed)
-        feed = stage_feed(run.run_file, stage, order)
-        if feed_state is not None:
-            feed.restore(feed_state)
-        self._supply = Supply(
-            feed,
-            run.crew.environment,
-            lane.name,
-            run.run_file.groups_per_call(stage),
-            stage_ages(run.run_file, stage),
-            ExpectedLengths() if run.run_file.rollout.dispatch == "longest_first" else None,
-            stage_cap(run.run_file, stage, feed_state),
-        )
+        self._supply = self._supply_from(feed_state, lane.name, num_tasks)
         self._loop = StageLoop(
             self._loop_settings(num_tasks),
             self._hooks(score_step),
@@ -89,7 +77,10 @@ class TrainStage:
             run.progress,
             run.waits,
         )
-        run.recorder.enter_stage(stage.name, stage.steps, feed, run.progress, self._supply.cap)
+        supply = self._supply
+        run.recorder.enter_stage(
+            stage.name, stage.steps, supply.feed, run.progress, supply.cap, supply.curriculum
+        )
         assert run.crew.learner is not None
         async with asyncio.TaskGroup() as tasks:
             beside = [
@@ -105,6 +96,25 @@ class TrainStage:
         if not is_done:
             await self._save_and_stop()
         return is_done
+
+    def _supply_from(self, feed_state: FeedState | None, lane: str, num_tasks: int) -> Supply:
+        """Where the loop takes its groups from: from the start, or from a checkpoint's state on."""
+        run, stage = self._run, self._stage
+        order = EpochOrder(num_tasks, run.run_file.run.seed)
+        curriculum = stage_curriculum(stage, order, run.progress.step, feed_state)
+        feed = stage_feed(run.run_file, stage, curriculum or order)
+        if feed_state is not None:
+            feed.restore(feed_state)
+        return Supply(
+            feed,
+            run.crew.environment,
+            lane,
+            run.run_file.groups_per_call(stage),
+            stage_ages(run.run_file, stage),
+            ExpectedLengths() if run.run_file.rollout.dispatch == "longest_first" else None,
+            stage_cap(run.run_file, stage, feed_state),
+            curriculum,
+        )
 
     def _loop_settings(self, num_tasks: int) -> LoopSettings:
         cap = self._run.run_file.rollout.cap

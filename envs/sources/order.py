@@ -27,6 +27,13 @@ class EpochOrder:
         self.seed = seed
         self.shuffle = shuffle
 
+    def begin(self, epoch: int) -> None:
+        """Nothing has to be known before an epoch begins."""
+
+    def num_places(self, epoch: int) -> int:
+        """How many tasks `epoch` goes through."""
+        return self.length
+
     def index(self, epoch: int, position: int) -> int:
         """IndexError where `position` is not in 0..length-1."""
         if not self.shuffle:

@@ -171,6 +171,19 @@ def check_history(run_dir: Path, steps: int, writing: Sequence[int] = ()) -> lis
     return trained
 
 
+def check_epochs(run_dir: Path, stage: str, num_tasks: int) -> None:
+    """Each epoch of `stage` but the newest one trained, or left out, every task once."""
+    entries = [e for e in read_ledger(run_dir / "ledger.jsonl") if e.stage == stage]
+    newest = max(e.group.epoch for e in entries if e.outcome == "trained")
+    assert newest > 1
+    for epoch in range(newest):
+        of_epoch = [e for e in entries if e.group.epoch == epoch and e.outcome != "dropped"]
+        assert sorted(e.group.position for e in of_epoch) == list(range(num_tasks))
+        trained = {e.content_hash for e in of_epoch if e.outcome == "trained"}
+        skipped = {e.reason.partition(":")[0] for e in of_epoch if e.outcome == "skipped"}
+        assert len(trained) + len(skipped) == num_tasks
+
+
 def ranks_account(run_dir: Path) -> set[tuple[int, tuple[int, ...], str]]:
     """(step, group, hash) that ranks stepped on, in the history of the final weights."""
     last = lineage(run_dir / "incarnations.jsonl")

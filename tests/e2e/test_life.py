@@ -100,12 +100,18 @@ CORRECTED = (
     "stages.rl.algorithm.off_policy={correction: mask, level: sequence, low: 0.1, high: 10}",
 )
 
+TASKS = 24
+CURRICULUM = (
+    f"env.eval_size={100 - TASKS}",
+    "stages.rl.curriculum={nearest_to: 0.5, low: 0.01}",
+)
+
 
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_ctrl_c_saves_and_the_same_command_goes_on(
     tmp_path: Path, cluster: runs.Environment, staleness: int
 ) -> None:
-    overrides = [f"rollout.max_staleness={staleness}", "checkpoint.every_steps=1000"]
+    overrides = [f"rollout.max_staleness={staleness}", "checkpoint.every_steps=1000", *CURRICULUM]
     overrides += [*CORRECTED, f"checkpoint.path=file://{tmp_path}/kept"] if staleness else ()
     process = runs.start(runs.TINY, tmp_path, *overrides, env=cluster)
     run_dir = tmp_path / "tiny"
@@ -120,6 +126,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     result = runs.manta("train", runs.TINY, tmp_path, *overrides, env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr
     runs.check_history(run_dir, STEPS)
+    runs.check_epochs(run_dir, "rl", TASKS)
     shards = list(tmp_path.glob("kept/tiny-*/step=000012/learner/model-*-of-00002.safetensors"))
     assert len(shards) == (2 if staleness else 0)
     masked = [line for line in runs.metrics(run_dir) if "mismatch/stale/masked_share" in line]

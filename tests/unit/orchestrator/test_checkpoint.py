@@ -22,6 +22,7 @@ from manta.actors import stored_folder
 from manta.actors.stored_folder import StoredFolder, WrittenFile
 from manta.envs.records import GroupId
 from manta.orchestrator.checkpoint import Checkpoint, CheckpointFailed, Checkpoints
+from manta.orchestrator.curriculum import CurriculumState, KeptOrder
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.kept_checkpoints import kept
 from manta.orchestrator.manifest import OtherFormat
@@ -116,7 +117,12 @@ def files_no_longer_than(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("feed", [FEED, replace(FEED, median_length=17.5), None])
+CURRICULUM = CurriculumState(3, "a", "b", "c", "d", (KeptOrder(1, 2, "e"), KeptOrder(2, 3, "f")))
+
+
+@pytest.mark.parametrize(
+    "feed", [FEED, replace(FEED, median_length=17.5), replace(FEED, curriculum=CURRICULUM), None]
+)
 def test_what_was_saved_comes_back(place: StoredFolder, feed: FeedState | None) -> None:
     saved = replace(state(7, score=0.5), feed=feed)
     save(opened(place, 2), place, saved)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
@@ -9,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from manta.envs.records import GroupId
 from manta.envs.sources.order import EpochOrder
-from manta.orchestrator.feed import Feed, FeedState
+from manta.orchestrator.feed import Feed, FeedState, TaskOrder
 
 Place = tuple[int, int]
 
@@ -27,14 +29,17 @@ class World(RuleBasedStateMachine):
     def start(self, staleness: int, prompts: int, length: int, keeps_place: bool) -> None:
         self.staleness, self.prompts, self.keeps_place = staleness, prompts, keeps_place
         self.slots = (staleness + 1) * prompts
-        self.order = EpochOrder(length, seed=1)
+        self.length = length
         self.settled: list[Place] = []
+        self.tasks: dict[Place, int] = {}
+        self.places: dict[int, int] = {}
         self.published = 0
         self.life(None)
         self.checkpoint()
 
     def life(self, state: FeedState | None) -> None:
         """A driver starts: nothing is under way."""
+        self.order = self.order_from(state)
         self.feed: Feed[str] = Feed(self.order, self.slots, self.keeps_place)
         if state is not None:
             self.feed.restore(state)
@@ -45,11 +50,23 @@ class World(RuleBasedStateMachine):
         self.filtered: list[GroupId] = []
         self.admit()
 
+    def order_from(self, state: FeedState | None) -> TaskOrder:
+        return EpochOrder(self.length, seed=1)
+
+    def note(self, step: int) -> None:
+        """What `step` took is about to be forgotten."""
+
+    def state(self) -> FeedState:
+        return self.feed.state(self.published)
+
     def admit(self) -> None:
         for admission in self.feed.admit():
             group = admission.id
             assert group not in self.admitted_at
             assert admission.index == self.order.index(group.epoch, group.position)
+            self.places[group.epoch] = self.order.num_places(group.epoch)
+            known = self.tasks.setdefault(group[:2], admission.index)
+            assert known == admission.index, "another task stands at the place of the first attempt"
             self.admitted_at[group] = self.published
             self.line.append(group)
 
@@ -109,18 +126,19 @@ class World(RuleBasedStateMachine):
         self.published = step
         self.settled += [group[:2] for group in (*self.filtered, *self.taken)]
         self.feed.settle(step)
+        self.note(step)
         self.feed.free(self.taken)
         self.taken, self.filtered = [], []
         self.admit()
 
     @rule()
     def checkpoint(self) -> None:
-        self.saved = (self.feed.state(self.published), list(self.settled), self.published)
+        self.saved = (self.state(), list(self.settled), dict(self.tasks), self.published)
 
     @rule()
     def crash(self) -> None:
-        state, settled, self.published = self.saved
-        self.settled = list(settled)
+        state, settled, tasks, self.published = self.saved
+        self.settled, self.tasks = list(settled), dict(tasks)
         self.life(state)
 
     @invariant()
@@ -134,9 +152,13 @@ class World(RuleBasedStateMachine):
         state = self.feed.state(self.published)
         outstanding = [group[:2] for group in state.outstanding]
         places = sorted(self.settled + outstanding)
-        length = self.order.length
-        begun = state.epoch * length + state.position
-        assert places == [(i // length, i % length) for i in range(begun)]
+        begun = {**{e: self.places[e] for e in range(state.epoch)}, state.epoch: state.position}
+        assert places == [(epoch, place) for epoch in begun for place in range(begun[epoch])]
+
+    @invariant()
+    def no_task_comes_twice_in_an_epoch(self) -> None:
+        of_epoch = Counter((epoch, task) for (epoch, _), task in self.tasks.items())
+        assert set(of_epoch.values()) <= {1}
 
     def teardown(self) -> None:
         """If everything that is admitted finishes, every step fills."""

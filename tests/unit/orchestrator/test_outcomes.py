@@ -12,7 +12,7 @@ import pytest
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import FilterSettings
 from manta.envs.records import GroupId, GroupSummary
-from manta.orchestrator.outcomes import outcome_metrics, right_component
+from manta.orchestrator.outcomes import outcome_metrics
 from manta.orchestrator.step_groups import LeftOut
 from tests.unit.orchestrator.groups import summary
 from tests.unit.orchestrator.tiny_run import load
@@ -99,7 +99,7 @@ def test_nothing_sampled_has_no_figures() -> None:
 
 def test_right_is_what_evaluation_counts(tmp_path: Path) -> None:
     stages = load(tmp_path).stages
-    assert right_component(stages[1]) == "correct"
+    assert stages[1].right_component == "correct"
     without = replace(stages[1], evaluate=None)
-    assert right_component(without) == "correct"
-    assert right_component(replace(without, reward=None)) is None
+    assert without.right_component == "correct"
+    assert replace(without, reward=None).right_component is None

@@ -10,6 +10,8 @@ from manta.actors.histogram import Histogram
 from manta.actors.step_work import StepReport
 from manta.envs.records import GroupId, Update, WeightVersion
 from manta.envs.sources.order import EpochOrder
+from manta.orchestrator.curriculum import Curriculum
+from manta.orchestrator.curriculum_settings import CurriculumSettings
 from manta.orchestrator.feed import Feed
 from manta.orchestrator.metrics import read_metrics
 from manta.orchestrator.progress import Progress
@@ -94,3 +96,17 @@ def test_a_resumed_stage_goes_on_with_what_was_seen_and_told(tmp_path: Path) -> 
     assert [(each["kind"], each["stage"], each["step"]) for each in told] == [
         ("ratio drift", "rl", 5)
     ]
+
+
+def test_each_step_says_what_the_curriculum_chose(tmp_path: Path) -> None:
+    recorder, progress = recorder_of(tmp_path), Progress("rl")
+    rule = CurriculumSettings(nearest_to=0.5)
+    curriculum = Curriculum(rule, "correct", EpochOrder(9, 0), step=0)
+    recorder.enter_stage("rl", 5, Feed(curriculum, 2, False), progress, curriculum=curriculum)
+    curriculum.settle(1, GROUPS, {0})
+    progress.advance()
+    report = StepReport(Update(WeightVersion(1, 0), {}, ""), (), {})
+    recorder.step(progress, GROUPS, report, None)
+    recorder.finish("finished", {}, None, {})
+    [line] = read_metrics(tmp_path / "tiny" / "metrics.jsonl")
+    assert (line.values["curriculum/epoch"], line.values["curriculum/skipped_share"]) == (0, 0)
