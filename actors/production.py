@@ -20,6 +20,7 @@ from manta.envs.group import (
     given_group,
     run_group,
 )
+from manta.envs.hindsight import Relabeller
 from manta.envs.protocols import Compares, Env, Generate, ScoreGroup, ScoreReference, TaskSource
 from manta.envs.records import (
     COMPANION,
@@ -61,6 +62,7 @@ class SampledGroups:
     lane: Lane
     limits: Limits
     scoring: Scoring
+    relabeller: Relabeller | None = None
 
     @property
     def num_tasks(self) -> int:
@@ -80,6 +82,9 @@ class SampledGroups:
         if admission.cap is not None:
             limits = replace(limits, max_new_tokens=min(admission.cap, limits.max_new_tokens))
         task = self.source.task(admission.index)
+        if self.relabeller is not None:
+            num_prompt = len(prompt_ids(task, self.renderer, limits))
+            limits = replace(limits, context=self.relabeller.room(task, num_prompt))
         return await run_group(
             self.env, task, self.renderer, self.speaker, draw, limits, self.scoring
         )
@@ -150,6 +155,21 @@ class AnnotatedGroups:
         return await annotated_group(group, scoring)
 
 
+@dataclass(frozen=True, slots=True)
+class RelabelledGroups:
+    """The groups of another production, as they train."""
+
+    production: Production
+    relabeller: Relabeller
+
+    @property
+    def num_tasks(self) -> int:
+        return self.production.num_tasks
+
+    async def make(self, admission: Admission) -> ScoredGroup:
+        return self.relabeller.relabelled(await self.production.make(admission))
+
+
 def build_production(
     lane: Lane, tokenizer: str, generate: Generate, scoring: Scoring
 ) -> Production:
@@ -157,13 +177,30 @@ def build_production(
 
     Raises ValueError where the lane's environment, tokenizer or folder cannot be used.
     """
+    if lane.hindsight is None:
+        return _as_made(lane, tokenizer, generate, scoring, None)
+    text = build_tokenizer(tokenizer)
+    renderers = [Renderer(text, tag=tag) for tag in lane.hindsight.tags]
+    limits = Limits(lane.max_new_tokens, lane.context)
+    relabeller = Relabeller(lane.hindsight, renderers, limits)
+    made = _as_made(lane, tokenizer, generate, scoring, relabeller)
+    return RelabelledGroups(made, relabeller)
+
+
+def _as_made(
+    lane: Lane,
+    tokenizer: str,
+    generate: Generate,
+    scoring: Scoring,
+    relabeller: Relabeller | None,
+) -> Production:
     if lane.trajectories is not None:
         reader = TrajectoryReader(lane.trajectories)
         if lane.is_annotated:
             return AnnotatedGroups(reader, scoring, lane.reward is not None)
         return WrittenGroups(reader, scoring.reference)
     text = build_tokenizer(tokenizer)
-    renderer = Renderer(text)
+    renderer = Renderer(text, tag=lane.tag)
     env = build("env", lane.env, lane.env_options)
     source = env.source(lane.split)
     limits = Limits(lane.max_new_tokens, lane.context)
@@ -179,7 +216,7 @@ def build_production(
     stops = () if lane.ignore_eos else (text.eos_id,)
     sampling = Sampling(lane.temperature, lane.top_p, lane.top_k, stops)
     speaker = Speaker(generate, sampling)
-    return SampledGroups(env, source, renderer, speaker, lane, limits, scoring)
+    return SampledGroups(env, source, renderer, speaker, lane, limits, scoring, relabeller)
 
 
 class GoldRows:
@@ -188,7 +225,7 @@ class GoldRows:
     def __init__(self, lane: Lane, tokenizer: str) -> None:
         self._env = build("env", lane.env, lane.env_options)
         self._source = self._env.source(lane.split)
-        self._renderer = Renderer(build_tokenizer(tokenizer))
+        self._renderer = Renderer(build_tokenizer(tokenizer), tag=lane.tag)
         self._limits = Limits(lane.max_new_tokens, lane.context)
 
     def row(self, index: int) -> tuple[Int32, Bool]:
