@@ -3,9 +3,11 @@ against loops over rows that are put together by hand, in float64."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,15 +25,25 @@ from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.families.arithmetic import Arithmetic
 from manta.envs.group import Scoring
 from manta.envs.hindsight import Hindsight
-from manta.envs.records import GroupId, ScoredGroup, Task, WeightVersion
+from manta.envs.records import (
+    Completion,
+    GenerateRequest,
+    GroupId,
+    Json,
+    ScoredGroup,
+    Task,
+    WeightVersion,
+)
 from manta.envs.summaries import summarise
 from manta.envs.tokenizer import ByteTokenizer
+from manta.envs.trajectory_files import write_groups
 from manta.orchestrator.assemble import assemble
 from tests.tiny import tiny_spec
 from tests.unit.envs.scripted import ScriptedEngine
 from tests.unit.envs.test_hindsight import by_answer
 
 BYTES = ByteTokenizer()
+INDICES = (7, 61, 14)
 TAGS = ("bad ", "good ")
 LANE = Lane(
     name="learn",
@@ -55,15 +67,16 @@ def answers(task: Task) -> tuple[str, str, str]:
     return ("x", "1", str(task.reference))
 
 
+async def sample(index: int, lane: Lane) -> ScoredGroup:
+    """Three samples, of which the last is right."""
+    texts = answers(Arithmetic(digits=1, eval_size=20).source("train").task(index))
+    engine = ScriptedEngine(BYTES, lambda call, _: texts[call])
+    made = build_production(lane, "byte", engine.generate, Scoring(by_answer))
+    return await made.make(Admission(GroupId(0, index, 0), index))
+
+
 async def sampled() -> list[ScoredGroup]:
-    """Groups of three samples, of which the last is right."""
-    source, groups = Arithmetic(digits=1, eval_size=20).source("train"), []
-    for index in (7, 61, 14):
-        texts = answers(source.task(index))
-        engine = ScriptedEngine(BYTES, lambda call, _, texts=texts: texts[call])  # type: ignore[misc]
-        made = build_production(LANE, "byte", engine.generate, Scoring(by_answer))
-        groups.append(await made.make(Admission(GroupId(0, index, 0), index)))
-    return groups
+    return [await sample(index, LANE) for index in INDICES]
 
 
 def policy() -> nn.Module:
@@ -134,6 +147,39 @@ async def test_loss_and_gradient_are_those_of_the_loop(
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([each.detach().flatten() for each in tensors])
+
+
+async def test_given_answers_of_two_classes_are_learnt_under_their_tags(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no"} for n in range(4)]
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    options: dict[str, Json] = {"train": str(file), "eval_size": 1}
+    lane = replace(
+        LANE, env="preferences", env_options=options, samples_from="given", compares=True
+    )
+    made = build_production(lane, "byte", _silent, Scoring(by_answer))
+    group = await made.make(Admission(GroupId(0, 0, 0), 1))
+    asked = group.task.prompt
+    assert [(bytes(t.token_ids[:-1].tolist()).decode()) for t in group.trajectories] == [
+        f"good {asked}yes",
+        f"bad {asked}no",
+    ]
+    assert [s.value for s in group.scores] == [1.0, 0.0]
+
+
+async def test_what_was_written_as_sampled_trains_as_if_it_were_fresh(tmp_path: Path) -> None:
+    raw = [await sample(index, replace(LANE, hindsight=None)) for index in INDICES]
+    write_groups(str(tmp_path / "step=1" / "written.parquet"), raw, 1)
+    lane = replace(LANE, samples_from="written", trajectories=str(tmp_path), tag="")
+    made = build_production(lane, "byte", _silent, Scoring(by_answer))
+    assert made.num_tasks == len(raw)
+    for place, group in enumerate(await sampled()):
+        again = await made.make(Admission(group.id, place))
+        assert again.content_hash() == group.content_hash() != raw[place].content_hash()
+
+
+async def _silent(requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
+    raise AssertionError("no engine is asked")
 
 
 async def test_without_the_settings_nothing_is_relabelled() -> None:
