@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from manta.envs.hindsight import Hindsight
 from manta.envs.protocols import Options, Split
 from manta.envs.records import CompanionKind, GroupId, GroupSummary
 
@@ -36,7 +37,8 @@ class Lane:
     With `ignore_eos` samples end at their budget only. `compares`: all given answers of a task make
     its group, and not the gold one alone. `is_annotated`: what was written is scored again, by the
     lane's rewards and the reference, where it has them. `companion` is made beside the samples, a
-    written one of those in the folder `companions_from`.
+    written one of those in the folder `companions_from`. `tag` is put before every prompt that is
+    rendered; `hindsight` is what becomes of groups once they have their rewards (None: nothing).
     """
 
     name: str
@@ -60,6 +62,8 @@ class Lane:
     is_annotated: bool = False
     companion: CompanionKind = "none"
     companions_from: str | None = None
+    tag: str = ""
+    hindsight: Hindsight | None = None
 
     @property
     def priority(self) -> int:

@@ -21,6 +21,7 @@ from manta.envs.group import (
     given_group,
     run_group,
 )
+from manta.envs.hindsight import Relabeller
 from manta.envs.protocols import Compares, Env, Generate, ScoreGroup, ScoreReference, TaskSource
 from manta.envs.records import (
     COMPANION,
@@ -65,6 +66,7 @@ class SampledGroups:
     limits: Limits
     scoring: Scoring
     written: WrittenSamples | None = None
+    relabeller: Relabeller | None = None
 
     @property
     def num_tasks(self) -> int:
@@ -85,6 +87,9 @@ class SampledGroups:
             limits = replace(limits, max_new_tokens=min(admission.cap, limits.max_new_tokens))
         task = self.source.task(admission.index)
         beside = None if self.written is None else self.written.pick(task, admission.id.epoch)
+        if self.relabeller is not None:
+            num_prompt = len(prompt_ids(task, self.renderer, limits))
+            limits = replace(limits, context=self.relabeller.room(task, num_prompt))
         return await run_group(
             self.env, task, self.renderer, self.speaker, draw, limits, self.scoring, beside
         )
@@ -161,6 +166,21 @@ class AnnotatedGroups:
         return await annotated_group(group, scoring)
 
 
+@dataclass(frozen=True, slots=True)
+class RelabelledGroups:
+    """The groups of another production, as they train."""
+
+    production: Production
+    relabeller: Relabeller
+
+    @property
+    def num_tasks(self) -> int:
+        return self.production.num_tasks
+
+    async def make(self, admission: Admission) -> ScoredGroup:
+        return self.relabeller.relabelled(await self.production.make(admission))
+
+
 def build_production(
     lane: Lane, tokenizer: str, generate: Generate, scoring: Scoring
 ) -> Production:
@@ -168,13 +188,30 @@ def build_production(
 
     Raises ValueError where the lane's environment, tokenizer or folder cannot be used.
     """
+    if lane.hindsight is None:
+        return _as_made(lane, tokenizer, generate, scoring, None)
+    text = build_tokenizer(tokenizer)
+    renderers = [Renderer(text, tag=tag) for tag in lane.hindsight.tags]
+    limits = Limits(lane.max_new_tokens, lane.context)
+    relabeller = Relabeller(lane.hindsight, renderers, limits)
+    made = _as_made(lane, tokenizer, generate, scoring, relabeller)
+    return RelabelledGroups(made, relabeller)
+
+
+def _as_made(
+    lane: Lane,
+    tokenizer: str,
+    generate: Generate,
+    scoring: Scoring,
+    relabeller: Relabeller | None,
+) -> Production:
     if lane.trajectories is not None:
         reader = TrajectoryReader(lane.trajectories)
         if lane.is_annotated:
             return AnnotatedGroups(reader, scoring, lane.reward is not None)
         return WrittenGroups(reader, scoring.reference)
     text = build_tokenizer(tokenizer)
-    renderer = Renderer(text)
+    renderer = Renderer(text, tag=lane.tag)
     env = build("env", lane.env, lane.env_options)
     source = env.source(lane.split)
     limits = Limits(lane.max_new_tokens, lane.context)
@@ -193,7 +230,7 @@ def build_production(
     written = None
     if lane.companions_from is not None:
         written = WrittenSamples(lane.companions_from, lane.seed, lane.purpose)
-    return SampledGroups(env, source, renderer, speaker, lane, limits, scoring, written)
+    return SampledGroups(env, source, renderer, speaker, lane, limits, scoring, written, relabeller)
 
 
 class GoldRows:
@@ -202,7 +239,7 @@ class GoldRows:
     def __init__(self, lane: Lane, tokenizer: str) -> None:
         self._env = build("env", lane.env, lane.env_options)
         self._source = self._env.source(lane.split)
-        self._renderer = Renderer(build_tokenizer(tokenizer))
+        self._renderer = Renderer(build_tokenizer(tokenizer), tag=lane.tag)
         self._limits = Limits(lane.max_new_tokens, lane.context)
 
     def row(self, index: int) -> tuple[Int32, Bool]:

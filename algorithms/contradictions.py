@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from manta.algorithms.catalogue import ADVANTAGE_KINDS, LOSS_KINDS, OPTIONAL, readers
 from manta.algorithms.choice_contradictions import choice_problems, target_problems
 from manta.algorithms.companion_contradictions import companion_problems
+from manta.algorithms.condition_contradictions import condition_problems
 from manta.algorithms.difficulty_contradictions import difficulty_problems
 from manta.algorithms.filter_contradictions import filter_problems
 from manta.algorithms.presets import PRESETS
@@ -47,6 +48,7 @@ def check(settings: AlgorithmSettings) -> None:
         *_implicit_reward(settings),
         *filter_problems(settings),
         *companion_problems(settings),
+        *condition_problems(settings),
         *choice_problems(settings, PRESETS.get(settings.name, _DEFAULTS)),
         *target_problems(settings),
     ]

@@ -3,9 +3,9 @@
 Loads no torch, so that a run file can be checked. Overriding fields is the run file's work
 (`manta.orchestrator`), what must hold for any settings is `manta.algorithms.contradictions`'. Those
 that imitate or compare are `manta.algorithms.preference_presets`', those with rewards within a
-trajectory `manta.algorithms.turn_presets`'. The numbers that a paper leaves
-open are named beside the preset. Where none is named, groups are of 8, the clip is PPO's 0.2, and
-there is no KL.
+trajectory `manta.algorithms.turn_presets`', those with tags `manta.algorithms.condition_presets`'.
+The numbers that a paper leaves open are named beside the preset. Where none is named, groups are of
+8, the clip is PPO's 0.2, and there is no KL.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from manta.algorithms.condition_presets import CONDITION_PRESETS
 from manta.algorithms.preference_presets import PREFERENCE_PRESETS
 from manta.algorithms.settings import (
     AlgorithmSettings,
@@ -385,5 +386,6 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
         ),
         **PREFERENCE_PRESETS,
         **TURN_PRESETS,
+        **CONDITION_PRESETS,
     }
 )

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from manta.algorithms.condition import ConditionSettings
+
 Advantage: TypeAlias = Literal[
     "group_relative",
     "reward",
@@ -275,7 +277,8 @@ class AlgorithmSettings:
 
     `cross_entropy` imitates rows: of each group the `keep_best` of the highest rewards (0: all),
     of these the ones whose reward is above `keep_above`, each with the weight
-    `exp(reward / reward_temperature)` (None: they count the same).
+    `exp(reward / reward_temperature)` (None: they count the same), under its tag of `condition`.
+    With `train_feedback` the environment's turns train too.
     """
 
     name: str
@@ -315,6 +318,8 @@ class AlgorithmSettings:
     keep_best: int = 0
     keep_above: float | None = None
     reward_temperature: float | None = None
+    condition: ConditionSettings | None = None
+    train_feedback: bool = False
     reward_model: RewardModelSettings | None = None
     implicit_reward: ImplicitRewardSettings | None = None
     clip_low: float = 0.2
@@ -351,9 +356,9 @@ class AlgorithmSettings:
 
     @property
     def selects_rows(self) -> bool:
-        """Do rewards say which rows are imitated, and how much?"""
-        told = (self.keep_above, self.reward_temperature)
-        return self.loss == "cross_entropy" and (self.keep_best > 0 or told != (None, None))
+        """Do rewards say which rows are imitated, how much, or under which tag?"""
+        told = (self.keep_above, self.reward_temperature, self.condition)
+        return self.loss == "cross_entropy" and (self.keep_best > 0 or told != (None,) * 3)
 
     @property
     def reads_rewards(self) -> bool:

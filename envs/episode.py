@@ -18,6 +18,7 @@ from manta.envs.records import (
     FinishReason,
     GenerateRequest,
     Int32,
+    LastWord,
     Message,
     Sampling,
     Task,
@@ -121,8 +122,9 @@ async def run_episode(
     `session` what the requests of the task's samples are known by.
 
     Every turn continues the tokens so far. The episode ends when the environment has nothing to
-    say (`stop`), or when a bound is hit (`length`): the token `budget`, the context, or the number
-    of turns. `env_info` says how many turns there were and what ended it.
+    say, or has said its last word, cut to what the context leaves (both `stop`), or when a bound is
+    hit (`length`): the token `budget`, the context, or the number of turns. `env_info` says how
+    many turns there were and what ended it.
     Raises WorldBroke where the engine aborted.
     """
     transcript = Transcript(prompt_ids(task, renderer, limits))
@@ -138,8 +140,10 @@ async def run_episode(
         if completion.finish_reason == "length":
             break
         reply = await env.reply(task, messages)
-        if reply is None:
+        if reply is None or isinstance(reply, LastWord):
             reason, ended = "stop", "environment"
+            if reply is not None:
+                _hear_last(transcript, renderer, reply, limits)
             break
         if turn + 1 == limits.max_turns:
             ended = "turns"
@@ -174,6 +178,14 @@ def _hear_policy(
         which = "the greedy sample" if sample == COMPANION else f"sample {sample}"
         raise WorldBroke(f"task {task.id}: the engine aborted {which}")
     transcript.say(completion, text)
+
+
+def _hear_last(transcript: Transcript, renderer: Renderer, reply: LastWord, limits: Limits) -> None:
+    after = int(transcript.token_ids[-1])
+    added = renderer.reply_ids(reply, after, opens_turn=False)
+    added = added[: limits.context - transcript.length]
+    if len(added):
+        transcript.hear(reply.role, added, reply.content)
 
 
 def _messages(task: Task) -> Sequence[Message]:

@@ -64,7 +64,8 @@ class Env(Protocol):
         ...
 
     async def reply(self, task: Task, messages: Sequence[Message]) -> Message | None:
-        """The environment's turn after the policy's (`messages[-1]`); None ends the episode."""
+        """The environment's turn after the policy's (`messages[-1]`). None ends the episode, and so
+        does a `LastWord`, which is still heard."""
         ...
 
     def budgets(self, task: Task, num_samples: int, max_new_tokens: int) -> tuple[int, ...]:

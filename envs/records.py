@@ -47,6 +47,12 @@ class Message(NamedTuple):
     content: str
 
 
+class LastWord(Message):
+    """An environment's turn with which the episode ends: the policy hears it, and says no more."""
+
+    __slots__ = ()
+
+
 class GroupId(NamedTuple):
     """Where a group stands in the data order, and which try at it this is."""
 
@@ -155,7 +161,8 @@ class Turn:
 class Trajectory:
     """One episode as tokens. `loss_mask` bool[L] is True where a token trains.
 
-    `logprobs` float32[L] (0 where the policy did not speak) is None where no ratio is needed.
+    `logprobs` float32[L] (0 where the policy did not speak) is None where no ratio is needed, or
+    where a row trains otherwise than it was sampled (`manta.envs.hindsight`).
     `artifact` is what rewards and people look at: for text, the policy's decoded last turn.
     """
 

@@ -26,10 +26,16 @@ class Renderer:
     Messages go through `chat_template`, else through the template found beside the tokenizer,
     else through the plain template: `ROLE: CONTENT` per message, each on a new line, the policy's
     own earlier turns closed by the end token, and `assistant: ` to open its next.
+
+    `tag` is put before every prompt: before its text, or before the content of its first message,
+    whose role it shares, so that a template needs no place of its own for it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, chat_template: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, chat_template: str | None = None, tag: str = ""
+    ) -> None:
         self.tokenizer = tokenizer
+        self.tag = tag
         self.eos_id = tokenizer.eos_id
         self._prefix_ids: tuple[int, ...] = ()
         special_tokens: dict[str, str] = {}
@@ -56,16 +62,21 @@ class Renderer:
         """int32[A]: a written answer and the end token."""
         return np.array([*self.tokenizer.encode(text), self.eos_id], np.int32)
 
-    def reply_ids(self, message: Message, after: int | None = None) -> Int32:
-        """int32[E]: what an environment's turn adds, up to the opening of the policy's next turn.
+    def reply_ids(
+        self, message: Message, after: int | None = None, opens_turn: bool = True
+    ) -> Int32:
+        """int32[E]: what an environment's turn adds, up to the opening of the policy's next turn,
+        or without that.
 
         `after` is the last token that the policy said. A template closes the policy's turn with a
         token of its own; it is left out where the policy has said it already.
         """
         if self._template is None:
-            ids = self.tokenizer.encode(f"\n{message.role}: {message.content}\n{POLICY}: ")
+            opening = f"{POLICY}: " if opens_turn else ""
+            ids = self.tokenizer.encode(f"\n{message.role}: {message.content}\n{opening}")
         else:
-            text = self._template.render([Message("user", "?"), Message(POLICY, MARK), message])
+            said = [Message("user", "?"), Message(POLICY, MARK), message]
+            text = self._template.render(said, opens_turn)
             _, found, tail = text.partition(MARK)
             if not found:
                 raise ValueError("the chat template leaves the policy's earlier turns out")
@@ -80,7 +91,9 @@ class Renderer:
 
     def _prompt(self, prompt: str | tuple[Message, ...]) -> list[int]:
         if isinstance(prompt, str):
-            return [*self._prefix_ids, *self.tokenizer.encode(prompt)]
+            return [*self._prefix_ids, *self.tokenizer.encode(self.tag + prompt)]
+        if self.tag:
+            prompt = self._tagged(prompt)
         if self._template is not None:
             return self.tokenizer.encode(self._template.render(prompt))
         ids = list(self._prefix_ids)
@@ -90,3 +103,8 @@ class Renderer:
                 ids.append(self.eos_id)
             ids += self.tokenizer.encode("\n")
         return ids + self.tokenizer.encode(f"{POLICY}: ")
+
+    def _tagged(self, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+        if not prompt:
+            raise ValueError(f"its prompt has no message to put the tag {self.tag!r} before")
+        return (Message(prompt[0].role, self.tag + prompt[0].content), *prompt[1:])

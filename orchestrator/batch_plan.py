@@ -21,6 +21,7 @@ from manta.orchestrator.stage_words import (
     merge_told,
     reference_told,
     scorers_told,
+    tag_told,
     weights_told,
 )
 from manta.orchestrator.stage_words import times as _times
@@ -58,7 +59,7 @@ def describe(run_file: RunFile, stage: StageConfig, survey: Survey) -> list[str]
         ]
         if run_file.rollout.placement == "colocated":
             lines.append(_turns(stage))
-    lines += [*weights_told(stage), *scorers_told(run_file, stage)]
+    lines += [*weights_told(stage), *tag_told(run_file, stage), *scorers_told(run_file, stage)]
     lines += _data(run_file, stage, prompts)
     return [*lines, *_evaluation(run_file, stage, prompts), left_told(stage)]
 

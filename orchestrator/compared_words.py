@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from manta.algorithms.condition import ConditionSettings
 from manta.algorithms.settings import AlgorithmSettings
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.stage_words import reference_told
@@ -51,7 +52,17 @@ def imitated_told(algorithm: AlgorithmSettings) -> str:
         told += f"; samples whose reward is {algorithm.keep_above:g} or less are left out"
     if algorithm.reward_temperature is not None:
         told += f"; a row weighs exp(reward / {algorithm.reward_temperature:g})"
+    if algorithm.condition is not None:
+        told += f"; a row is learnt under the tag of its reward: {_classes(algorithm.condition)}"
+    if algorithm.train_feedback:
+        told += "; what the environment says after the policy's first turn is learnt too"
     return told
+
+
+def _classes(condition: ConditionSettings) -> str:
+    parted = zip(condition.tags, condition.bounds, strict=False)
+    up_to = [f"{tag!r} up to {bound:g}" for tag, bound in parted]
+    return f"{', '.join(up_to)}, else {condition.best!r}"
 
 
 def _pairs(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:

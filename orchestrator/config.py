@@ -117,7 +117,8 @@ class StageConfig:
     log-probs if `reference_logprobs`, and write them); `merge` (`models` become their average,
     weighed by `weights`; the policy becomes that, if `becomes_policy`).
     `start_from` names the weights that a train stage starts from, `model` those that sample in a
-    generate or evaluate stage; None is the policy as the stage before left it.
+    generate or evaluate stage; None is the policy as the stage before left it. `tag` is a text that
+    is put before every prompt of the stage (None: see `prompt_tag`).
     `env`, `reward` and `evaluate` of a stage default to those at the top of the run file,
     `reference` to what is said there of `model` and `refresh`, `learning_rate`, `warmup_steps` and
     `decay` to the learner's, `max_staleness` to the rollout's. `curriculum` says in which
@@ -134,6 +135,7 @@ class StageConfig:
     companions_from: str | None = None
     start_from: str | None = None
     model: str | None = None
+    tag: str | None = None
     models: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     becomes_policy: bool = True
@@ -155,6 +157,14 @@ class StageConfig:
         else `correct`; None where there is no such."""
         name = self.evaluate.metric if self.evaluate is not None else "correct"
         return name if self.reward is not None and name in self.reward.components else None
+
+    @property
+    def prompt_tag(self) -> str:
+        """What stands before the prompts: its `tag`, else its algorithm's best one."""
+        if self.tag is not None:
+            return self.tag
+        condition = None if self.algorithm is None else self.algorithm.condition
+        return "" if condition is None else condition.best
 
     @property
     def samples_to_train(self) -> bool:

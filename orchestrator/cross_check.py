@@ -4,9 +4,9 @@ Owns every rule between settings that no module beside it has: `staleness_check`
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
 `checkpoint_check`, `health_check`, `pool_check` (numbers of workers), `critic_check`, `pair_check`
 (losses that compare rows, reward models), `process_check` (implicit ones), `filter_check`,
-`curriculum_check`, `update_check`, `companion_check`, `adapter_check` (`model.lora`), `name_check`
-(what stages say of one another), `scorer_check` (`scorers`, and rewards that call them),
-`within_check` (`reward.within`) and `vllm_check` of `manta.orchestrator`.
+`curriculum_check`, `update_check`, `companion_check`, `condition_check` (tags), `adapter_check`
+(`model.lora`), `name_check` (what stages say of one another), `scorer_check` (`scorers`, and
+rewards that call them), `within_check` (`reward.within`) and `vllm_check` of `manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.contradictions.check` at
 an algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -28,6 +28,7 @@ from manta.orchestrator.backend_check import backend_problems, installed_deepspe
 from manta.orchestrator.checkpoint_check import checkpoint_problems
 from manta.orchestrator.colocation_check import colocation_problems
 from manta.orchestrator.companion_check import companion_problems, unwritten_problems
+from manta.orchestrator.condition_check import condition_problems
 from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, StageConfig
 from manta.orchestrator.critic_check import critic_problems
 from manta.orchestrator.curriculum_check import curriculum_problems
@@ -75,6 +76,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         *critic_problems(run_file),
         *pair_problems(run_file),
         *process_problems(run_file),
+        *condition_problems(run_file),
         *reference_problems(run_file),
         *_stage_names(run_file),
     ]

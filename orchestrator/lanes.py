@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from manta.actors.lanes import Lane, RewardSpec
+from manta.algorithms.settings import AlgorithmSettings
+from manta.envs.hindsight import Hindsight
 from manta.orchestrator.config import (
     EnvConfig,
     EvaluateConfig,
@@ -44,6 +46,8 @@ def train_lane(run_file: RunFile, stage: StageConfig, products: Products) -> Lan
         redundant_samples=run_file.rollout.redundant_samples if stage.samples_to_train else 0,
         compares=algorithm.compares_given,
         companion=algorithm.companion,
+        tag=stage.prompt_tag,
+        hindsight=_hindsight(algorithm) if stage.kind == "train" else None,
     )
 
 
@@ -81,7 +85,16 @@ def eval_lane(run_file: RunFile, stage: StageConfig, settings: EvaluateConfig) -
         max_new_tokens=run_file.rollout.max_new_tokens,
         temperature=settings.temperature,
         reward=_reward(run_file, stage.reward),
+        tag=stage.prompt_tag,
     )
+
+
+def _hindsight(algorithm: AlgorithmSettings) -> Hindsight | None:
+    """How rows train otherwise than they were made; None where they do not."""
+    condition = algorithm.condition
+    if condition is not None:
+        return Hindsight(condition.tags, condition.bounds, algorithm.train_feedback)
+    return Hindsight(trains_feedback=True) if algorithm.train_feedback else None
 
 
 def _reward(run_file: RunFile, reward: RewardConfig | None) -> RewardSpec | None:

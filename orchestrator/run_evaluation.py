@@ -37,7 +37,16 @@ def evaluate(run_file: RunFile, checkpoint: str | None) -> int:
     chosen = _checkpoint(directory, checkpoint)
     # Not through the run's own folder of weights, where the run itself may be at work
     publish = replace(run_file.publish, transport="object_store", path=None)
-    stages = (replace(stage, kind="evaluate", algorithm=None, model=None, start_from=None),)
+    stages = (
+        replace(
+            stage,
+            kind="evaluate",
+            algorithm=None,
+            model=None,
+            start_from=None,
+            tag=stage.prompt_tag,
+        ),
+    )
     # No learner is there to stand beside
     rollout = replace(run_file.rollout, placement="disaggregated")
     alone = replace(run_file, stages=stages, publish=publish, rollout=rollout)

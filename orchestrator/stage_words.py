@@ -20,6 +20,25 @@ def weights_told(stage: StageConfig) -> list[str]:
     return []
 
 
+def tag_told(run_file: RunFile, stage: StageConfig) -> list[str]:
+    """What stands before the stage's prompts; where nothing does, that an earlier stage taught the
+    policy tags."""
+    if stage.prompt_tag:
+        return [f"before every prompt stands {stage.prompt_tag!r}"]
+    taught = [
+        each
+        for each in run_file.before(stage)
+        if each.algorithm is not None and each.algorithm.condition is not None
+    ]
+    if not taught or stage.tag is not None:
+        return []
+    last = taught[-1]
+    return [
+        f"note: stage '{last.name}' has learnt under tags, the best one {last.prompt_tag!r}, and "
+        "here none stands before the prompts: set tag"
+    ]
+
+
 def merge_told(stage: StageConfig) -> str:
     total = math.fsum(stage.weights)
     shares = [f" x {weight / total:.3g}" for weight in stage.weights] or [""] * len(stage.models)

@@ -59,15 +59,16 @@ def look(run_file: RunFile) -> Survey:
     problems: list[str] = []
     tokenizer = _tokenizer(run_file, problems)
     prompts: dict[str, Prompts] = {}
-    known: list[tuple[tuple[EnvConfig, _Need], Prompts | None]] = []
+    known: list[tuple[tuple[EnvConfig, _Need, tuple[str, ...]], Prompts | None]] = []
     for index, stage in enumerate(run_file.stages):
         if stage.env is None or tokenizer is None:
             continue
-        key = (stage.env, _Need.of(stage))
+        key = (stage.env, _Need.of(stage), _tags(stage))
         found = [measured for other, measured in known if other == key]
         if not found:
-            walk = _Walk(f"stages[{index}].env", run_file.model.context, Renderer(tokenizer))
-            found = [walk.measure(*key)]
+            renderers = [Renderer(tokenizer, tag=tag) for tag in key[2]]
+            walk = _Walk(f"stages[{index}].env", run_file.model.context, renderers)
+            found = [walk.measure(*key[:2])]
             problems += walk.problems
             known.append((key, found[0]))
         if found[0] is not None:
@@ -98,6 +99,12 @@ def unreachable(key: str, path: str) -> Iterator[str]:
         return
     if read != content:
         yield f"{key}: '{path}' does not give back what is written to it"
+
+
+def _tags(stage: StageConfig) -> tuple[str, ...]:
+    """All that may stand before the prompts of `stage`, an empty text among them."""
+    condition = None if stage.algorithm is None else stage.algorithm.condition
+    return tuple(dict.fromkeys([stage.prompt_tag, *(condition.tags if condition else ())]))
 
 
 def _tokenizer(run_file: RunFile, problems: list[str]) -> Tokenizer | None:
@@ -147,13 +154,13 @@ class _Need:
 
 
 class _Walk:
-    """One pass over an environment's tasks."""
+    """One pass over an environment's tasks; of a prompt the longest that `renderers` make."""
 
-    def __init__(self, key: str, context: int, renderer: Renderer) -> None:
+    def __init__(self, key: str, context: int, renderers: Sequence[Renderer]) -> None:
         self.problems: list[str] = []
         self._key = key
         self._context = context
-        self._renderer = renderer
+        self._renderers = renderers
         self._num_broken = 0
 
     def measure(self, config: EnvConfig, need: _Need) -> Prompts | None:
@@ -199,9 +206,10 @@ class _Walk:
         for index in _indices(count):
             try:
                 task = source.task(index)
-                prompt = len(self._renderer.prompt_ids(task))
+                prompt = max(len(each.prompt_ids(task)) for each in self._renderers)
                 texts = _texts(env, task, answers)
-                answer = max((len(self._renderer.answer_ids(text)) for text in texts), default=0)
+                spell = self._renderers[0].answer_ids
+                answer = max((len(spell(text)) for text in texts), default=0)
             except ValueError as error:
                 self._num_broken += 1
                 if self._num_broken <= SHOWN_ROWS:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from manta.envs.chat_template import POLICY
 from manta.envs.families.family import Family
 from manta.envs.protocols import Split, TaskSource
-from manta.envs.records import Message, Task
+from manta.envs.records import LastWord, Message, Task
 from manta.envs.rewards.exact import Exact
 from manta.envs.sources.enumerated import EnumeratedSplits
 
@@ -21,7 +21,8 @@ class Arithmetic(Family):
     prompts for one operation and two digits. `seed` decides which `eval_size` of them are held
     out; `a+b` and `b+a` are different prompts. Tasks are tagged with their operation.
     With `tries` above 1 a wrong answer is answered `no`, and the policy may give another one, that
-    many in all.
+    many in all. With `last_word` a wrong answer that was the last one is answered too, which ends
+    the episode: feedback to learn from.
     Raises ValueError for unknown or repeated operations, or sizes that leave a split empty.
     """
 
@@ -32,6 +33,7 @@ class Arithmetic(Family):
         eval_size: int = 512,
         seed: int = 0,
         tries: int = 1,
+        last_word: bool = False,
     ) -> None:
         if tries < 1:
             raise ValueError(f"arithmetic: tries is {tries}: it must be 1 or more")
@@ -48,8 +50,9 @@ class Arithmetic(Family):
         total = len(self._operations) * self._base**2
         self._splits = EnumeratedSplits("arithmetic", total, eval_size, seed, self._task)
         self.verifier = Exact()
-        self.single_turn = tries == 1
+        self.single_turn = tries == 1 and not last_word
         self._tries = tries
+        self._has_last_word = last_word
 
     def source(self, split: Split) -> TaskSource:
         return self._splits.source(split)
@@ -59,9 +62,11 @@ class Arithmetic(Family):
 
     async def reply(self, task: Task, messages: Sequence[Message]) -> Message | None:
         tried = sum(message.role == POLICY for message in messages)
-        if tried >= self._tries or self.single_turn:
+        if self.single_turn or self.verifier.judge(task, messages[-1].content):
             return None
-        return None if self.verifier.judge(task, messages[-1].content) else Message("user", "no")
+        if tried < self._tries:
+            return Message("user", "no")
+        return LastWord("user", "no") if self._has_last_word else None
 
     def _task(self, index: int) -> Task:
         which, operands = divmod(index, self._base**2)

@@ -32,6 +32,8 @@ CASES = {
     "the best, if above": changed("raft", keep_above=0.25),
     "weighted_sft": PRESETS["weighted_sft"],
     "weighted, the best two": changed("weighted_sft", keep_best=2, reward_temperature=0.4),
+    "c_rlft": changed("c_rlft", reward_temperature=0.7),
+    "leti": PRESETS["leti"],
     "by rows": changed("weighted_sft", aggregation="sequence_mean", reward_temperature=2.0),
 }
 
@@ -139,7 +141,7 @@ def test_equal_rewards_of_both_classes_are_plain_imitation() -> None:
 def test_imitation_of_everything_reads_no_rewards() -> None:
     nan = torch.full((8,), math.nan)
     assert group_stage(PRESETS["sft"], nan, GROUPS).coefficients["keep"].tolist() == [1.0] * 8
-    for name in ("raft", "rejection_sampling", "weighted_sft"):
+    for name in ("raft", "rejection_sampling", "weighted_sft", "leti"):
         with pytest.raises(ValueError, match="not finite"):
             group_stage(PRESETS[name], nan, GROUPS)
 

@@ -121,6 +121,8 @@ def test_reward_model_is_the_published_setting() -> None:
         ("raft", {"loss": "cross_entropy", "keep_best": 1, "keep_above": None}),
         ("rejection_sampling", {"keep_best": 0, "keep_above": 0.5}),
         ("weighted_sft", {"reward_temperature": 1.0, "samples_from": "given"}),
+        ("c_rlft", {"reward_temperature": 1.0, "samples_from": "given", "train_feedback": False}),
+        ("leti", {"reward_temperature": None, "samples_per_prompt": 128, "train_feedback": True}),
         ("rover", {"divide_by_std": False, "rho": 1.0, "successor_weight": 1.0}),
         ("grpo_lambda", {"advantage": "length_penalized", "penalized_share": 0.2}),
         ("grpo_lead", {"difficulty": DifficultySettings(0.4, 1.5, 0.75, 10.0)}),
@@ -143,11 +145,11 @@ def test_who_samples_who_compares_and_who_reads_rewards() -> None:
     online = {n for n, p in PRESETS.items() if p.is_paired and p.samples_from == "policy"}
     assert online == {"online_dpo", "xpo"}
     assert {n for n, p in PRESETS.items() if p.compares_given} == {
-        *("dpo", "madpo", "ipo", "simpo", "kto", "reward_model", "weighted_sft")
+        *("dpo", "madpo", "ipo", "simpo", "kto", "reward_model", "weighted_sft", "c_rlft")
     }
     assert {n for n, p in PRESETS.items() if not p.reads_rewards} == {"sft", "distillation"}
     assert {n for n, p in PRESETS.items() if p.selects_rows} == {
-        *("raft", "rejection_sampling", "weighted_sft")
+        *("raft", "rejection_sampling", "weighted_sft", "c_rlft", "leti")
     }
     filtering = {n for n, p in PRESETS.items() if p.filters_groups}
     assert filtering >= {"dapo", "dpo", "simpo", "rejection_sampling"}

@@ -60,6 +60,34 @@ def test_given_chat_template() -> None:
     assert text_of(reply) == "<|end|>\n<|user|>\nmore<|end|>\n<|assistant|>\n"
 
 
+def test_a_tag_stands_before_the_text_or_the_first_message(tmp_path: Path) -> None:
+    opening = Message("system", "be brief")
+    asked = chat(opening, Message("user", "hi"))
+    assert text_of(Renderer(BYTES, tag="good ").prompt_ids(task(prompt="2+2="))) == "good 2+2="
+    plain = Renderer(BYTES, tag="good ")
+    assert text_of(plain.prompt_ids(asked)) == "system: good be brief\nuser: hi\nassistant: "
+    templated = Renderer(BYTES, CHATML, "good ")
+    assert text_of(templated.prompt_ids(asked)) == (
+        "<|system|>\ngood be brief<|end|>\n<|user|>\nhi<|end|>\n<|assistant|>\n"
+    )
+    # What is said later has none
+    reply = Message("user", "more")
+    assert plain.reply_ids(reply).tolist() == Renderer(BYTES).reply_ids(reply).tolist()
+    with pytest.raises(ValueError, match="task c: its prompt has no message to put the tag 'good"):
+        plain.prompt_ids(chat())
+    # A token of the tokenizer's own, written out, is that token; the begin token stays in front
+    folder = write_tokenizer(tmp_path, True, eos_token="<end>")
+    special = Renderer(FileTokenizer(str(folder)), tag="<end>")
+    assert special.prompt_ids(task(prompt="two plus")).tolist() == [2, 1, 3, 4]
+
+
+def test_a_turn_that_opens_none() -> None:
+    reply = Message("user", "more")
+    assert text_of(Renderer(BYTES).reply_ids(reply, opens_turn=False)) == "\nuser: more\n"
+    ids = Renderer(BYTES, CHATML).reply_ids(reply, opens_turn=False)
+    assert text_of(ids) == "<|end|>\n<|user|>\nmore<|end|>\n"
+
+
 def test_the_token_that_closes_a_turn_is_not_said_twice(tmp_path: Path) -> None:
     folder = write_tokenizer(tmp_path, eos_token="<end>")
     (folder / "chat_template.jinja").write_text(
