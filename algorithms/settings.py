@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from manta.algorithms.teacher_settings import TeacherSettings
+
 Advantage: TypeAlias = Literal[
     "group_relative",
     "reward",
@@ -42,6 +44,7 @@ LossName: TypeAlias = Literal[
     "clip_cov",
     "kl_cov",
     "cross_entropy",
+    "teacher_kl",
     "dpo",
     "ipo",
     "simpo",
@@ -49,7 +52,7 @@ LossName: TypeAlias = Literal[
     "pacs",
     "bradley_terry",
 ]
-"""What they are: `manta.algorithms.losses` and `manta.algorithms.coupled_losses`."""
+"""What they are: `manta.algorithms.losses`, `teacher_kl` and `coupled_losses`."""
 
 FilterName: TypeAlias = Literal[
     "zero_variance", "accuracy_band", "max_variance", "process_consistency"
@@ -74,7 +77,7 @@ COUPLED_LOSSES = (*PAIR_LOSSES, *LABEL_LOSSES)
 CHOOSING_LOSSES = ("clip_cov", "kl_cov")
 """Those that treat some tokens of a step apart."""
 
-REFERENCE_LOSSES = ("dpo", "ipo", "kto")
+REFERENCE_LOSSES = ("dpo", "ipo", "kto", "teacher_kl")
 """Those that compare the policy with a reference, whatever the KL penalty is."""
 
 
@@ -273,7 +276,7 @@ class AlgorithmSettings:
 
     `cross_entropy` imitates rows: of each group the `keep_best` of the highest rewards (0: all),
     of these the ones whose reward is above `keep_above`, each with the weight
-    `exp(reward / reward_temperature)` (None: they count the same).
+    `exp(reward / reward_temperature)` (None: they count the same). `teacher` is of `teacher_kl`.
     """
 
     name: str
@@ -312,6 +315,7 @@ class AlgorithmSettings:
     keep_best: int = 0
     keep_above: float | None = None
     reward_temperature: float | None = None
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
     reward_model: RewardModelSettings | None = None
     implicit_reward: ImplicitRewardSettings | None = None
     clip_low: float = 0.2

@@ -99,6 +99,11 @@ class StageReferenceConfig:
     refresh: RefreshConfig | None = None
 
     @property
+    def is_policy(self) -> bool:
+        """Does it start as the policy?"""
+        return self.model is None
+
+    @property
     def is_average(self) -> bool:
         """Is it a moving average of the policy?"""
         by_name = self.model is not None and self.model.strip().startswith("ema(")

@@ -6,7 +6,7 @@ Owns every rule between settings that no module beside it has: `staleness_check`
 (losses that compare rows, reward models), `process_check` (implicit ones), `filter_check`,
 `update_check`, `companion_check`, `adapter_check` (`model.lora`), `name_check` (what stages say of
 one another), `scorer_check` (`scorers`, and rewards that call them), `within_check`
-(`reward.within`) and `vllm_check` of `manta.orchestrator`.
+(`reward.within`), `teacher_check` and `vllm_check` of `manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.contradictions.check` at
 an algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -44,6 +44,7 @@ from manta.orchestrator.scorer_check import scorer_problems
 from manta.orchestrator.staleness_check import staleness_problems
 from manta.orchestrator.strict import nearest
 from manta.orchestrator.survey import Survey
+from manta.orchestrator.teacher_check import teacher_problems
 from manta.orchestrator.transport_check import transport_problems
 from manta.orchestrator.update_check import update_problems
 from manta.orchestrator.vllm_check import vllm_problems
@@ -86,7 +87,8 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         problems += [*seen.problems, *_model_folder(run_file, seen.vocab_size)]
         installed = installed_vllm() if run_file.rollout.engine == "vllm" else None
         problems += vllm_problems(run_file, seen.vocab_size, installed)
-    return [*problems, *adapter_problems(run_file), *scorer_problems(run_file, vocab_size)]
+    problems += [*adapter_problems(run_file), *scorer_problems(run_file, vocab_size)]
+    return [*problems, *teacher_problems(run_file, vocab_size)]
 
 
 def _run(run_file: RunFile) -> Iterator[str]:

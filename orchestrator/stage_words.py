@@ -54,6 +54,20 @@ def reference_told(run_file: RunFile, stage: StageConfig) -> str:
     return f"{told}, which move towards the policy's {when} (decay {refresh.decay:g})"
 
 
+def teacher_told(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
+    """What a policy learns from a teacher's distributions."""
+    told = algorithm.teacher
+    which = {0.0: "KL(teacher, policy)", 1.0: "KL(policy, teacher)"}.get(
+        told.interpolation,
+        f"the distances of both to their mixture, of which the teacher is {told.interpolation:g}",
+    )
+    return (
+        f"no importance ratio: the loss is {which} over the {times(told.top_k, 'token')} that the "
+        "teacher finds likeliest and all others together; the teacher is "
+        f"{reference_told(run_file, stage)}"
+    )
+
+
 def left_told(stage: StageConfig) -> str:
     return f"leaves stage:{stage.name} ({leaves(stage)}) in products/{stage.name}"
 
