@@ -7,12 +7,14 @@ between two passes, so that every request, and with it every group, is scored by
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manta.actors.alive import Alive
 from manta.actors.cores import available_cores
 from manta.actors.models.spec import ModelSpec
+from manta.actors.scorers.settings import Combination
 from manta.actors.scoring_queue import ScoringQueue
 from manta.actors.stored_folder import StoredFolder, WrittenFile
 from manta.actors.transports.protocol import BadParcel, Parcel
@@ -23,6 +25,7 @@ from manta.envs.packing import PackedReferences, PackedTrajectories, pack_refere
 from manta.envs.records import ReferenceStatistics, Trajectory
 
 if TYPE_CHECKING:
+    from manta.actors.scorers.combining import CombinedState
     from manta.actors.scorers.following import ReferenceState
 
 
@@ -41,12 +44,11 @@ class ReferenceWorker(Alive):
         import torch
 
         from manta.actors.models.causal import build_model
-        from manta.actors.scorers.following import FollowingScorer
+        from manta.actors.scorers.combining import CombiningScorer
 
         torch.set_num_threads(threads or available_cores())
-        self._scorer = FollowingScorer(
-            build_model(model, vocab_size, seed), tokens_per_batch, temperature
-        )
+        build = partial(build_model, model, vocab_size, seed)
+        self._scorer = CombiningScorer(build, tokens_per_batch, temperature)
         self._in_use = asyncio.Lock()
         self._queues: dict[int, ScoringQueue[Trajectory, ReferenceStatistics]] = {}
         self._transport = build_transport(transport)
@@ -60,6 +62,11 @@ class ReferenceWorker(Alive):
     async def load(self, weights: Weights, name: str) -> Receipt:
         """Makes `weights` the reference; the receipt hashes what arrived."""
         return await self._queue(0).between(lambda: self._scorer.load(weights, name))
+
+    async def combine(self, combination: Combination, *weights: Weights) -> tuple[Receipt, ...]:
+        """Makes `combination` the reference, of whose names `weights` are; receipts hash what
+        arrived."""
+        return await self._queue(0).between(lambda: self._scorer.combine(combination, weights))
 
     async def follow(self, parcel: Parcel, sha256: str, name: str, decay: float | None) -> Receipt:
         """Moves towards the policy whose weights, with hash `sha256`, the parcel brings in full, or
@@ -75,11 +82,11 @@ class ReferenceWorker(Alive):
         """Goes on from what `save` brought to `folder`; the version of that."""
         return await self._queue(0).between(lambda: self._restore(folder))
 
-    async def state(self) -> ReferenceState:
+    async def state(self) -> ReferenceState | CombinedState:
         """What scores now, for another worker."""
         return await self._queue(0).between(self._scorer.state)
 
-    async def adopt(self, state: ReferenceState) -> str:
+    async def adopt(self, state: ReferenceState | CombinedState) -> str:
         """Goes on from another worker's `state`; the version of that."""
         return await self._queue(0).between(lambda: self._scorer.adopt(state))
 

@@ -44,6 +44,8 @@ def reference_told(run_file: RunFile, stage: StageConfig) -> str:
     if annotator is not None and reads_reference(run_file, stage):
         return f"the reference of stage '{annotator.name}', whose log-probs its groups have"
     settings = run_file.reference_of(stage)
+    if settings.combination is not None:
+        return f"the model with the logits {settings.combination}"
     told = settings.model or "the weights at the start of the stage"
     refresh = settings.refresh
     if refresh is None:

@@ -59,7 +59,7 @@ def evaluate(
         raise ValueError(f"nothing in the learner's graph answers {missing}: add its resident")
     if of_words:
         hidden_TD, targets_T = states()
-        head = _head(model)
+        head = head_of(model)
         likely_TK = _likely(rows).to(targets_T.device) if "likeliest" in wants else None
         found |= token_statistics(
             hidden_TD,
@@ -166,7 +166,7 @@ def _likely(rows: Sequence[Row]) -> Tensor:
     return torch.from_numpy(ids.astype(np.int64))
 
 
-def _head(model: nn.Module) -> nn.Linear:
+def head_of(model: nn.Module) -> nn.Linear:
     return cast(nn.Linear, model.get_output_embeddings())  # type: ignore[operator]
 
 

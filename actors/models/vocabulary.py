@@ -8,7 +8,7 @@ and bias at once. What fits into one chunk is kept instead: building it twice wo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -49,21 +49,11 @@ def token_statistics(
 
     Raises ValueError for more top words than there are.
     """
-    number = next((want.number for want in wants if isinstance(want, TopK)), 0)
-    if number > weight_VD.shape[0]:
-        raise ValueError(f"the top {number} words of a vocabulary of {weight_VD.shape[0]}")
+    options = _options(temperature, weight_VD.shape[0], wants, chunk_elements)
     device_type = hidden_TD.device.type
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         hidden_TD, weight_VD = hidden_TD.to(dtype), weight_VD.to(dtype)
-    options = _Options(
-        temperature,
-        max(1, chunk_elements // weight_VD.shape[0]),
-        "entropy" in wants,
-        "vocab_mean" in wants,
-        "likeliest" in wants,
-        number,
-    )
     if likely_TK is None:
         likely_TK = targets_T.new_zeros((len(targets_T), 0))
     with torch.autocast(device_type, enabled=False):
@@ -73,6 +63,41 @@ def token_statistics(
             )
         )
     return {str(want): getattr(found, str(want)) for want in wants}
+
+
+def statistics_of_logits(
+    logits: Callable[[slice], Tensor],
+    targets_T: Tensor,
+    num_words: int,
+    wants: Sequence[Want],
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> dict[str, Tensor]:
+    """As `token_statistics`, without gradients, of z [C, V] in float32 that `logits` makes of a
+    chunk of tokens, in memory of their own. Raises ValueError as that does."""
+    options = _options(1.0, num_words, wants, chunk_elements)
+    none_T0 = targets_T.new_zeros((len(targets_T), 0))
+    found = _no_statistics(none_T0, options.top_k)
+    for part in _parts(len(targets_T), options.chunk):
+        z_CV = logits(part)
+        room_CV = torch.empty_like(z_CV) if options.with_entropy else None
+        _measure(z_CV, targets_T[part], none_T0[part], options, found, part, room_CV)
+    return {str(want): getattr(found, str(want)) for want in wants}
+
+
+def _options(
+    temperature: float, num_words: int, wants: Sequence[Want], chunk_elements: int
+) -> _Options:
+    number = next((want.number for want in wants if isinstance(want, TopK)), 0)
+    if number > num_words:
+        raise ValueError(f"the top {number} words of a vocabulary of {num_words}")
+    return _Options(
+        temperature,
+        max(1, chunk_elements // num_words),
+        "entropy" in wants,
+        "vocab_mean" in wants,
+        "likeliest" in wants,
+        number,
+    )
 
 
 class _Statistics(NamedTuple):

@@ -51,6 +51,10 @@ class FollowingScorer:
         self._name(("initial", stream_hash(sorted(model_state(model).items()))))
 
     @property
+    def model(self) -> nn.Module:
+        return self._model
+
+    @property
     def version(self) -> str:
         return label(*self._named)
 

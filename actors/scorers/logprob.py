@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manta.actors.backends.protocol import TopK, Want
+from manta.actors.models.combined import WEIGHT
 from manta.actors.models.policy import Evaluate, by_row, evaluate, in_batches
 from manta.actors.rows import Row
 from manta.envs.records import Likeliest, ReferenceStatistics, Trajectory
@@ -71,8 +72,8 @@ def _likeliest(rows: Sequence[Row], found: dict[str, Tensor]) -> tuple[Likeliest
     ids_TK = found["top_ids"].cpu().numpy()
     logprobs_TK1 = torch.cat([found["top_k"], found["top_rest"][:, None]], dim=1).cpu().numpy()
     weights_T = np.ones(len(ids_TK), np.float32)
-    if "weight" in found:
-        weights_T = found["weight"].cpu().numpy()
+    if WEIGHT in found:
+        weights_T = found[WEIGHT].cpu().numpy()
     ends = np.cumsum([row.num_tokens for row in rows])[:-1]
     parts = (np.split(each, ends) for each in (ids_TK, logprobs_TK1, weights_T))
     return tuple(Likeliest(*each) for each in zip(*parts, strict=True))
