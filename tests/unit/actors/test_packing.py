@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from manta.actors.backends.agreed import filler_loss
 from manta.actors.backends.protocol import Want
 from manta.actors.micro_batches import micro_batches, padded_batches
 from manta.actors.models.layout import in_one_sequence, side_by_side
@@ -236,3 +238,17 @@ def test_one_sequence_has_no_padding_and_neighbours_of_equal_length() -> None:
 def test_padded_batches_hold_a_long_row_apart() -> None:
     rows = rows_of_lengths([256, *[16] * 40])
     assert [len(batch) for batch in padded_batches(rows)] == [1, 40]
+
+
+def test_a_filler_row_makes_a_pass_for_what_is_likely_too() -> None:
+    """Ranks without a micro-batch ask it for what the others ask theirs."""
+    model = tiny_model()
+    loss = filler_loss(partial(evaluate, model), ("logprob", "likeliest"), 0.9)
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_rows_that_nothing_is_known_of_are_refused() -> None:
+    with pytest.raises(ValueError, match="row 0: nothing says which words are likely"):
+        evaluate(tiny_model(), tiny_rows((1,)), ("likeliest",), 0.9)
