@@ -20,9 +20,10 @@ def teacher_kl(interpolation: float, teacher_TK: Tensor, policy_TK: Tensor) -> T
     policy's, which carries gradients.
 
     With an `interpolation` b of 0 KL(P || Q), of 1 KL(Q || P); between them the generalised
-    Jensen-Shannon divergence `b KL(P || M) + (1 - b) KL(Q || M)`, M being b P + (1 - b) Q (GKD,
-    Agarwal et al., arXiv 2306.13649, section 2). Divided by b, or by 1 - b, that becomes the former
-    two where b goes to 0 or 1, so that near these it is small.
+    Jensen-Shannon divergence `b KL(P || M) + (1 - b) KL(Q || M)`, M being b P + (1 - b) Q, of GKD
+    (Agarwal et al., arXiv 2306.13649, as the documentation of ms-swift states it: the paper could
+    not be read). Divided by b, or by 1 - b, that becomes the former two where b goes to 0 or 1, so
+    that near these it is small.
     """
     if interpolation == 0.0:
         return _kl(teacher_TK, policy_TK)

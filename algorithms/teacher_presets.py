@@ -11,10 +11,11 @@ from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.teacher_settings import TeacherSettings
 
 TEACHER_PRESETS: Mapping[str, AlgorithmSettings] = {
-    # On-policy distillation over distributions: GKD, arXiv 2306.13649, with samples of the student
-    # alone (its lambda 1) and the reverse KL, one of the divergences that it compares and that of
-    # preset `distillation`. It takes the teacher's whole vocabulary; the 64 likeliest tokens and
-    # the rest as one outcome are ours, so are means over tokens and 4 samples.
+    # On-policy distillation over distributions: GKD, arXiv 2306.13649 (as TRL and ms-swift document
+    # it; the paper could not be read), with samples of the student alone (lambda 1) and the
+    # reverse KL (beta 1), that of preset `distillation`. Theirs takes the teacher's whole
+    # vocabulary; the 64 likeliest tokens and the rest as one outcome are ours, so are means over
+    # tokens and 4 samples.
     "topk_distillation": AlgorithmSettings(
         name="topk_distillation",
         samples_per_prompt=4,
