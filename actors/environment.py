@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from contextvars import ContextVar
-from itertools import accumulate, islice
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-import numpy as np
 import ray
 
 from manta.actors.alive import Alive
@@ -27,10 +26,9 @@ from manta.actors.router_figures import EngineLife
 from manta.actors.work import Work
 from manta.envs.failures import WorkerLost, WorldBroke
 from manta.envs.group import Scoring
-from manta.envs.packing import Block, pack
+from manta.envs.packing import Block, PackedReferences, pack
 from manta.envs.records import (
     Completion,
-    Float32,
     GenerateRequest,
     GroupId,
     GroupSummary,
@@ -77,7 +75,6 @@ class EnvironmentWorker(Alive):
         self._lanes: dict[str, Production] = {}
         self._opened: dict[str, Lane] = {}
         self._gold: dict[str, GoldRows] = {}
-        self._reference_statistics = Coalescer(self._score_reference)
 
     async def meet(
         self,
@@ -111,7 +108,7 @@ class EnvironmentWorker(Alive):
         scoring = Scoring(
             (lambda task, trajectories: scores((task, trajectories))) if lane.reward else unscored,
             versions,
-            self._reference_statistics if lane.uses_reference else None,
+            self._reference_statistics(lane.reference_top_k) if lane.uses_reference else None,
         )
         self._work.runs_on(asyncio.get_running_loop())
         self._lanes[lane.name] = build_production(lane, self._tokenizer, self._generate, scoring)
@@ -185,21 +182,23 @@ class EnvironmentWorker(Alive):
         homes: dict[str, EngineLife] = {}
         return Coalescer(lambda requests: self._dispatch.generate(requests, rank, homes))
 
-    async def _score_reference(
-        self, groups: list[Sequence[Trajectory]]
-    ) -> list[ReferenceStatistics]:
-        flat = [trajectory for trajectories in groups for trajectory in trajectories]
-        packed = pack(flat)
-        answer: tuple[str, Float32] = await self._references.ask(
-            lambda worker: _told_apart(worker.score.remote(packed))
-        )
-        version, logprobs = answer
-        ends = list(accumulate(len(trajectory.token_ids) for trajectory in flat))
-        rows = iter(np.split(logprobs, ends[:-1]))
-        return [
-            ReferenceStatistics(version, tuple(islice(rows, len(trajectories))))
-            for trajectories in groups
-        ]
+    def _reference_statistics(
+        self, top_k: int
+    ) -> Coalescer[Sequence[Trajectory], ReferenceStatistics]:
+        """What the reference says of groups, with that many likely tokens where it is above 0."""
+
+        async def score(groups: list[Sequence[Trajectory]]) -> list[ReferenceStatistics]:
+            flat = [trajectory for trajectories in groups for trajectory in trajectories]
+            packed = pack(flat)
+            answer: PackedReferences = await self._references.ask(
+                lambda worker: _told_apart(worker.score.remote(packed, top_k))
+            )
+            [whole] = answer.unpack([flat])
+            assert whole is not None
+            ends = list(accumulate(map(len, groups), initial=0))
+            return [whole.part(range(start, end)) for start, end in pairwise(ends)]
+
+        return Coalescer(score)
 
 
 async def _told_apart(answer: Awaitable[T]) -> T:

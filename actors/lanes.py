@@ -36,9 +36,11 @@ class Lane:
     `purpose` seeds sampling apart from other lanes; `context` bounds prompt plus answer in tokens.
     With `ignore_eos` samples end at their budget only. `compares`: all given answers of a task make
     its group, and not the gold one alone. `is_annotated`: what was written is scored again, by the
-    lane's rewards and the reference, where it has them. `companion` is made beside the samples, a
-    written one of those in the folder `companions_from`. `tag` is put before every prompt that is
-    rendered; `hindsight` is what becomes of groups once they have their rewards (None: nothing).
+    lane's rewards and the reference, where it has them. `reference_top_k`: of how many tokens the
+    reference says how likely they are, beside the sampled one. `companion` is made beside the
+    samples, a written one of those in the folder `companions_from`. `tag` is put before every
+    prompt that is rendered; `hindsight` is what becomes of groups once they have their rewards
+    (None: nothing).
     """
 
     name: str
@@ -56,6 +58,7 @@ class Lane:
     ignore_eos: bool = False
     reward: RewardSpec | None = None
     uses_reference: bool = False
+    reference_top_k: int = 0
     trajectories: str | None = None
     redundant_samples: int = 0
     compares: bool = False

@@ -17,6 +17,7 @@ from manta.envs.records import (
     Float32,
     GroupId,
     Int32,
+    Likeliest,
     ScoredGroup,
     StepPlan,
     Trajectory,
@@ -34,7 +35,8 @@ class Row:
 
     `same_version` is True where a token was sampled under the weights that the learner holds
     before the step; None where that is not known. `token_rewards` float32[L] are the rewards within
-    the trajectory, None where there are none; `turns` are all of its turns.
+    the trajectory, None where there are none; `turns` are all of its turns. `likeliest`, of the
+    trained tokens alone, is what the reference found likely, where it was asked.
     """
 
     index: int
@@ -46,6 +48,7 @@ class Row:
     same_version: Bool | None = None
     token_rewards: Float32 | None = None
     turns: tuple[Turn, ...] = ()
+    likeliest: Likeliest | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -113,16 +116,18 @@ def _row(
     group = groups[plan.groups[plan.group_N[index]]]
     sample = int(plan.sample_N[index])
     trajectory = group.row(sample)
+    trained = _trained(trajectory, plan.oldest_version)
     row = Row(
         index=index,
         token_ids=trajectory.token_ids,
-        loss_mask=_trained(trajectory, plan.oldest_version),
+        loss_mask=trained,
         behaviour_logprobs=trajectory.logprobs,
         reference_logprobs=group.row_references[sample],
         coefficients={name: float(column[index]) for name, column in plan.coefficients.items()},
         same_version=None if held is None else _sampled_under(held, trajectory),
         token_rewards=_token_rewards(group, sample),
         turns=trajectory.turns,
+        likeliest=_likeliest(group, sample, trained),
     )
     planned = (int(plan.lengths_N[index]), int(plan.num_tokens_N[index]))
     if (len(row.token_ids), row.num_tokens) != planned:
@@ -151,6 +156,15 @@ def _token_rewards(group: ScoredGroup, sample: int) -> Float32 | None:
             "not be computed must drop its sample"
         )
     return rewards
+
+
+def _likeliest(group: ScoredGroup, sample: int, trained: Bool) -> Likeliest | None:
+    """At the tokens `trained`, which may be fewer than the reference looked at."""
+    if group.reference is None or sample == COMPANION or not group.reference.likeliest:
+        return None
+    kept_T = trained[group.trajectories[sample].loss_mask]
+    ids, logprobs, weights = group.reference.likeliest[sample]
+    return Likeliest(ids[kept_T], logprobs[kept_T], weights[kept_T])
 
 
 def _sampled_under(version: WeightVersion, trajectory: Trajectory) -> Bool:

@@ -39,15 +39,19 @@ class _Request(Generic[Item, Scored]):
 
 class ScoringQueue(Generic[Item, Scored]):
     """Collects requests and runs `score` in a thread, over everything pending at once; `part` is
-    what of its result belongs to a slice of the items."""
+    what of its result belongs to a slice of the items. Queues before one model share its lock
+    `in_use`."""
 
     def __init__(
-        self, score: Callable[[Sequence[Item]], Scored], part: Callable[[Scored, slice], Scored]
+        self,
+        score: Callable[[Sequence[Item]], Scored],
+        part: Callable[[Scored, slice], Scored],
+        in_use: asyncio.Lock | None = None,
     ) -> None:
         self._score, self._part = score, part
         self._pending: list[_Request[Item, Scored]] = []
         self._running: asyncio.Task[None] | None = None
-        self._in_use = asyncio.Lock()
+        self._in_use = asyncio.Lock() if in_use is None else in_use
         self._calls = 0
         self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
 

@@ -71,6 +71,7 @@ class StepTokens:
         has_reference = settings.companion != "given"
         reference = [row.reference_logprobs if has_reference else None for row in rows]
         self._reference_T = _flat(reference, rows)
+        self._teacher_TK, self._teacher_weight_T = _taught(settings, rows)
         self._same_version_T = _flat([row.same_version for row in rows], rows, np.bool_)
         self._proximal_T = None if proximal_T is None else proximal_T.detach().cpu()
         self._value_T = None if value_T is None else value_T.detach().cpu()
@@ -132,6 +133,8 @@ class StepTokens:
             self._cut(self._return_T, rows),
             vocabulary_T,
             self._cut(self._selected_T, rows),
+            self._cut(self._teacher_TK, rows),
+            self._cut(self._teacher_weight_T, rows),
         )
 
     def tally(self, tally: MismatchTally) -> bool:
@@ -187,6 +190,20 @@ def _among_sampled(columns: Sequence[Float32 | None], rows: Sequence[Row]) -> li
         np.full(len(row.token_ids), np.nan, np.float32) if column is None else column
         for column, row in zip(columns, rows, strict=True)
     ]
+
+
+def _taught(
+    settings: AlgorithmSettings, rows: Sequence[Row]
+) -> tuple[Tensor | None, Tensor | None]:
+    """`TokenBatch.teacher_TK` and `teacher_weight_T` of all rows; None where the loss does not
+    ask, or a row lacks it."""
+    known = [row.likeliest for row in rows if row.likeliest is not None]
+    if not LOSS_KINDS[settings.loss].needs_likeliest or not rows or len(known) < len(rows):
+        return None, None
+    logprobs, weights = (
+        [getattr(each, name) for each in known] for name in ("logprobs", "weights")
+    )
+    return torch.from_numpy(np.concatenate(logprobs)), _joined(weights)
 
 
 def _flat(

@@ -1,8 +1,8 @@
 """What each loss, advantage and filter is and reads, as plain values. Loads no torch.
 
-The functions stand under the same names in `manta.algorithms.losses`,
-`manta.algorithms.coupled_losses`, `manta.algorithms.advantages` and `manta.algorithms.filters`; the
-checks on a run file's settings follow these tables.
+The functions stand under the same names in `manta.algorithms.losses`, `teacher_kl`,
+`coupled_losses`, `advantages` and `filters`; the checks on a run file's settings follow these
+tables.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class LossKind:
     defined only where all tokens of a row have one advantage. `needs_vocabulary`: it reads the mean
     over the vocabulary of the policy's log-probs, now and at the start of the step. `is_plain`: it
     weighs log-probs by advantages, without a ratio. `needs_start`: it has no ratio, and compares
-    with the policy at the start of the step."""
+    with the policy at the start of the step. `needs_likeliest`: it reads what the reference finds
+    likely where each token stands."""
 
     ratio: Literal["token", "sequence"] | None
     reads: tuple[str, ...] = ()
@@ -33,6 +34,7 @@ class LossKind:
     needs_vocabulary: bool = False
     is_plain: bool = False
     needs_start: bool = False
+    needs_likeliest: bool = False
 
     @property
     def uses_advantages(self) -> bool:
@@ -51,6 +53,7 @@ LOSS_KINDS: Mapping[str, LossKind] = {
     "clip_cov": LossKind("token", _CLIP),
     "kl_cov": LossKind("token"),
     "cross_entropy": LossKind(None, ("keep_best", "keep_above", "reward_temperature")),
+    "teacher_kl": LossKind(None, ("teacher",), needs_likeliest=True),
     "dpo": LossKind(None, (*_PAIRS, "beta", "length_normalized", "margin_weight")),
     "xpo": LossKind(None, (*_PAIRS, "beta", "exploration_coef")),
     "ipo": LossKind(None, (*_PAIRS, "beta", "length_normalized")),
@@ -116,6 +119,12 @@ def compares_samples(settings: AlgorithmSettings) -> bool:
     return settings.unit != "row" or (
         LOSS_KINDS[settings.loss].uses_advantages and kind.needs_group and not kind.reads_within
     )
+
+
+def reference_top_k(settings: AlgorithmSettings) -> int:
+    """Of how many tokens the reference is to say how likely they are, where each trained token
+    stands; 0: of the sampled one alone."""
+    return settings.teacher.top_k if LOSS_KINDS[settings.loss].needs_likeliest else 0
 
 
 def readers(setting: str) -> tuple[Literal["loss", "advantage"], list[str]]:

@@ -24,6 +24,7 @@ from manta.algorithms.settings import (
     ImplicitRewardSettings,
     RewardModelSettings,
 )
+from manta.algorithms.teacher_contradictions import teacher_problems
 from manta.algorithms.unit_contradictions import imitation_problems, unit_problems
 
 _DEFAULTS = AlgorithmSettings("")
@@ -51,6 +52,7 @@ def check(settings: AlgorithmSettings) -> None:
         *condition_problems(settings),
         *choice_problems(settings, PRESETS.get(settings.name, _DEFAULTS)),
         *target_problems(settings),
+        *teacher_problems(settings),
     ]
     if problems:
         raise ValueError(f"algorithm {settings.name!r}: " + "; ".join(problems))

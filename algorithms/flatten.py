@@ -30,6 +30,8 @@ def flatten(
     return_T: Tensor | None = None,
     vocabulary_T: Tensor | None = None,
     selected_T: Tensor | None = None,
+    teacher_TK: Tensor | None = None,
+    teacher_weight_T: Tensor | None = None,
 ) -> TokenBatch:
     """The batch of R rows with `num_tokens_R` int64[R] trained tokens each, T in all.
 
@@ -52,6 +54,8 @@ def flatten(
         "return_T": return_T,
         "vocabulary_T": vocabulary_T,
         "selected_T": selected_T,
+        "teacher_TK": teacher_TK,
+        "teacher_weight_T": teacher_weight_T,
     }
     _check_lengths({"advantage_T": advantage_T, **columns}, row_T, num_rows)
     weight_R, constant = row_weight(coefficients_R), settings.constant_length
@@ -85,7 +89,7 @@ def _of_sampled(mean_T: Tensor, behaviour_T: Tensor | None, update: Denominators
 
 def _check_lengths(flat: Mapping[str, Tensor | None], row_T: Tensor, num_rows: int) -> None:
     for name, tensor in flat.items():
-        if tensor is not None and tensor.shape != row_T.shape:
+        if tensor is not None and tensor.shape[:1] != row_T.shape:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}, the {num_rows} rows have {len(row_T)} "
                 "trained tokens: give one value per trained token"

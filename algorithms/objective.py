@@ -19,10 +19,11 @@ from manta.algorithms.losses import LOSSES, RatioTokens, cross_entropy, policy_g
 from manta.algorithms.off_policy import correct
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.step_tally import StepTally
+from manta.algorithms.teacher_kl import figures, teacher_kl
 from manta.algorithms.tokens import LossTerms, TokenBatch, vocabulary_mean
 from manta.algorithms.values import value_loss
 
-Want: TypeAlias = Literal["logprob", "entropy", "logsumexp", "vocab_mean", "value"]
+Want: TypeAlias = Literal["logprob", "entropy", "logsumexp", "vocab_mean", "likeliest", "value"]
 
 
 class _Policy(NamedTuple):
@@ -45,11 +46,13 @@ class Objective:
 
     @property
     def wants(self) -> tuple[Want, ...]:
-        """The statistics that `loss` reads, float[T] each."""
+        """The statistics that `loss` reads, float[T] each (`likeliest`: [T, k + 1])."""
         has_entropy = self.settings.entropy_coef != 0.0 or self.report_entropy
         policy: tuple[Want, ...] = ("logprob", "entropy") if has_entropy else ("logprob",)
         if LOSS_KINDS[self.settings.loss].needs_vocabulary:
             policy = (*policy, "logsumexp", "vocab_mean")
+        if LOSS_KINDS[self.settings.loss].needs_likeliest:
+            policy = (*policy, "likeliest")
         return policy if self.settings.critic is None else (*policy, "value")
 
     @property
@@ -74,7 +77,8 @@ class Objective:
         ratio too), the loss's own figures (`clip_fraction_low`, `clip_fraction_high` and the like:
         `manta.algorithms.losses`), `kl_behaviour` and `kl_behaviour_k1`, the k3 and k1 estimates of
         KL(behaviour || policy), and with a correction its `weight_mean`. `maxima`: `ratio_max`.
-        `policy_gradient` reports of these what needs no ratio. Where given tokens stand among
+        `policy_gradient` and `teacher_kl` report of these what needs no ratio, the latter also what
+        `manta.algorithms.teacher_kl` does. Where given tokens stand among
         sampled ones, `entropy` and `kl_behaviour` are means over the sampled ones (`sampled_T`).
         With a critic its terms come on top (`critic_loss`). `tally` counts the ratios.
 
@@ -82,8 +86,7 @@ class Objective:
         """
         active_T = (batch.weight_T != 0) | (batch.mean_T != 0)
         logprob_T = _only(active_T, stats["logprob"])
-        vocabulary_T = _moved(batch, stats, active_T)
-        policy = self._policy(batch, logprob_T, vocabulary_T, active_T, tally)
+        policy = self._policy(batch, stats, logprob_T, active_T, tally)
         loss_T, means, drift = policy.loss_T, policy.means, policy.drift
         if batch.reference_T is not None:
             reference_T = _only(active_T, batch.reference_T)
@@ -146,13 +149,15 @@ class Objective:
     def _policy(
         self,
         batch: TokenBatch,
+        stats: Mapping[str, Tensor],
         logprob_T: Tensor,
-        vocabulary_T: Tensor | None,
         active_T: Tensor,
         tally: StepTally | None,
     ) -> _Policy:
         if LOSS_KINDS[self.settings.loss].is_plain:
             return self._plain(batch, logprob_T, active_T, tally)
+        if LOSS_KINDS[self.settings.loss].needs_likeliest:
+            return self._taught(batch, logprob_T, stats["likeliest"], active_T, tally)
         if self.settings.loss not in LOSSES:
             return _Policy(cross_entropy(logprob_T), {}, {}, {})
         current_T = logprob_T.detach()
@@ -168,6 +173,7 @@ class Objective:
         # Multiplying by a weight of 0 would keep the NaN of an infinite ratio.
         logprob_T = torch.where(weight_T != 0, logprob_T, proximal_T)
         advantage_T = _only(active_T, batch.advantage_T)
+        vocabulary_T = _moved(batch, stats, active_T)
         tokens = RatioTokens(
             logprob_T, proximal_T, advantage_T, batch.row_T, vocabulary_T, batch.selected_T
         )
@@ -199,6 +205,30 @@ class Objective:
             tally.add_ratios(None, current_T, batch.behaviour_T, batch.mean_T != 0)
         drift = _drift(batch, current_T, active_T)
         return _Policy(policy_gradient(logprob_T, advantage_T), means, {}, drift)
+
+    def _taught(
+        self,
+        batch: TokenBatch,
+        logprob_T: Tensor,
+        likeliest_TK: Tensor,
+        active_T: Tensor,
+        tally: StepTally | None,
+    ) -> _Policy:
+        """Of a loss over what the reference, the teacher, finds likely."""
+        teacher_TK, weight_T = batch.teacher_TK, batch.teacher_weight_T
+        if teacher_TK is None or weight_T is None:
+            raise ValueError(
+                f"the loss {self.settings.loss} needs the tokens that the reference finds likely, "
+                "and the batch has none: have the reference workers tell"
+            )
+        # Equal distributions where a token does not count: no loss and no gradient
+        policy_TK = torch.where(active_T[:, None], likeliest_TK, teacher_TK)
+        loss_T = teacher_kl(self.settings.teacher.interpolation, teacher_TK, policy_TK)
+        current_T = logprob_T.detach()
+        if tally is not None:
+            tally.add_ratios(None, current_T, batch.behaviour_T, batch.mean_T != 0)
+        means = figures(teacher_TK, policy_TK)
+        return _Policy(weight_T * loss_T, means, {}, _drift(batch, current_T, active_T))
 
     def _off_policy_weight(self, batch: TokenBatch, active_T: Tensor) -> Tensor:
         """The weight [T] of each token's policy loss, without gradients."""

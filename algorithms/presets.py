@@ -3,9 +3,10 @@
 Loads no torch, so that a run file can be checked. Overriding fields is the run file's work
 (`manta.orchestrator`), what must hold for any settings is `manta.algorithms.contradictions`'. Those
 that imitate or compare are `manta.algorithms.preference_presets`', those with rewards within a
-trajectory `manta.algorithms.turn_presets`', those with tags `manta.algorithms.condition_presets`'.
-The numbers that a paper leaves open are named beside the preset. Where none is named, groups are of
-8, the clip is PPO's 0.2, and there is no KL.
+trajectory `manta.algorithms.turn_presets`', those with tags `manta.algorithms.condition_presets`',
+those that learn from a teacher's distributions `manta.algorithms.teacher_presets`'. The numbers
+that a paper leaves open are named beside the preset. Where none is named, groups are of 8, the clip
+is PPO's 0.2, and there is no KL.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from manta.algorithms.settings import (
     KlSettings,
     OffPolicySettings,
 )
+from manta.algorithms.teacher_presets import TEACHER_PRESETS
 from manta.algorithms.turn_presets import TURN_PRESETS
 
 PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
@@ -387,5 +389,6 @@ PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
         **PREFERENCE_PRESETS,
         **TURN_PRESETS,
         **CONDITION_PRESETS,
+        **TEACHER_PRESETS,
     }
 )

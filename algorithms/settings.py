@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from manta.algorithms.condition import ConditionSettings
+from manta.algorithms.teacher_settings import TeacherSettings
 
 Advantage: TypeAlias = Literal[
     "group_relative",
@@ -44,6 +45,7 @@ LossName: TypeAlias = Literal[
     "clip_cov",
     "kl_cov",
     "cross_entropy",
+    "teacher_kl",
     "dpo",
     "xpo",
     "ipo",
@@ -52,7 +54,7 @@ LossName: TypeAlias = Literal[
     "pacs",
     "bradley_terry",
 ]
-"""What they are: `manta.algorithms.losses` and `manta.algorithms.coupled_losses`."""
+"""What they are: `manta.algorithms.losses`, `teacher_kl` and `coupled_losses`."""
 
 FilterName: TypeAlias = Literal[
     "zero_variance", "accuracy_band", "max_variance", "process_consistency"
@@ -77,7 +79,7 @@ COUPLED_LOSSES = (*PAIR_LOSSES, *LABEL_LOSSES)
 CHOOSING_LOSSES = ("clip_cov", "kl_cov")
 """Those that treat some tokens of a step apart."""
 
-REFERENCE_LOSSES = ("dpo", "xpo", "ipo", "kto")
+REFERENCE_LOSSES = ("dpo", "xpo", "ipo", "kto", "teacher_kl")
 """Those that compare the policy with a reference, whatever the KL penalty is."""
 
 
@@ -278,7 +280,7 @@ class AlgorithmSettings:
     `cross_entropy` imitates rows: of each group the `keep_best` of the highest rewards (0: all),
     of these the ones whose reward is above `keep_above`, each with the weight
     `exp(reward / reward_temperature)` (None: they count the same), under its tag of `condition`.
-    With `train_feedback` the environment's turns train too.
+    With `train_feedback` the environment's turns train too. `teacher` is of `teacher_kl`.
     """
 
     name: str
@@ -320,6 +322,7 @@ class AlgorithmSettings:
     reward_temperature: float | None = None
     condition: ConditionSettings | None = None
     train_feedback: bool = False
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
     reward_model: RewardModelSettings | None = None
     implicit_reward: ImplicitRewardSettings | None = None
     clip_low: float = 0.2

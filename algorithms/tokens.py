@@ -37,6 +37,9 @@ class TokenBatch:
     reward_T: float32[T], for the token stage alone, rewards within the rows, each paid at its
         token; the row's own reward is not in them (None: there are none). turn_T: int64[T], which
         of its row's turns a token is in, counted from 0 over the policy's (None: nobody asks).
+    teacher_TK: float32[T, k + 1], log-probs of the tokens that the reference finds likeliest where
+        each token stands, and last of all others together; teacher_weight_T: float32[T], how much
+        that counts (both None where it was not asked).
     """
 
     row_T: Tensor
@@ -55,6 +58,8 @@ class TokenBatch:
     selected_T: Tensor | None = None
     reward_T: Tensor | None = None
     turn_T: Tensor | None = None
+    teacher_TK: Tensor | None = None
+    teacher_weight_T: Tensor | None = None
 
     @property
     def start_T(self) -> Tensor | None:

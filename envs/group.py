@@ -371,15 +371,11 @@ async def _timed(awaitable: Awaitable[T]) -> tuple[T, float]:
 def _whole(group: ScoredGroup) -> ScoredGroup:
     """`group` without the samples that have no score."""
     kept = [i for i, score in enumerate(group.scores) if not math.isnan(score.value)]
-    reference = group.reference
-    if reference is not None:
-        logprobs = tuple(reference.logprobs[i] for i in kept)
-        reference = ReferenceStatistics(reference.version, logprobs)
     return replace(
         group,
         trajectories=tuple(group.trajectories[i] for i in kept),
         scores=tuple(group.scores[i] for i in kept),
-        reference=reference,
+        reference=None if group.reference is None else group.reference.part(kept),
     )
 
 

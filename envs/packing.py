@@ -6,7 +6,7 @@ the packed form and nothing of what it means.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise
 from typing import TypeAlias, TypeVar
@@ -22,6 +22,7 @@ from manta.envs.records import (
     Float32,
     GroupId,
     Int32,
+    Likeliest,
     ReferenceStatistics,
     Score,
     ScoredGroup,
@@ -183,6 +184,84 @@ def pack_scores(scores: Sequence[Score]) -> PackedScores:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedLikeliest:
+    """What is likely where the trained tokens of some trajectories stand: `widths` int32[n], how
+    many ids each has of a token; and the arrays of all back to back."""
+
+    widths: Int32
+    ids: Int32
+    logprobs: Float32
+    weights: Float32
+
+    def unpack(self, counts: Iterable[int]) -> Iterator[Likeliest]:
+        """By trajectory, of `counts` trained tokens; the arrays are views."""
+        at_id = at_logprob = at_weight = 0
+        for k, count in zip(self.widths.tolist(), counts, strict=True):
+            ids = self.ids[at_id : at_id + count * k]
+            logprobs = self.logprobs[at_logprob : at_logprob + count * (k + 1)]
+            yield Likeliest(
+                ids.reshape(count, k),
+                logprobs.reshape(count, k + 1),
+                self.weights[at_weight : at_weight + count],
+            )
+            at_id, at_logprob, at_weight = (
+                at_id + len(ids),
+                at_logprob + len(logprobs),
+                at_weight + count,
+            )
+
+
+def _pack_likeliest(likeliest: Sequence[Likeliest]) -> PackedLikeliest | None:
+    if not likeliest:
+        return None
+    return PackedLikeliest(
+        np.array([each.ids.shape[1] for each in likeliest], np.int32),
+        _joined([each.ids.ravel() for each in likeliest], np.int32),
+        _joined([each.logprobs.ravel() for each in likeliest], np.float32),
+        _joined([each.weights for each in likeliest], np.float32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PackedReferences:
+    """Reference statistics of several groups: of each its version (None: it has none) and whether
+    it says what is likely."""
+
+    versions: tuple[str | None, ...]
+    are_likely: tuple[bool, ...]
+    logprobs: Float32
+    likeliest: PackedLikeliest | None
+
+    def unpack(self, groups: Sequence[Sequence[Trajectory]]) -> list[ReferenceStatistics | None]:
+        """The statistics of the `groups` that were packed; their arrays are views."""
+        asked = [g for g, is_likely in zip(groups, self.are_likely, strict=True) if is_likely]
+        counts = (int(t.loss_mask.sum()) for group in asked for t in group)
+        likeliest = iter(() if self.likeliest is None else self.likeliest.unpack(counts))
+        found: list[ReferenceStatistics | None] = []
+        start = 0
+        for version, is_likely, group in zip(self.versions, self.are_likely, groups, strict=True):
+            if version is None:
+                found.append(None)
+                continue
+            ends = list(accumulate((len(t.token_ids) for t in group), initial=start))
+            start = ends[-1]
+            own = tuple(self.logprobs[low:high] for low, high in pairwise(ends))
+            beside = tuple(islice(likeliest, len(group))) if is_likely else ()
+            found.append(ReferenceStatistics(version, own, beside))
+        return found
+
+
+def pack_references(statistics: Sequence[ReferenceStatistics | None]) -> PackedReferences:
+    known = [each for each in statistics if each is not None]
+    return PackedReferences(
+        tuple(None if each is None else each.version for each in statistics),
+        tuple(each is not None and bool(each.likeliest) for each in statistics),
+        _joined([logprobs for each in known for logprobs in each.logprobs], np.float32),
+        _pack_likeliest([one for each in known for one in each.likeliest]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """Groups that travel together."""
 
@@ -192,34 +271,33 @@ class Block:
         """Pickles the trajectories of all groups as one `PackedTrajectories`, and the scores."""
         trajectories = [t for group in self.groups for t in group.rows]
         scores = pack_scores([score for group in self.groups for score in group.row_scores])
-        references = [
-            logprobs
+        references = pack_references([group.reference for group in self.groups])
+        looked = [
+            None if group.companion is None else group.companion.reference_logprobs
             for group in self.groups
-            for logprobs in group.row_references
-            if logprobs is not None
         ]
+        compared = [logprobs for logprobs in looked if logprobs is not None]
+        beside = _joined(compared, np.float32) if compared else None
         rest = tuple(
             (
                 group.id,
                 group.task,
                 len(group.trajectories),
-                None if group.reference is None else group.reference.version,
                 dict(group.reward_versions),
                 dict(group.timings),
                 group.cut_off,
                 group.companion is not None,
-                group.row_references[-1] is not None,
+                logprobs is not None,
             )
-            for group in self.groups
+            for group, logprobs in zip(self.groups, looked, strict=True)
         )
-        return _block, (pack(trajectories), scores, _joined(references, np.float32), rest)
+        return _block, (pack(trajectories), scores, references, beside, rest)
 
 
 _GroupRest: TypeAlias = tuple[
     GroupId,
     Task,
     int,
-    str | None,
     dict[str, str],
     dict[str, float],
     tuple[int, ...],
@@ -231,31 +309,32 @@ _GroupRest: TypeAlias = tuple[
 def _block(
     packed: PackedTrajectories,
     packed_scores: PackedScores,
-    references: Float32,
+    packed_references: PackedReferences,
+    beside: Float32 | None,
     rest: tuple[_GroupRest, ...],
 ) -> Block:
     trajectories, row_scores = packed.unpack(), packed_scores.unpack()
-    groups = []
-    first = start = 0
-    for name, task, count, version, reward_versions, timings, cut_off, *of_companion in rest:
-        has_companion, is_compared = of_companion
-        own, scores = trajectories[first : first + count], row_scores[first : first + count]
-        first += count
+    counts = [count + has_companion for _, _, count, *_, has_companion, _ in rest]
+    ends = list(accumulate(counts, initial=0))
+    samples = [
+        trajectories[first : first + count]
+        for first, (_, _, count, *_) in zip(ends[:-1], rest, strict=True)
+    ]
+    references = packed_references.unpack(samples)
+    groups, at = [], 0
+    for (first, end), own, reference, told in zip(
+        pairwise(ends), samples, references, rest, strict=True
+    ):
+        name, task, count, reward_versions, timings, cut_off, has_companion, is_compared = told
+        scores = row_scores[first : first + count]
         companion = None
         if has_companion:
-            companion = Companion(trajectories[first], row_scores[first])
-            first += 1
-        reference = None
-        if version is not None:
-            ends = list(accumulate((len(t.token_ids) for t in own), initial=start))
-            start = ends[-1]
-            reference = ReferenceStatistics(
-                version, tuple(references[low:high] for low, high in pairwise(ends))
-            )
-            if companion is not None and is_compared:
-                end = start + len(companion.trajectory.token_ids)
-                companion = replace(companion, reference_logprobs=references[start:end])
-                start = end
+            trajectory, looked = trajectories[end - 1], None
+            if is_compared:
+                assert beside is not None
+                looked = beside[at : at + len(trajectory.token_ids)]
+                at += len(looked)
+            companion = Companion(trajectory, row_scores[end - 1], looked)
         groups.append(
             ScoredGroup(
                 name, task, own, scores, reference, reward_versions, timings, cut_off, companion

@@ -10,7 +10,7 @@ Shapes: T generated tokens, L tokens of a whole trajectory, N rows (trajectories
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -231,12 +231,29 @@ class Shown:
     trajectories: tuple[Trajectory, ...]
 
 
+class Likeliest(NamedTuple):
+    """What a model says where each of a trajectory's T trained tokens (`loss_mask`) stands: its k
+    likeliest tokens `ids` int32[T, k], the likeliest first; `logprobs` float32[T, k + 1] of these,
+    and last of all others together; `weights` float32[T], how much it counts there."""
+
+    ids: Int32
+    logprobs: Float32
+    weights: Float32
+
+
 @dataclass(frozen=True, slots=True)
 class ReferenceStatistics:
-    """Log-probs of each trajectory's tokens under the reference model `version`, float32[L]."""
+    """Log-probs of each trajectory's tokens under the reference model `version`, float32[L], and
+    what else it finds likely, where that was asked for (else there is none of any)."""
 
     version: str
     logprobs: tuple[Float32, ...]
+    likeliest: tuple[Likeliest, ...] = ()
+
+    def part(self, kept: Sequence[int]) -> ReferenceStatistics:
+        """Those of the trajectories `kept`."""
+        likeliest = tuple(self.likeliest[i] for i in kept) if self.likeliest else ()
+        return ReferenceStatistics(self.version, tuple(self.logprobs[i] for i in kept), likeliest)
 
 
 @dataclass(frozen=True, slots=True)

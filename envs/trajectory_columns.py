@@ -10,7 +10,7 @@ are built from concatenated arrays and offsets: no Python runs per token.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeVar, cast
 
@@ -18,16 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from manta.envs.number_lists import flat, number_lists, offsets_of, read_lists
 from manta.envs.records import (
     COMPANION,
     Companion,
     FinishReason,
-    Float32,
     GroupId,
     Json,
     Media,
     Message,
-    ReferenceStatistics,
     Score,
     ScoredGroup,
     Span,
@@ -36,6 +35,12 @@ from manta.envs.records import (
     Turn,
     VersionSpan,
     WeightVersion,
+)
+from manta.envs.reference_columns import (
+    REFERENCE_FIELDS,
+    read_beside,
+    read_reference,
+    reference_arrays,
 )
 
 _FLOATS = pa.list_(pa.float32())
@@ -98,7 +103,7 @@ SCHEMA = pa.schema(
         *GROUP_FIELDS,
         *TRAJECTORY_FIELDS,
         *SCORE_FIELDS,
-        pa.field("reference_logprobs", _FLOATS),
+        *REFERENCE_FIELDS,
     ]
 )
 
@@ -123,9 +128,7 @@ def to_table(groups: Sequence[ScoredGroup], step: int) -> pa.Table:
     columns = {"step": pa.array(np.full(len(trajectories), step, np.int32))}
     columns |= {name: array.take(index) for name, array in _group_arrays(groups).items()}
     columns |= _trajectory_arrays(trajectories) | _score_arrays(scores)
-    columns["reference_logprobs"] = _number_lists(
-        [row for group in groups for row in group.row_references], np.float32, "reference"
-    )
+    columns |= reference_arrays(groups)
     return pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
 
 
@@ -133,19 +136,16 @@ def from_table(table: pa.Table) -> ScoredGroup:
     """The group whose rows are `table` (all of them, and no other's); arrays are fresh copies."""
     first = {field.name: table.column(field.name)[0].as_py() for field in GROUP_FIELDS}
     rows = table.num_rows
-    columns = {field.name: _flat(table, field.name) for field in TRAJECTORY_FIELDS}
-    scores = {field.name: _flat(table, field.name) for field in SCORE_FIELDS}
+    columns = {field.name: flat(table, field.name) for field in TRAJECTORY_FIELDS}
+    scores = {field.name: flat(table, field.name) for field in SCORE_FIELDS}
     trajectories, row_scores = _read_trajectories(columns, rows), _read_scores(scores, rows)
     companion = None
     if trajectories[-1].sample == COMPANION:
-        beside = _read_lists(_flat(table, "reference_logprobs"))[-1]
-        companion = Companion(trajectories[-1], row_scores[-1], beside)
+        companion = Companion(trajectories[-1], row_scores[-1], read_beside(table))
         trajectories, row_scores = trajectories[:-1], row_scores[:-1]
     reference = None
     if first["reference_version"] is not None:
-        logprobs = cast("list[Float32]", _read_lists(_flat(table, "reference_logprobs")))
-        own = tuple(logprobs[: len(trajectories)])
-        reference = ReferenceStatistics(first["reference_version"], own)
+        reference = read_reference(first["reference_version"], table, trajectories)
     return ScoredGroup(
         id=GroupId(first["group_epoch"], first["group_position"], first["group_attempt"]),
         task=_read_task(first),
@@ -196,9 +196,9 @@ def _trajectory_arrays(rows: Sequence[Trajectory]) -> dict[str, pa.Array]:
         "task_id": pa.array([t.task_id for t in rows], pa.string()),
         "sample": pa.array([t.sample for t in rows], pa.int32()),
         "model": pa.array([t.model for t in rows], pa.string()),
-        "token_ids": _number_lists([t.token_ids for t in rows], np.int32, "token_ids"),
-        "loss_mask": _number_lists([t.loss_mask for t in rows], np.bool_, "loss_mask"),
-        "logprobs": _number_lists([t.logprobs for t in rows], np.float32, "logprobs"),
+        "token_ids": number_lists([t.token_ids for t in rows], np.int32, "token_ids"),
+        "loss_mask": number_lists([t.loss_mask for t in rows], np.bool_, "loss_mask"),
+        "logprobs": number_lists([t.logprobs for t in rows], np.float32, "logprobs"),
         "weight_versions": _struct_lists(spans, _VERSION),
         "turns": _struct_lists(turns, _TURN),
         "finish_reason": pa.array([t.finish_reason for t in rows], pa.string()),
@@ -220,33 +220,10 @@ def _score_arrays(scores: Sequence[Score]) -> dict[str, pa.Array]:
         "components": _maps([s.components for s in scores], pa.float64()),
         "spans": _struct_lists(spans, _SPAN),
         "columns": _map_array(
-            [s.columns for s in scores], _number_lists(columns, np.float32, "columns")
+            [s.columns for s in scores], number_lists(columns, np.float32, "columns")
         ),
         "note": pa.array([s.note for s in scores], pa.string()),
     }
-
-
-def _offsets(lengths: Iterable[int], count: int) -> npt.NDArray[np.int32]:
-    offsets = np.zeros(count + 1, np.int32)
-    np.cumsum(np.fromiter(lengths, np.int32, count), out=offsets[1:])
-    return offsets
-
-
-def _number_lists(
-    rows: Sequence[_Array | None], dtype: type[np.generic], column: str
-) -> pa.ListArray:
-    """One list per row; None becomes null."""
-    present = [row for row in rows if row is not None]
-    wrong = {row.dtype for row in present} - {np.dtype(dtype)}
-    if wrong:
-        found = ", ".join(sorted(map(str, wrong)))
-        raise ValueError(f"{column} must be {np.dtype(dtype)} arrays, found {found}")
-    values = np.concatenate(present) if present else np.empty(0, dtype)
-    offsets = _offsets((0 if row is None else len(row) for row in rows), len(rows))
-    mask = None
-    if len(present) < len(rows):
-        mask = pa.array([row is None for row in rows], pa.bool_())
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), mask=mask)
 
 
 def _structs(rows: Sequence[tuple[Any, ...]], struct: pa.StructType) -> pa.StructArray:
@@ -257,13 +234,13 @@ def _structs(rows: Sequence[tuple[Any, ...]], struct: pa.StructType) -> pa.Struc
 
 
 def _struct_lists(rows: Sequence[Sequence[tuple[Any, ...]]], struct: pa.StructType) -> pa.ListArray:
-    offsets = _offsets(map(len, rows), len(rows))
+    offsets = offsets_of(map(len, rows), len(rows))
     values = _structs(list(chain.from_iterable(rows)), struct)
     return pa.ListArray.from_arrays(pa.array(offsets), values, type=pa.list_(struct))
 
 
 def _map_array(rows: Sequence[Mapping[str, Any]], items: pa.Array) -> pa.MapArray:
-    offsets = _offsets(map(len, rows), len(rows))
+    offsets = offsets_of(map(len, rows), len(rows))
     keys = pa.array(list(chain.from_iterable(rows)), pa.string())
     return pa.MapArray.from_arrays(pa.array(offsets), keys, items)
 
@@ -295,21 +272,6 @@ def _array_row(name: str, array: _Array) -> tuple[str, list[int], bytes]:
     return array.dtype.str, list(array.shape), array.tobytes()
 
 
-def _flat(table: pa.Table, name: str) -> pa.Array:
-    """The column as one array without a slice offset."""
-    return pa.concat_arrays(table.column(name).chunks)
-
-
-def _read_lists(column: pa.ListArray) -> list[_Array | None]:
-    values = column.values.to_numpy(zero_copy_only=False)
-    offsets = column.offsets.to_numpy()
-    valid = column.is_valid().to_pylist()
-    return [
-        values[start:end].copy() if is_valid else None
-        for start, end, is_valid in zip(offsets[:-1], offsets[1:], valid, strict=True)
-    ]
-
-
 def _read_task(row: Mapping[str, Any]) -> Task:
     prompt = json.loads(row["prompt"])
     return Task(
@@ -324,7 +286,7 @@ def _read_task(row: Mapping[str, Any]) -> Task:
 
 
 def _read_trajectories(columns: Mapping[str, pa.Array], rows: int) -> tuple[Trajectory, ...]:
-    lists = {n: _read_lists(columns[n]) for n in ("token_ids", "loss_mask", "logprobs")}
+    lists = {n: read_lists(columns[n]) for n in ("token_ids", "loss_mask", "logprobs")}
     plain = {name: columns[name].to_pylist() for name in columns if name not in lists}
     return tuple(
         Trajectory(
@@ -355,7 +317,7 @@ def _read_trajectories(columns: Mapping[str, pa.Array], rows: int) -> tuple[Traj
 
 def _read_scores(columns: Mapping[str, pa.Array], rows: int) -> tuple[Score, ...]:
     maps = columns["columns"]
-    arrays = [_present(array) for array in _read_lists(maps.items)]
+    arrays = [_present(array) for array in read_lists(maps.items)]
     keys = maps.keys.to_pylist()
     offsets = maps.offsets.to_pylist()
     plain = {n: columns[n].to_pylist() for n in ("reward", "components", "spans", "note")}

@@ -34,8 +34,9 @@ _CACHED_ROW_GROUPS = 64
 """Epochs ask for groups in another order: what is not kept is read whole again for each of them."""
 
 # High-entropy floats compress best as split byte streams; all other columns repeat themselves.
-_STREAMS = ["logprobs.list.element", "reference_logprobs.list.element"]
-_NOT_REPEATING = {"logprobs", "reference_logprobs", "reward"}
+_FLOATS = ("logprobs", "reference_logprobs", "reference_likeliest_logprobs")
+_STREAMS = [f"{name}.list.element" for name in _FLOATS]
+_NOT_REPEATING = {*_FLOATS, "reward"}
 
 
 class GroupEntry(NamedTuple):
@@ -198,6 +199,8 @@ def _parts(groups: Sequence[ScoredGroup]) -> Iterator[list[ScoredGroup]]:
         for trajectory in group.rows:
             size += 13 * len(trajectory.token_ids) + len(trajectory.artifact) + 128
             size += sum(array.nbytes for array in trajectory.payload.values())
+        if group.reference is not None:
+            size += sum(each.ids.nbytes * 2 for each in group.reference.likeliest)
         if size >= _BYTES_PER_ROW_GROUP:
             yield part
             part, size = [], 0

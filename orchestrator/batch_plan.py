@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from manta.actors.worker_range import RankRange
+from manta.algorithms.catalogue import LOSS_KINDS
 from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
 from manta.orchestrator.compared_words import compared_told, imitated_told
 from manta.orchestrator.config import RunFile, StageConfig
@@ -22,6 +23,7 @@ from manta.orchestrator.stage_words import (
     reference_told,
     scorers_told,
     tag_told,
+    teacher_told,
     weights_told,
 )
 from manta.orchestrator.stage_words import times as _times
@@ -230,6 +232,8 @@ def _ratio(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) 
             "no importance ratio: cross-entropy needs no log-probs of a behaviour policy"
             f"{imitated_told(algorithm)}"
         )
+    if LOSS_KINDS[algorithm.loss].needs_likeliest:
+        return teacher_told(run_file, stage, algorithm)
     if algorithm.loss == "policy_gradient":
         return (
             f"no importance ratio: nothing bounds an update{_charged(run_file, stage, algorithm)}"

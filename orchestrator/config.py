@@ -14,7 +14,7 @@ from manta.actors.backends.schedule import Schedule
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import ModelSpec
-from manta.actors.scorers.settings import ScorerConfig
+from manta.actors.scorers.settings import Combination, ContrastConfig, ScorerConfig
 from manta.actors.worker_range import WorkerRange, range_of
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import Json
@@ -94,10 +94,29 @@ class RefreshConfig:
 class StageReferenceConfig:
     """What the reference policy of a stage is: the weights that `model` names (see
     `manta.orchestrator.model_names`; None: the policy when the stage starts), as they are or
-    following the policy."""
+    following the policy; or a model whose logits are made of those of the weights that `combine`
+    names, each times its number, and of a `contrast`."""
 
     model: str | None = None
     refresh: RefreshConfig | None = None
+    combine: Mapping[str, float] = field(default_factory=dict)
+    contrast: ContrastConfig | None = None
+
+    @property
+    def is_policy(self) -> bool:
+        """Does it start as the policy?"""
+        return self.model is None and self.combination is None
+
+    @property
+    def num_models(self) -> int:
+        """That its workers hold."""
+        return 1 if self.combination is None else len(self.combination.names)
+
+    @property
+    def combination(self) -> Combination | None:
+        """Of several models, where it is one."""
+        told = Combination(self.combine, self.contrast)
+        return told if told.names else None
 
     @property
     def is_average(self) -> bool:
@@ -120,7 +139,7 @@ class StageConfig:
     generate or evaluate stage; None is the policy as the stage before left it. `tag` is a text that
     is put before every prompt of the stage (None: see `prompt_tag`).
     `env`, `reward` and `evaluate` of a stage default to those at the top of the run file,
-    `reference` to what is said there of `model` and `refresh`, `learning_rate`, `warmup_steps` and
+    `reference` to what is said there of what it is, `learning_rate`, `warmup_steps` and
     `decay` to the learner's, `max_staleness` to the rollout's. `curriculum` says in which
     order tasks come from the second epoch on.
     """
@@ -236,11 +255,13 @@ class RewardWorkersConfig:
 @dataclass(frozen=True, slots=True)
 class ReferenceConfig:
     """The workers that hold the reference policy. `threads` are torch threads of each (0: all cores
-    that it may use); `tokens_per_batch` bounds the tokens scored at once. `model` and `refresh`:
-    see `StageReferenceConfig`; a stage may have its own."""
+    that it may use); `tokens_per_batch` bounds the tokens scored at once. The others: see
+    `StageReferenceConfig`; a stage may have its own."""
 
     model: str | None = None
     refresh: RefreshConfig | None = None
+    combine: Mapping[str, float] = field(default_factory=dict)
+    contrast: ContrastConfig | None = None
     workers: int = 1
     threads: int = 0
     tokens_per_batch: int = 16384
@@ -345,7 +366,9 @@ class RunFile:
     def reference_of(self, stage: StageConfig) -> StageReferenceConfig:
         """What the reference policy is in `stage`."""
         top = self.reference
-        return stage.reference or StageReferenceConfig(top.model, top.refresh)
+        return stage.reference or StageReferenceConfig(
+            top.model, top.refresh, top.combine, top.contrast
+        )
 
     def before(self, stage: StageConfig) -> tuple[StageConfig, ...]:
         """The stages that stand before `stage`."""

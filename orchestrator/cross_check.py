@@ -4,9 +4,10 @@ Owns every rule between settings that no module beside it has: `staleness_check`
 `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
 `checkpoint_check`, `health_check`, `pool_check` (numbers of workers), `critic_check`, `pair_check`
 (losses that compare rows, reward models), `process_check` (implicit ones), `filter_check`,
-`curriculum_check`, `update_check`, `companion_check`, `condition_check` (tags), `adapter_check`
-(`model.lora`), `name_check` (what stages say of one another), `scorer_check` (`scorers`, and
-rewards that call them), `within_check` (`reward.within`) and `vllm_check` of `manta.orchestrator`.
+`curriculum_check`, `update_check`, `companion_check`, `condition_check` (tags), `teacher_check`,
+`adapter_check` (`model.lora`), `name_check` (what stages say of one another), `scorer_check`
+(`scorers`, and rewards that call them), `within_check` (`reward.within`) and `vllm_check` of
+`manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.contradictions.check` at
 an algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -46,6 +47,7 @@ from manta.orchestrator.scorer_check import scorer_problems
 from manta.orchestrator.staleness_check import staleness_problems
 from manta.orchestrator.strict import nearest
 from manta.orchestrator.survey import Survey
+from manta.orchestrator.teacher_check import teacher_problems
 from manta.orchestrator.transport_check import transport_problems
 from manta.orchestrator.update_check import update_problems
 from manta.orchestrator.vllm_check import vllm_problems
@@ -91,7 +93,8 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
         problems += curriculum_problems(run_file, seen)
         installed = installed_vllm() if run_file.rollout.engine == "vllm" else None
         problems += vllm_problems(run_file, seen.vocab_size, installed)
-    return [*problems, *adapter_problems(run_file), *scorer_problems(run_file, vocab_size)]
+    problems += [*adapter_problems(run_file), *scorer_problems(run_file, vocab_size)]
+    return [*problems, *teacher_problems(run_file, vocab_size)]
 
 
 def _run(run_file: RunFile) -> Iterator[str]:

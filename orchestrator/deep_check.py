@@ -21,7 +21,12 @@ from typing import TypeVar
 from manta.actors.stored_folder import StoredFolder
 from manta.orchestrator import status
 from manta.orchestrator.companion_check import companion_writer
-from manta.orchestrator.config import RunFile, StageConfig, StageReferenceConfig
+from manta.orchestrator.config import (
+    ReferenceConfig,
+    RunFile,
+    StageConfig,
+    StageReferenceConfig,
+)
 from manta.orchestrator.health import WorkerReport
 from manta.orchestrator.lives import Lives
 from manta.orchestrator.metrics import MetricsLine, read_metrics
@@ -35,7 +40,7 @@ _EVALUATED = 4
 _NEVER = 1_000_000_000
 _STEP_NAME = re.compile(r"\bstep:\d+\b")
 
-C = TypeVar("C", StageConfig, StageReferenceConfig)
+R = TypeVar("R", ReferenceConfig, StageReferenceConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ def short(run_file: RunFile, folder: str) -> RunFile:
             else _short_stage(stage)
             for stage in run_file.stages
         ),
-        reference=replace(run_file.reference, model=_named(run_file.reference.model)),
+        reference=_reference(run_file.reference),
         checkpoint=replace(run_file.checkpoint, every_steps=_NEVER, keep=1, keep_best=0, path=None),
         track=replace(run_file.track, wandb=None),
     )
@@ -122,7 +127,7 @@ def _short_stage(stage: StageConfig) -> StageConfig:
         evaluate = replace(evaluate, prompts=min(_EVALUATED, evaluate.prompts), every_steps=_NEVER)
     reference = stage.reference
     if reference is not None:
-        reference = replace(reference, model=_named(reference.model))
+        reference = _reference(reference)
     return replace(
         stage,
         steps=min(steps, stage.steps),
@@ -133,6 +138,20 @@ def _short_stage(stage: StageConfig) -> StageConfig:
         model=_named(stage.model),
         models=tuple(_STEP_NAME.sub("initial", model) for model in stage.models),
     )
+
+
+def _reference(told: R) -> R:
+    contrast = told.contrast
+    if contrast is not None:
+        toward, away = (
+            _STEP_NAME.sub("initial", name) for name in (contrast.toward, contrast.away)
+        )
+        contrast = replace(contrast, toward=toward, away=away)
+    combine: dict[str, float] = {}
+    for name, coefficient in told.combine.items():
+        own = _STEP_NAME.sub("initial", name)
+        combine[own] = combine.get(own, 0.0) + coefficient
+    return replace(told, model=_named(told.model), combine=combine, contrast=contrast)
 
 
 def _named(name: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from manta.actors.lanes import Lane, RewardSpec
+from manta.algorithms.catalogue import reference_top_k
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.hindsight import Hindsight
 from manta.orchestrator.config import (
@@ -41,6 +42,7 @@ def train_lane(run_file: RunFile, stage: StageConfig, products: Products) -> Lan
         ignore_eos=run_file.rollout.ignore_eos,
         reward=_reward(run_file, stage.reward) if algorithm.samples_from == "policy" else None,
         uses_reference=needs_reference(run_file, stage),
+        reference_top_k=reference_top_k(algorithm) if stage.kind == "train" else 0,
         trajectories=_written(run_file, stage, products),
         companions_from=_companions(run_file, stage, products),
         redundant_samples=run_file.rollout.redundant_samples if stage.samples_to_train else 0,

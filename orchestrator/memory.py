@@ -41,6 +41,7 @@ from manta.actors.backends.settings import LearnerSettings
 from manta.actors.engines.kv_memory import CPU_BLOCK, KeyValueShape, default_cpu_bytes
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import LoraSpec, ModelSpec
+from manta.algorithms.catalogue import reference_top_k
 from manta.envs.records import Json
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.learner_share import learner_share
@@ -176,20 +177,25 @@ def estimate(run_file: RunFile, survey: Survey) -> tuple[Part, ...]:
     referring = stages_with_reference(run_file)
     if referring:
         tokens = run_file.reference.tokens_per_batch
+        models = max(run_file.reference_of(stage).num_models for stage in referring)
+        layer = _one_layer(sizes, tokens, element)
+        others = (models - 1) * tokens * sizes.width * element  # their last hidden states
         parts += [
             Part("reference", "process", PROCESS_BYTES),
-            Part("reference", "weights", weights),
-            Part("reference", "one layer's activations", _one_layer(sizes, tokens, element)),
-            Part("reference", "logits of a chunk", logits_of_chunk(sizes, tokens)),
+            Part("reference", "weights", models * weights),
+            Part("reference", "one layer's activations", layer + others),
+            Part("reference", "logits of a chunk", models * logits_of_chunk(sizes, tokens)),
         ]
         if any(run_file.reference_of(stage).is_average for stage in referring):
             parts.append(Part("reference", "moving average", 4 * num_parameters(sizes)))
     return tuple(parts)
 
 
-def group_bytes(samples: int, tokens: int, *, has_reference: bool) -> int:
-    """Of a scored group: ids 4, mask 1, behaviour log-probs 4, reference 4 and text 4 a token."""
-    return samples * tokens * (13 + (4 if has_reference else 0))
+def group_bytes(samples: int, tokens: int, *, has_reference: bool, top_k: int = 0) -> int:
+    """Of a scored group: ids 4, mask 1, behaviour log-probs 4, reference 4 and text 4 a token; of
+    `top_k` likely tokens 8 each, and 8 for the rest and a weight."""
+    likely = 8 * (top_k + 1) if top_k else 0
+    return samples * tokens * (13 + (4 if has_reference else 0) + likely)
 
 
 def kv_shape(sizes: ModelSizes, dtype: Literal["float32", "bfloat16"]) -> KeyValueShape:
@@ -334,9 +340,9 @@ def _retained(run_file: RunFile, stage: StageConfig, survey: Survey) -> int:
     if stage.name in survey.prompts:
         answer = max(run_file.rollout.max_new_tokens, survey.prompts[stage.name].longest_answer)
         tokens = min(tokens, survey.prompts[stage.name].longest + answer)
-    group = group_bytes(
-        stage.algorithm.rows_per_prompt, tokens, has_reference=stage.algorithm.needs_reference
-    )
+    told, top_k = stage.algorithm, reference_top_k(stage.algorithm)
+    is_compared = told.needs_reference
+    group = group_bytes(told.rows_per_prompt, tokens, has_reference=is_compared, top_k=top_k)
     # One checkpoint may still be written when the next is due
     held = stage.prompts_per_step * (2 * run_file.checkpoint.every_steps - 1)
     ahead = (run_file.max_staleness(stage) + 1) * max(1.0, run_file.rollout.oversample)

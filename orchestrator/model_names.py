@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.config import RunFile, StageConfig, StageReferenceConfig
 from manta.orchestrator.strict import nearest
 
 STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(@[1-9][0-9]*)?")
@@ -210,17 +210,24 @@ def parts_of(name: ModelName) -> tuple[Single, ...]:
     return name.parts if isinstance(name, SoupName) else (name,)
 
 
-def names_in(stage: StageConfig, reference: str | None) -> Iterator[tuple[str, str]]:
-    """(key below the stage, name) of every name of weights that `stage` uses; `reference` is its
-    reference's."""
+def names_in(stage: StageConfig, reference: StageReferenceConfig) -> Iterator[tuple[str, str]]:
+    """(key below the stage, name) of every name of weights that `stage` uses; `reference` is what
+    its reference is."""
     if stage.start_from is not None:
         yield ".start_from", stage.start_from
     if stage.model is not None:
         yield ".model", stage.model
     for index, model in enumerate(stage.models):
         yield f".models[{index}]", model
-    if reference is not None and stage.compares_with_reference:
-        yield ".reference.model", reference
+    if not stage.compares_with_reference:
+        return
+    if reference.model is not None:
+        yield ".reference.model", reference.model
+    for name in reference.combine:
+        yield ".reference.combine", name
+    if reference.contrast is not None:
+        yield ".reference.contrast.toward", reference.contrast.toward
+        yield ".reference.contrast.away", reference.contrast.away
 
 
 def steps_named(run_file: RunFile) -> frozenset[int]:
@@ -230,7 +237,7 @@ def steps_named(run_file: RunFile) -> frozenset[int]:
     """
     steps: set[int] = set()
     for stage in run_file.stages:
-        for _, text in names_in(stage, run_file.reference_of(stage).model):
+        for _, text in names_in(stage, run_file.reference_of(stage)):
             for found in re.findall(r"step:\s*([0-9]+)", text):
                 steps.add(int(found))
     return frozenset(steps)

@@ -14,6 +14,7 @@ from pathlib import Path
 from manta.actors.transports.settings import DIRECT
 from manta.envs.records import Json
 from manta.envs.tokenizer import FileTokenizer, build_tokenizer
+from manta.orchestrator.combination_check import combination_problems
 from manta.orchestrator.config import RefreshConfig, RunFile, StageConfig
 from manta.orchestrator.model_folder import folder_config, is_missing
 from manta.orchestrator.model_names import (
@@ -68,18 +69,21 @@ def name_problems(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
         )
     reference = run_file.reference_of(stage)
     top = "" if stage.reference else " (from the top)"
-    for key, text in names_in(stage, reference.model):
-        where = f"{key}{top}" if key == ".reference.model" else key
+    for key, text in names_in(stage, reference):
+        where = f"{key}{top}" if key.startswith(".reference") else key
         yield from (f"{where}: {told}" for told in _name(run_file, stage, key, text))
     if stage.compares_with_reference:
         for key, told in _refresh(run_file, stage):
             yield f".reference.refresh{key}{top}: {told}"
+        for key, told in combination_problems(reference):
+            yield f".reference{key}{top}: {told}"
 
 
 def reference_problems(run_file: RunFile) -> Iterator[str]:
     """What is said of a reference that nothing is compared with."""
     top = run_file.reference
-    for key, value in (("model", top.model), ("refresh", top.refresh)):
+    told = {"model": top.model, "refresh": top.refresh, "combine": top.combine or None}
+    for key, value in {**told, "contrast": top.contrast}.items():
         users = (s for s in run_file.stages if s.compares_with_reference and s.reference is None)
         if value is not None and not any(users):
             yield (

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import ray
 from ray.actor import ActorHandle
 
 from manta.actors.reference import ReferenceWorker
+from manta.actors.scorers.settings import Combination
 from manta.actors.stored_folder import WrittenFile
 from manta.actors.transports.protocol import Parcel
 from manta.actors.transports.settings import TransportSettings
@@ -81,6 +82,13 @@ class ReferencePool(ActorPool[ReferenceWorker]):
         """Makes `weights` the reference, called `name`."""
         stored = ray.put(weights)
         return await self._all_take(lambda worker: worker.load.remote(stored, name))
+
+    async def combine(
+        self, combination: Combination, weights: Sequence[Weights]
+    ) -> list[tuple[Receipt, ...]]:
+        """Makes `combination` the reference, of whose names `weights` are."""
+        stored = [ray.put(each) for each in weights]
+        return await self._all_take(lambda worker: worker.combine.remote(combination, *stored))
 
     async def follow(
         self, parcel: ray.ObjectRef[Parcel], sha256: str, name: str, decay: float | None

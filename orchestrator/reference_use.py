@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from manta.algorithms.catalogue import reference_top_k
 from manta.orchestrator.config import RunFile, StageConfig, StageReferenceConfig
 from manta.orchestrator.model_names import named_stage, parse_stage
 
@@ -22,9 +23,10 @@ def reads_reference(run_file: RunFile, stage: StageConfig) -> bool:
 
     They do where an annotate stage made them, and `stage` says of its reference what that stage
     does, or nothing. What came from another run counts for nothing: its reference is not known.
+    Nobody writes what a reference finds likely for a stage that learns from that.
     """
     annotator = annotated_by(run_file, stage) if stage.kind == "train" else None
-    if annotator is None:
+    if annotator is None or (stage.algorithm is not None and reference_top_k(stage.algorithm)):
         return False
     told = run_file.reference_of(stage)
     return told in (StageReferenceConfig(), run_file.reference_of(annotator))

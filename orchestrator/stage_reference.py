@@ -12,8 +12,10 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
+from manta.actors.scorers.settings import Combination
 from manta.actors.step_work import StepReport
 from manta.actors.stored_folder import WrittenFile
+from manta.actors.weights import Receipt
 from manta.envs.records import WeightVersion
 from manta.orchestrator.config import RefreshConfig, StageConfig, StageReferenceConfig
 from manta.orchestrator.model_names import (
@@ -24,6 +26,7 @@ from manta.orchestrator.model_names import (
     parse_mixed,
     policy_before,
 )
+from manta.orchestrator.named_weights import Named
 from manta.orchestrator.run_context import RunContext
 
 T = TypeVar("T")
@@ -36,12 +39,20 @@ def refresh_of(settings: StageReferenceConfig) -> RefreshConfig | None:
     return settings.refresh
 
 
+def _refuse_other(receipt: Receipt, named: Named) -> None:
+    if receipt.sha256 != named.weights.sha256:
+        raise RuntimeError(
+            f"a reference worker received weights {receipt.sha256}, not {named.label}"
+        )
+
+
 class StageReference:
     def __init__(self, run: RunContext, stage: StageConfig) -> None:
         self._run, self._stage = run, stage
         settings = run.run_file.reference_of(stage)
         self._refresh = refresh_of(settings)
         self._model = settings.model
+        self._combination = settings.combination
 
     async def open(self) -> None:
         """The workers score with the stage's reference, as it is where the run stands in it."""
@@ -53,6 +64,8 @@ class StageReference:
             version = await self._wait("read the checkpoint", references.restore(learner.location))
         elif run.run_file.model.lora is not None:
             return  # the model without its adapter, which the workers built
+        elif self._combination is not None:
+            version = await self._combine(self._combination)
         else:
             version = await self._load()
         run.recorder.event("reference", {"stage": self._stage.name, "version": version})
@@ -93,22 +106,35 @@ class StageReference:
 
     async def _load(self) -> str:
         """Loads what the run file names; the version of that."""
-        run, references = self._run, self._run.crew.references
+        references = self._run.crew.references
         assert references is not None
         name = self._name()
         if isinstance(name, InitialName):
             held = await self._wait("say what they hold", references.version())
             if held.startswith("initial#"):
                 return held
-        version = WeightVersion(run.progress.step, run.incarnation)
-        named = await asyncio.to_thread(run.named.named, name, self._stage, version)
+        named = await self._named(name)
         loading = references.load(named.weights, named.name)
         for receipt in await self._wait(f"load {named.name}", loading):
-            if receipt.sha256 != named.weights.sha256:
-                raise RuntimeError(
-                    f"a reference worker received weights {receipt.sha256}, not {named.label}"
-                )
+            _refuse_other(receipt, named)
         return named.label
+
+    async def _combine(self, combination: Combination) -> str:
+        """Loads the models of `combination`; the version of that."""
+        references = self._run.crew.references
+        assert references is not None
+        parts = [await self._named(parse_mixed(name)) for name in combination.names]
+        combining = references.combine(combination, [part.weights for part in parts])
+        for receipts in await self._wait(f"load {combination}", combining):
+            for receipt, part in zip(receipts, parts, strict=True):
+                _refuse_other(receipt, part)
+        return await self._wait("say what they hold", references.version())
+
+    async def _named(self, name: Mixed) -> Named:
+        """The weights that `name` means in this stage."""
+        run = self._run
+        version = WeightVersion(run.progress.step, run.incarnation)
+        return await asyncio.to_thread(run.named.named, name, self._stage, version)
 
     async def _wait(self, what: str, answer: Awaitable[T]) -> T:
         name = f"the reference workers of stage {self._stage.name} to {what}"

@@ -63,6 +63,8 @@ def reference_told(run_file: RunFile, stage: StageConfig) -> str:
     if annotator is not None and reads_reference(run_file, stage):
         return f"the reference of stage '{annotator.name}', whose log-probs its groups have"
     settings = run_file.reference_of(stage)
+    if settings.combination is not None:
+        return f"the model with the logits {settings.combination}"
     told = settings.model or "the weights at the start of the stage"
     refresh = settings.refresh
     if refresh is None:
@@ -71,6 +73,20 @@ def reference_told(run_file: RunFile, stage: StageConfig) -> str:
     if refresh.how == "hard":
         return f"{told}, which become the policy's {when}"
     return f"{told}, which move towards the policy's {when} (decay {refresh.decay:g})"
+
+
+def teacher_told(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
+    """What a policy learns from a teacher's distributions."""
+    told = algorithm.teacher
+    which = {0.0: "KL(teacher, policy)", 1.0: "KL(policy, teacher)"}.get(
+        told.interpolation,
+        f"the distances of both to their mixture, of which the teacher is {told.interpolation:g}",
+    )
+    return (
+        f"no importance ratio: the loss is {which} over the {times(told.top_k, 'token')} that the "
+        "teacher finds likeliest and all others together; the teacher is "
+        f"{reference_told(run_file, stage)}"
+    )
 
 
 def left_told(stage: StageConfig) -> str:

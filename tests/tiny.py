@@ -27,6 +27,7 @@ from manta.envs.records import (
     Companion,
     CompanionKind,
     GroupId,
+    Likeliest,
     ReferenceStatistics,
     Score,
     ScoredGroup,
@@ -179,6 +180,30 @@ def paid_within(groups: Sequence[ScoredGroup], seed: int = 0) -> list[ScoredGrou
         )
         paid.append(replace(group, trajectories=members, scores=scores))
     return paid
+
+
+def taught(groups: Sequence[ScoredGroup], k: int = 4, seed: int = 0) -> list[ScoredGroup]:
+    """`groups` whose reference says of random distributions which k tokens are likeliest, with
+    weights between 1 and 2."""
+    generator = np.random.default_rng(seed)
+    return [
+        replace(group, reference=replace(group.reference, likeliest=likeliest))
+        for group in groups
+        if group.reference is not None
+        for likeliest in [
+            tuple(likeliest_of(generator, int(t.loss_mask.sum()), k) for t in group.trajectories)
+        ]
+    ]
+
+
+def likeliest_of(generator: np.random.Generator, num_tokens: int, k: int) -> Likeliest:
+    p_TV = generator.dirichlet(np.full(VOCABULARY, 0.5), num_tokens)
+    ids_TK = np.argsort(-p_TV, axis=1)[:, :k]
+    own_TK = np.take_along_axis(p_TV, ids_TK, axis=1)
+    rest_T1 = np.maximum(1 - own_TK.sum(axis=1, keepdims=True), 1e-30)
+    logprobs_TK1 = np.log(np.concatenate([own_TK, rest_T1], axis=1)).astype(np.float32)
+    weights_T = generator.uniform(1, 2, num_tokens).astype(np.float32)
+    return Likeliest(ids_TK.astype(np.int32), logprobs_TK1, weights_T)
 
 
 def _turns(loss_mask: Bool) -> tuple[Turn, ...]:

@@ -20,12 +20,15 @@ from manta.actors.backends.protocol import Backend, Want
 from manta.actors.micro_batches import micro_batches
 from manta.actors.models.policy import by_row, row_order, whole_rows
 from manta.actors.rows import Row
-from manta.envs.records import Float32, Int32
+from manta.envs.records import Float32, Int32, Likeliest
 
 Pass: TypeAlias = Callable[[Sequence[Row], Sequence[Want], float], dict[str, Tensor]]
 """As `manta.actors.models.policy.evaluate` without the model: one forward pass, of all ranks."""
 
-FILLER = Row(-1, np.zeros(2, np.int32), np.array([False, True]), None, None, {})
+_NOTHING = Likeliest(
+    np.zeros((1, 0), np.int32), np.zeros((1, 1), np.float32), np.zeros(1, np.float32)
+)
+FILLER = Row(-1, np.zeros(2, np.int32), np.array([False, True]), None, None, {}, likeliest=_NOTHING)
 """The shortest row that makes a whole pass: one token, predicted from the one before it."""
 
 
@@ -65,7 +68,8 @@ def evaluate_together(
             found = make(batch or [FILLER], wants, temperature)
             if batch is None:
                 found = {name: values[:0] for name, values in found.items()}
-            parts.append(found)
+            if batch is not None or not parts:
+                parts.append(found)
             evaluated.extend(batch or ())
     order_T = row_order(evaluated, trained).to(device)
     return {name: torch.cat([part[name] for part in parts])[order_T] for name in parts[0]}

@@ -33,14 +33,28 @@ class TopK:
 
 
 Want: TypeAlias = (
-    Literal["logprob", "entropy", "logsumexp", "vocab_mean", "value", "score", "process_logprob"]
+    Literal[
+        "logprob",
+        "entropy",
+        "logsumexp",
+        "vocab_mean",
+        "top_ids",
+        "top_rest",
+        "likeliest",
+        "value",
+        "score",
+        "process_logprob",
+    ]
     | TopK
 )
 """Statistics of each trained token and its distribution softmax(z), z = logits / temperature:
 `logprob` of the token, `entropy` in nats, `logsumexp` of z, all three with gradients; `vocab_mean`,
-the mean of z over the vocabulary, and `TopK` without. `value` is a critic's, `score` a reward
-model's, see `HoldsResidents`; a score is of a whole row, so it stands at the row's last trained
-token, with 0 at the others: summed over its tokens it is the row's, as log-probs are.
+the mean of z over the vocabulary, and `TopK` without; of the latter's words `top_ids`, int32
+[T, number], are the ids, and `top_rest` is the log-prob of all others together. `likeliest`,
+float32 [T, k + 1], are the log-probs of the words that the row's reference found likely
+(`Row.likeliest`), and last of all others together, with gradients. `value` is a critic's, `score` a
+reward model's, see `HoldsResidents`; a score is of a whole row, so it stands at the row's last
+trained token, with 0 at the others: summed over its tokens it is the row's, as log-probs are.
 `process_logprob` is an implicit reward model's `logprob`. Results are named `str(want)`.
 """
 
@@ -53,8 +67,7 @@ class Backend(Protocol):
     def evaluate(
         self, rows: Sequence[Row], wants: Sequence[Want], temperature: float
     ) -> dict[str, Tensor]:
-        """float32[T] (`TopK`: [T, number]) per want, over the rows' trained tokens in row order,
-        without gradients."""
+        """One tensor per want, over the rows' trained tokens in row order, without gradients."""
         ...
 
     def update(

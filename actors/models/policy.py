@@ -7,9 +7,9 @@ input is in `manta.actors.models.layout`; full distributions stay inside
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
-from typing import Protocol, cast
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from manta.actors.models.vocabulary import STATISTICS, token_statistics
 from manta.actors.rows import Row
 from manta.envs.records import Float32, Int32
 
+Evaluate: TypeAlias = Callable[[Sequence[Row], Sequence[Want], float], dict[str, Tensor]]
+"""As `evaluate` of one model or several: rows, wants, temperature."""
+
 _UNSUPPORTED = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -39,11 +42,12 @@ def evaluate(
     temperature: float,
     residents: Sequence[ResidentModule] = (),
 ) -> dict[str, Tensor]:
-    """float32[T] per want over the trained tokens of `rows`, in row order, with gradients where the
-    want has any (see `Want`; `TopK` is [T, number]). Wants that are not of the vocabulary are
-    answered by `residents`; the policy is not computed where no want depends on it.
+    """What each want is (see `Want`) over the trained tokens of `rows`, in row order, with
+    gradients where it has any. Wants that are not of the vocabulary are answered by `residents`;
+    the policy is not computed where no want depends on it.
 
-    Raises ValueError as `hidden_states` does, and for a want that nobody answers.
+    Raises ValueError as `hidden_states` does, for a want that nobody answers, and where a row does
+    not say what is likely.
     """
     states = cache(lambda: hidden_states(model, rows))
     found: dict[str, Tensor] = {}
@@ -55,9 +59,16 @@ def evaluate(
         raise ValueError(f"nothing in the learner's graph answers {missing}: add its resident")
     if of_words:
         hidden_TD, targets_T = states()
-        head = _head(model)
+        head = head_of(model)
+        likely_TK = _likely(rows).to(targets_T.device) if "likeliest" in wants else None
         found |= token_statistics(
-            hidden_TD, head.weight, head.bias, targets_T, temperature, of_words
+            hidden_TD,
+            head.weight,
+            head.bias,
+            targets_T,
+            temperature,
+            of_words,
+            likely_TK=likely_TK,
         )
     return {str(want): found[str(want)] for want in wants}
 
@@ -92,9 +103,21 @@ def evaluate_in_batches(
     residents: Sequence[ResidentModule] = (),
 ) -> dict[str, Tensor]:
     """As `evaluate`, in micro-batches and without gradients; results stay in row order."""
+    whole = partial(evaluate, model, residents=residents)
+    return in_batches(whole, rows, wants, temperature, tokens_per_micro_batch)
+
+
+def in_batches(
+    whole: Evaluate,
+    rows: Sequence[Row],
+    wants: Sequence[Want],
+    temperature: float,
+    tokens_per_micro_batch: int,
+) -> dict[str, Tensor]:
+    """What `whole` answers of `rows`, micro-batch after micro-batch; results stay in row order."""
     with torch.no_grad():
         batches = micro_batches(rows, tokens_per_micro_batch) or [[]]
-        found = [evaluate(model, batch, wants, temperature, residents) for batch in batches]
+        found = [whole(batch, wants, temperature) for batch in batches]
         order_T = row_order([row for batch in batches for row in batch], rows)
         return {
             name: torch.cat([part[name] for part in found])[order_T.to(found[0][name].device)]
@@ -128,7 +151,22 @@ def by_row(rows: Sequence[Row], values_T: Tensor) -> list[Float32]:
     return found
 
 
-def _head(model: nn.Module) -> nn.Linear:
+def _likely(rows: Sequence[Row]) -> Tensor:
+    """int64[T, k]: the words that the rows' reference found likely."""
+    parts = []
+    for row in rows:
+        if row.num_tokens and row.likeliest is None:
+            raise ValueError(
+                f"row {row.index}: nothing says which words are likely where its tokens stand: "
+                "have the reference workers tell"
+            )
+        if row.num_tokens and row.likeliest is not None:
+            parts.append(row.likeliest.ids)
+    ids = np.concatenate(parts) if parts else np.zeros((0, 0), np.int32)
+    return torch.from_numpy(ids.astype(np.int64))
+
+
+def head_of(model: nn.Module) -> nn.Linear:
     return cast(nn.Linear, model.get_output_embeddings())  # type: ignore[operator]
 
 

@@ -7,7 +7,8 @@ and bias at once. What fits into one chunk is kept instead: building it twice wo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,9 @@ from manta.actors.models.products import linear, times, transposed_times
 
 CHUNK_ELEMENTS = 1 << 22
 """Bound on tokens x vocabulary of one chunk (16 MiB of float32)."""
+
+LEAST_REST = 1e-30
+"""The least probability of all words together that are not asked for: nearly float32's own."""
 
 _SLICE_ELEMENTS = 1 << 20
 """Bound on vocabulary x width of what is added to the weight's gradient at once (4 MiB)."""
@@ -31,35 +35,69 @@ def token_statistics(
     temperature: float,
     wants: Sequence[Want],
     chunk_elements: int = CHUNK_ELEMENTS,
+    likely_TK: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """What `wants` names (see `manta.actors.backends.protocol.Want`), by name, float32[T].
+    """What `wants` names (see `manta.actors.backends.protocol.Want`), by name, float32[T];
+    `likely_TK` int64 are the words of the want `likeliest`, each once a token.
 
     The distributions are softmax(z) with z = (hidden @ weight.T + bias) / temperature, in float32
-    from the logits on. Gradients flow to hidden states, weight and bias from `logprob`, `entropy`
-    and `logsumexp`; with p the distribution and H its entropy, by z they are onehot - p,
-    -p * (log p + H) and p. Under autocast the product with the head is in autocast's type.
+    from the logits on. Gradients flow to hidden states, weight and bias from `logprob`, `entropy`,
+    `logsumexp` and `likeliest`; with p the distribution and H its entropy, by z they are
+    onehot - p, -p * (log p + H), p, and of the latter onehot - p at each word, and at the rest
+    q - p, q being p among the other words alone. A rest below `LEAST_REST` counts as that, without
+    a gradient. Under autocast the product with the head is in autocast's type.
 
     Raises ValueError for more top words than there are.
     """
-    number = next((want.number for want in wants if isinstance(want, TopK)), 0)
-    if number > weight_VD.shape[0]:
-        raise ValueError(f"the top {number} words of a vocabulary of {weight_VD.shape[0]}")
+    options = _options(temperature, weight_VD.shape[0], wants, chunk_elements)
     device_type = hidden_TD.device.type
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         hidden_TD, weight_VD = hidden_TD.to(dtype), weight_VD.to(dtype)
-    options = _Options(
-        temperature,
-        max(1, chunk_elements // weight_VD.shape[0]),
-        "entropy" in wants,
-        "vocab_mean" in wants,
-        number,
-    )
+    if likely_TK is None:
+        likely_TK = targets_T.new_zeros((len(targets_T), 0))
     with torch.autocast(device_type, enabled=False):
         found = _Statistics(
-            *_TokenStatistics.apply(hidden_TD, weight_VD, bias_V, targets_T, options)  # type: ignore[no-untyped-call]
+            *_TokenStatistics.apply(  # type: ignore[no-untyped-call]
+                hidden_TD, weight_VD, bias_V, targets_T, likely_TK, options
+            )
         )
     return {str(want): getattr(found, str(want)) for want in wants}
+
+
+def statistics_of_logits(
+    logits: Callable[[slice], Tensor],
+    targets_T: Tensor,
+    num_words: int,
+    wants: Sequence[Want],
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> dict[str, Tensor]:
+    """As `token_statistics`, without gradients, of z [C, V] in float32 that `logits` makes of a
+    chunk of tokens, in memory of their own. Raises ValueError as that does."""
+    options = _options(1.0, num_words, wants, chunk_elements)
+    none_T0 = targets_T.new_zeros((len(targets_T), 0))
+    found = _no_statistics(none_T0, options.top_k)
+    for part in _parts(len(targets_T), options.chunk):
+        z_CV = logits(part)
+        room_CV = torch.empty_like(z_CV) if options.with_entropy else None
+        _measure(z_CV, targets_T[part], none_T0[part], options, found, part, room_CV)
+    return {str(want): getattr(found, str(want)) for want in wants}
+
+
+def _options(
+    temperature: float, num_words: int, wants: Sequence[Want], chunk_elements: int
+) -> _Options:
+    number = next((want.number for want in wants if isinstance(want, TopK)), 0)
+    if number > num_words:
+        raise ValueError(f"the top {number} words of a vocabulary of {num_words}")
+    return _Options(
+        temperature,
+        max(1, chunk_elements // num_words),
+        "entropy" in wants,
+        "vocab_mean" in wants,
+        "likeliest" in wants,
+        number,
+    )
 
 
 class _Statistics(NamedTuple):
@@ -67,7 +105,10 @@ class _Statistics(NamedTuple):
     entropy: Tensor
     logsumexp: Tensor
     vocab_mean: Tensor
+    likeliest: Tensor
     top_k: Tensor
+    top_ids: Tensor
+    top_rest: Tensor
 
 
 STATISTICS = frozenset(_Statistics._fields)
@@ -79,6 +120,7 @@ class _Options(NamedTuple):
     chunk: int
     with_entropy: bool
     with_mean: bool
+    with_likeliest: bool
     top_k: int
 
 
@@ -90,38 +132,45 @@ class _TokenStatistics(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         targets_T: Tensor,
+        likely_TK: Tensor,
         options: _Options,
     ) -> tuple[Tensor, ...]:
         num_tokens = len(hidden_TD)
-        shapes = [(num_tokens,)] * 4 + [(num_tokens, options.top_k)]
-        found = _Statistics(*(hidden_TD.new_zeros(s, dtype=torch.float32) for s in shapes))
+        found = _no_statistics(likely_TK, options.top_k)
         is_single = num_tokens <= options.chunk and any(ctx.needs_input_grad)
         room_CV = _room(hidden_TD, weight_VD, options.chunk, options.with_entropy or is_single)
         kept_CV = None
         for part in _parts(num_tokens, options.chunk):
             z_CV = _logits(hidden_TD[part], weight_VD, bias_V, options.temperature)
-            log_total_C = _measure(z_CV, targets_T[part], options, found, part, room_CV)
+            log_total_C = _measure(
+                z_CV, targets_T[part], likely_TK[part], options, found, part, room_CV
+            )
             if is_single:
                 kept_CV = z_CV.sub_(log_total_C[:, None])
-        ctx.save_for_backward(
-            hidden_TD, weight_VD, bias_V, targets_T, found.logsumexp, found.entropy, kept_CV
-        )
+        kept = (found.logsumexp, found.entropy, found.likeliest, kept_CV)
+        ctx.save_for_backward(hidden_TD, weight_VD, bias_V, targets_T, likely_TK, *kept)
         ctx.options = options
         ctx.set_materialize_grads(False)
         if not options.with_entropy:
             ctx.mark_non_differentiable(found.entropy)
-        ctx.mark_non_differentiable(found.vocab_mean, found.top_k)
+        if not options.with_likeliest:
+            ctx.mark_non_differentiable(found.likeliest)
+        ctx.mark_non_differentiable(found.vocab_mean, found.top_k, found.top_ids, found.top_rest)
         return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden_TD, weight_VD, bias_V, targets_T, logsumexp_T, entropy_T, kept_CV = ctx.saved_tensors
+        hidden_TD, weight_VD, bias_V, targets_T, likely_TK, *kept = ctx.saved_tensors
+        logsumexp_T, entropy_T, likeliest_TK1, kept_CV = kept
         options: _Options = ctx.options
-        by_logprob_T, by_entropy_T, by_logsumexp_T = (
-            None if by is None else by / options.temperature for by in gradients[:3]
+        told = dict(zip(_Statistics._fields, gradients, strict=True))
+        by_logprob_T, by_entropy_T, by_logsumexp_T, by_likeliest_TK1 = (
+            None if (by := told[name]) is None else by / options.temperature
+            for name in ("logprob", "entropy", "logsumexp", "likeliest")
         )
         sums = _Sums(hidden_TD, weight_VD, bias_V, ctx.needs_input_grad[:3])
-        only_logprob = by_entropy_T is None and by_logsumexp_T is None
+        others = (by_entropy_T, by_logsumexp_T, by_likeliest_TK1)
+        only_logprob = all(by is None for by in others)
         own_room = kept_CV is not None or by_entropy_T is not None
         room_CV = _room(hidden_TD, weight_VD, options.chunk, own_room)
         for part in _parts(len(hidden_TD), options.chunk):
@@ -137,17 +186,35 @@ class _TokenStatistics(torch.autograd.Function):
                 p_CV.scatter_add_(1, places_C1, p_CV.new_full(places_C1.shape, -1.0))
                 sums.add(part, p_CV, -by_logprob_T[part])
                 continue
-            factor_C = _of(by_logsumexp_T, part, logsumexp_T) - _of(by_logprob_T, part, logsumexp_T)
-            if by_entropy_T is None:
-                p_CV.mul_(factor_C[:, None])
-            else:
+            factor_C1 = _of(by_logsumexp_T, part, logsumexp_T)[:, None]
+            factor_C1 = factor_C1 - _of(by_logprob_T, part, logsumexp_T)[:, None]
+            if by_entropy_T is not None:
                 own_CV = None if logp_CV is kept_CV else logp_CV
                 surprise_CV = torch.add(logp_CV, entropy_T[part, None], out=own_CV)
-                p_CV.mul_(surprise_CV.mul_(-by_entropy_T[part, None]).add_(factor_C[:, None]))
+                factor_C1 = surprise_CV.mul_(-by_entropy_T[part, None]).add_(factor_C1)
+            if by_likeliest_TK1 is None:
+                p_CV.mul_(factor_C1)
+            else:
+                by_CK1, rest_C1 = by_likeliest_TK1[part], likeliest_TK1[part, -1:]
+                _push_likeliest(p_CV, factor_C1, likely_TK[part], by_CK1, rest_C1)
             if by_logprob_T is not None:
                 p_CV.scatter_add_(1, places_C1, by_logprob_T[part, None])
             sums.add(part, p_CV, None)
-        return *sums.gradients(), None, None
+        return *sums.gradients(), None, None, None
+
+
+def _push_likeliest(
+    p_CV: Tensor, factor_CV: Tensor, likely_CK: Tensor, by_CK1: Tensor, rest_C1: Tensor
+) -> None:
+    """Makes of the probabilities `p_CV` their product with `factor_CV` ([C, 1] where it is the same
+    for all words), plus the gradient by the logits of what `by_CK1` is a gradient by: the log-probs
+    of the words `likely_CK`, and `rest_C1` of all others together. `factor_CV` is spent."""
+    is_there_C1 = rest_C1 > math.log(2 * LEAST_REST)
+    by_rest_C1 = torch.where(is_there_C1, by_CK1[:, -1:], 0.0)
+    factor_CV.sub_(by_CK1[:, :-1].sum(1, keepdim=True) + by_rest_C1)
+    own_CK = p_CV.gather(1, likely_CK) * factor_CV.expand_as(p_CV).gather(1, likely_CK)
+    p_CV.mul_(factor_CV.add_(by_rest_C1 * torch.exp(-rest_C1)))
+    p_CV.scatter_(1, likely_CK, own_CK + by_CK1[:, :-1])
 
 
 class _Sums:
@@ -222,9 +289,19 @@ def _logits(
     return logits_CV if temperature == 1.0 else logits_CV.div_(temperature)
 
 
+def _no_statistics(likely_TK: Tensor, top_k: int) -> _Statistics:
+    """Room for those of T tokens."""
+    num, num_likely = likely_TK.shape
+    shapes = [(num,)] * 4 + [(num, num_likely + 1), (num, top_k), (num, top_k), (num,)]
+    found = (torch.zeros(s, dtype=torch.float32, device=likely_TK.device) for s in shapes)
+    empty = _Statistics(*found)
+    return empty._replace(top_ids=empty.top_ids.to(torch.int32))
+
+
 def _measure(
     z_CV: Tensor,
     targets_C: Tensor,
+    likely_CK: Tensor,
     options: _Options,
     found: _Statistics,
     part: slice,
@@ -237,10 +314,12 @@ def _measure(
     if options.with_mean:
         found.vocab_mean[part] = z_CV.mean(1)
     if options.top_k:
-        found.top_k[part] = z_CV.topk(options.top_k).values
+        top = z_CV.topk(options.top_k)
+        found.top_k[part], found.top_ids[part] = top.values, top.indices
     peak_C = z_CV.amax(1)
     z_CV.sub_(peak_C[:, None])
     target_C = z_CV.gather(1, targets_C[:, None])[:, 0]
+    likely_z_CK = z_CV.gather(1, likely_CK)
     exp_CV = torch.exp(z_CV, out=z_CV if room_CV is None else room_CV[: len(z_CV)])
     total_C = exp_CV.sum(1)
     log_total_C = total_C.log()
@@ -249,7 +328,21 @@ def _measure(
     found.top_k[part] -= found.logsumexp[part, None]
     if options.with_entropy:
         found.entropy[part] = log_total_C - torch.linalg.vecdot(exp_CV, z_CV) / total_C
+    if options.top_k:
+        found.top_rest[part] = _log_rest(exp_CV, found.top_ids[part].long(), total_C)
+    if options.with_likeliest:
+        found.likeliest[part, :-1] = likely_z_CK - log_total_C[:, None]
+        found.likeliest[part, -1] = _log_rest(exp_CV, likely_CK, total_C)
     return log_total_C
+
+
+def _log_rest(exp_CV: Tensor, words_CK: Tensor, total_C: Tensor) -> Tensor:
+    """log((total - sum of `exp` at the words) / total), [C]: summed over the others, since a
+    difference would round a small rest away. Leaves `exp_CV` as it was."""
+    own_CK = exp_CV.gather(1, words_CK)
+    rest_C = exp_CV.scatter_(1, words_CK, 0.0).sum(1) / total_C
+    exp_CV.scatter_(1, words_CK, own_CK)
+    return rest_C.clamp(min=LEAST_REST).log()
 
 
 def _of(values_T: Tensor | None, part: slice, like_T: Tensor) -> Tensor:

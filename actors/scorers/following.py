@@ -51,11 +51,16 @@ class FollowingScorer:
         self._name(("initial", stream_hash(sorted(model_state(model).items()))))
 
     @property
+    def model(self) -> nn.Module:
+        return self._model
+
+    @property
     def version(self) -> str:
         return label(*self._named)
 
-    def score(self, trajectories: Sequence[Trajectory]) -> ReferenceStatistics:
-        return self._scorer.score(trajectories)
+    def score(self, trajectories: Sequence[Trajectory], top_k: int = 0) -> ReferenceStatistics:
+        """See `manta.actors.scorers.logprob.score_with`."""
+        return self._scorer.score(trajectories, top_k)
 
     def load(self, weights: Weights, name: str) -> Receipt:
         """Scores with `weights`, called `name`, from now on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -37,3 +38,41 @@ class ScorerConfig:
     def product_kind(self) -> Literal["reward_model", "weights"]:
         """What such a stage must leave."""
         return "reward_model" if self.kind == "reward_model" else "weights"
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastConfig:
+    """How far a combination goes on from the model `away` to the model `toward`, at each token: by
+    w = `scale` * (sum over the vocabulary of |p_toward - p_away|) + `least` times the difference of
+    their logits. A token counts `beta` / w in a loss over distributions."""
+
+    toward: str
+    away: str
+    scale: float = 15.0
+    least: float = 1e-3
+    beta: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """A model made of others: its logits are the sum of theirs, each times its coefficient, and of
+    the contrast."""
+
+    coefficients: Mapping[str, float]
+    contrast: ContrastConfig | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all models that it takes."""
+        told = self.contrast
+        also = () if told is None else (told.toward, told.away)
+        return tuple(dict.fromkeys([*self.coefficients, *also]))
+
+    def __str__(self) -> str:
+        parts = [
+            f"{'-' if value < 0 else '+'} {abs(value):g} x {name}"
+            for name, value in self.coefficients.items()
+        ]
+        if self.contrast is not None:
+            parts.append(f"+ w x ({self.contrast.toward} - {self.contrast.away})")
+        return " ".join(parts).removeprefix("+ ")

@@ -18,7 +18,7 @@ from tests.e2e import runs
 pytestmark = pytest.mark.e2e
 
 CHAIN = Path(__file__).parent / "chain.yaml"
-STEPS = {"write": 4, "sft": 24, "learn@2": 36, "rl": 39, "both": 40}
+STEPS = {"write": 4, "sft": 24, "learn@2": 36, "rl": 39, "both": 40, "taught": 42}
 """The run's step at the end of some stages."""
 KINDS = {
     "stage:write": "data",
@@ -31,6 +31,7 @@ KINDS = {
     "stage:learn@2": "weights",
     "stage:rl": "weights",
     "stage:both": "weights",
+    "stage:taught": "weights",
     "stage:before": "report",
     "stage:after": "report",
 }
@@ -71,11 +72,24 @@ def test_a_chain_that_is_killed_leaves_what_one_that_is_left_alone_does(
     assert result.returncode == 0, result.stdout + result.stderr
     one, other = alone / "chain", killed / "chain"
     assert runs.summary(one)["products"] == runs.summary(other)["products"] == KINDS
-    for stage in ("sft", "learn@1", "learn@2", "rl", "both"):
+    for stage in ("sft", "learn@1", "learn@2", "rl", "both", "taught"):
         ours, theirs = weights(one, stage), weights(other, stage)
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), stage
     assert references(one) == references(other)
-    assert len(set(references(one))) == 3, "a version for each step of the moving average"
+    told = set(references(one))
+    [mixed_logits] = [each for each in told if each.startswith("1 x stage:rl + w x")]
+    assert len(told) == 4, "a version for each step of the moving average, and of the combination"
+    last = TrajectoryReader(one / "trajectories" / f"step={STEPS['taught']}").group(0)
+    assert last.reference is not None and last.reference.version == mixed_logits
+    for trajectory, likeliest in zip(last.trajectories, last.reference.likeliest, strict=True):
+        assert likeliest.ids.shape == (trajectory.loss_mask.sum(), 5)
+        assert (likeliest.weights > 0).all() and (likeliest.weights != 1).all()
+    distances = [
+        line["learner/teacher_kl_reverse"]
+        for line in runs.metrics(one)
+        if "learner/teacher_kl_reverse" in line
+    ]
+    assert len(distances) == 2 and min(distances) > 0
     assert report(one, "after") == report(other, "after")
     assert report(one, "before")["model"] == "step:7"
     mixed, rl, sft = (weights(one, stage) for stage in ("both", "rl", "sft"))

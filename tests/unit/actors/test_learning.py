@@ -30,6 +30,7 @@ from manta.algorithms.settings import (
     KlSettings,
     OffPolicySettings,
 )
+from manta.algorithms.teacher_settings import TeacherSettings
 from manta.envs.records import COMPANION, ScoredGroup, StepPlan, WeightVersion
 from tiny import (
     HELD,
@@ -40,6 +41,7 @@ from tiny import (
     plan_of,
     rows_by_index,
     run_ranks,
+    taught,
     tiny_model,
     tiny_spec,
 )
@@ -78,6 +80,7 @@ ALGORITHMS = {
     "mapo": replace(PRESETS["mapo"], gamma=0.9),
     "sft": AlgorithmSettings("sft", samples_from="given", loss="cross_entropy"),
     "among given rows": PRESETS["grao"],
+    "teacher": replace(PRESETS["topk_distillation"], teacher=TeacherSettings(4, 0.3)),
 }
 SIZES = (4, 3, 5)
 KEEP = [1.0] * 4 + [0.0] * 3 + [1.0] * 5
@@ -86,7 +89,7 @@ BESIDE_KEEP = [1.0] * 5 + [0.0] * 4 + [1.0] * 6
 
 def made_for(algorithm: AlgorithmSettings) -> tuple[list[ScoredGroup], StepPlan]:
     """Groups of `SIZES`, with companions where the algorithm has one; the second trains nothing."""
-    groups = paid_within(groups_of(SIZES, companion=algorithm.companion))
+    groups = taught(paid_within(groups_of(SIZES, companion=algorithm.companion)))
     return groups, plan_of(groups, KEEP if algorithm.companion == "none" else BESIDE_KEEP)
 
 
@@ -169,7 +172,7 @@ def test_every_preset_makes_a_step_that_its_rewards_decide() -> None:
     for name, preset in PRESETS.items():
         if preset.critic is not None or preset.is_coupled:
             continue
-        groups = paid_within(groups_of(SIZES, companion=preset.companion))
+        groups = taught(paid_within(groups_of(SIZES, companion=preset.companion)))
         plan = plan_of(groups)
         is_companion_N = torch.from_numpy(plan.sample_N == COMPANION)
         rewards_N = is_companion_N.float()
@@ -201,6 +204,42 @@ def test_the_loss_is_the_kept_tokens_mean() -> None:
     assert report["loss"] == pytest.approx(-float(logprob_T.mean()), rel=1e-5)
     assert report["rows"] == 9
     assert report["tokens"] == len(logprob_T)
+
+
+def test_a_teachers_loss_by_loops_over_the_vocabulary() -> None:
+    """Of tokens that are young enough to train; the mean of KL(policy || teacher) by weight."""
+    groups = taught(groups_of(SIZES))
+    plan = plan_of(groups, KEEP)
+    young = replace(plan, oldest_version=HELD.step)
+    rows = {
+        row.index: row
+        for row in rows_of(plan, {g.id: g for g in groups}, range(len(plan.group_N)), HELD)
+    }
+    told = [int(row.loss_mask[np.asarray(row.same_version)].sum()) for row in rows.values()]
+    young = replace(young, num_tokens_N=np.array(told, np.int32))
+    model, total, count = tiny_model(), 0.0, 0
+    for index, row in rows.items():
+        if not row.coefficients["keep"]:
+            continue
+        ids = torch.from_numpy(row.token_ids.astype(np.int64))
+        p_LV = torch.softmax(model(ids[None]).logits[0].double() / 0.9, -1).detach().numpy()
+        group, sample = plan.group_N[index], plan.sample_N[index]
+        all_said = groups[group].reference.likeliest[sample]
+        places = np.flatnonzero(groups[group].trajectories[sample].loss_mask)
+        for place, words, logprobs, weight in zip(places, *all_said, strict=True):
+            if not row.same_version[place]:
+                continue
+            policy = [p_LV[place - 1, word] for word in words]
+            policy.append(1 - sum(policy))
+            parts = zip(policy, logprobs.tolist(), strict=True)
+            total += weight * sum(p * (np.log(p) - log_q) for p, log_q in parts)
+            count += 1
+    assert 0 < count < sum(row.num_tokens for row in rows.values())
+    learner, _ = learner_of(PRESETS["topk_distillation"], 70)
+    report = learner.step(young, rows_by_index(young, groups), 1, 1, 0.1)
+    assert report["tokens"] == count
+    assert report["loss"] == pytest.approx(total / count, rel=1e-5)
+    assert 0 < report["policy_top_mass"] < report["teacher_top_mass"] < 1
 
 
 def test_updates_and_epochs_are_counted_and_move_on() -> None:

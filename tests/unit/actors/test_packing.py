@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from manta.actors.backends.agreed import filler_loss
 from manta.actors.backends.protocol import Want
 from manta.actors.micro_batches import micro_batches, padded_batches
 from manta.actors.models.layout import in_one_sequence, side_by_side
 from manta.actors.models.packed_attention import PACKED, is_packable
 from manta.actors.models.policy import evaluate
 from manta.actors.rows import Row
-from tiny import VOCABULARY, library_model, tiny_model, tiny_rows
+from tiny import VOCABULARY, library_model, likeliest_of, tiny_model, tiny_rows
 
-WANTS: tuple[Want, ...] = ("logprob", "entropy")
+WANTS: tuple[Want, ...] = ("logprob", "entropy", "likeliest")
+
+
+def with_likely(rows: Sequence[Row]) -> list[Row]:
+    generator = np.random.default_rng(1)
+    return [replace(row, likeliest=likeliest_of(generator, row.num_tokens, 3)) for row in rows]
 
 
 def rows_of_lengths(lengths: Sequence[int], seed: int = 0) -> list[Row]:
     """Everything after the first token is trained; a row of one token trains nothing."""
     generator = np.random.default_rng(seed)
-    return [
+    rows = [
         Row(
             i,
             generator.integers(0, VOCABULARY, length).astype(np.int32),
@@ -34,18 +42,21 @@ def rows_of_lengths(lengths: Sequence[int], seed: int = 0) -> list[Row]:
         )
         for i, length in enumerate(lengths)
     ]
+    return with_likely(rows)
 
 
 def alone(model: nn.Module, rows: Sequence[Row]) -> dict[str, Tensor]:
     """One sequence a call: there is nothing to pack and nothing to pad."""
     parts = [evaluate(model, [row], WANTS, 0.9) for row in rows]
-    return {name: torch.cat([part[name] for part in parts]) for name in ("logprob", "entropy")}
+    trained = [part for part in parts if len(part["logprob"])]
+    return {name: torch.cat([part[name] for part in trained]) for name in parts[0]}
 
 
 def gradient(model: nn.Module, found: dict[str, Tensor]) -> Tensor:
     model.zero_grad()
     steps = torch.linspace(-1, 1, len(found["logprob"]))
-    ((steps * found["logprob"]).sum() + (steps**2 * found["entropy"]).sum()).backward()
+    loss = (steps * found["logprob"]).sum() + (steps**2 * found["entropy"]).sum()
+    (loss + (steps[:, None] * found["likeliest"]).sum()).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
@@ -64,7 +75,7 @@ def test_packed_rows_equal_rows_alone(lengths: tuple[int, ...]) -> None:
     assert is_packable(model)
     packed = evaluate(model, rows, WANTS, 0.9)
     expected = alone(model, rows)
-    for name in ("logprob", "entropy"):
+    for name in map(str, WANTS):
         torch.testing.assert_close(packed[name], expected[name], rtol=1e-6, atol=2e-6)
     wanted = gradient(model, expected)
     found = gradient(model, evaluate(model, rows, WANTS, 0.9))
@@ -83,7 +94,7 @@ def samples_of_prompts(
             whole = np.concatenate([ids, generator.integers(0, VOCABULARY, length)])
             mask = np.arange(len(whole)) >= prompt
             rows.append(Row(len(rows), whole.astype(np.int32), mask, None, None, {}))
-    return [rows[i] for i in np.random.default_rng(order).permutation(len(rows))]
+    return with_likely([rows[i] for i in np.random.default_rng(order).permutation(len(rows))])
 
 
 SHARED = {
@@ -107,7 +118,7 @@ def test_a_beginning_that_rows_share_is_computed_once(
     )
     assert layout.tokens.shape == (1, shared + sum(sum(each) - len(each) for each in lengths))
     found, expected = evaluate(model, rows, WANTS, 0.9), alone(model, rows)
-    for name in ("logprob", "entropy"):
+    for name in map(str, WANTS):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=2e-6)
     wanted = gradient(model, expected)
     got = gradient(model, evaluate(model, rows, WANTS, 0.9))
@@ -118,6 +129,7 @@ def test_holes_in_what_is_trained_do_not_matter_to_what_is_shared() -> None:
     model, rows = tiny_model(), samples_of_prompts((8,), ((9, 7, 9),))
     for row in rows:
         row.loss_mask[11:13] = False
+    rows = with_likely(rows)
     assert in_one_sequence(rows).tokens.shape == (1, 8 + 8 + 6 + 8)
     found, expected = evaluate(model, rows, WANTS, 0.9), alone(model, rows)
     torch.testing.assert_close(found["logprob"], expected["logprob"], rtol=1e-6, atol=2e-6)
@@ -136,17 +148,27 @@ def test_samples_of_one_prompt_are_in_one_micro_batch(order: int) -> None:
 
 def test_packed_rows_equal_padded_rows() -> None:
     """With holes in what is trained, against all logits of a padded batch."""
-    rows, model = tiny_rows((5, 4, 3)), tiny_model()
+    rows, model = with_likely(tiny_rows((5, 4, 3))), tiny_model()
     layout = side_by_side(rows)
     logp_TV = torch.log_softmax(
         model(layout.tokens).logits.flatten(0, 1)[layout.positions_T] / 0.9, -1
     )
+    ids_TK = torch.from_numpy(
+        np.concatenate([row.likeliest.ids for row in rows if row.likeliest]).astype(np.int64)
+    )
     padded = {
         "logprob": logp_TV.gather(1, layout.targets_T[:, None])[:, 0],
         "entropy": -(logp_TV.exp() * logp_TV).sum(-1),
+        "likeliest": torch.cat(
+            [
+                logp_TV.gather(1, ids_TK),
+                logp_TV.scatter(1, ids_TK, -torch.inf).logsumexp(1, keepdim=True),
+            ],
+            1,
+        ),
     }
     packed = evaluate(model, rows, WANTS, 0.9)
-    for name in ("logprob", "entropy"):
+    for name in map(str, WANTS):
         torch.testing.assert_close(packed[name], padded[name], rtol=1e-6, atol=2e-6)
     wanted, found = gradient(model, padded), gradient(model, packed)
     assert float((found - wanted).norm() / wanted.norm()) < 1e-5
@@ -216,3 +238,17 @@ def test_one_sequence_has_no_padding_and_neighbours_of_equal_length() -> None:
 def test_padded_batches_hold_a_long_row_apart() -> None:
     rows = rows_of_lengths([256, *[16] * 40])
     assert [len(batch) for batch in padded_batches(rows)] == [1, 40]
+
+
+def test_a_filler_row_makes_a_pass_for_what_is_likely_too() -> None:
+    """Ranks without a micro-batch ask it for what the others ask theirs."""
+    model = tiny_model()
+    loss = filler_loss(partial(evaluate, model), ("logprob", "likeliest"), 0.9)
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_rows_that_nothing_is_known_of_are_refused() -> None:
+    with pytest.raises(ValueError, match="row 0: nothing says which words are likely"):
+        evaluate(tiny_model(), tiny_rows((1,)), ("likeliest",), 0.9)

@@ -147,7 +147,12 @@ def test_who_samples_who_compares_and_who_reads_rewards() -> None:
     assert {n for n, p in PRESETS.items() if p.compares_given} == {
         *("dpo", "madpo", "ipo", "simpo", "kto", "reward_model", "weighted_sft", "c_rlft")
     }
-    assert {n for n, p in PRESETS.items() if not p.reads_rewards} == {"sft", "distillation"}
+    assert {n for n, p in PRESETS.items() if not p.reads_rewards} == {
+        "sft",
+        "distillation",
+        "topk_distillation",
+        "align_distil",
+    }
     assert {n for n, p in PRESETS.items() if p.selects_rows} == {
         *("raft", "rejection_sampling", "weighted_sft", "c_rlft", "leti")
     }

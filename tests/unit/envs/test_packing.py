@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from manta.envs.packing import Block, pack
+from manta.envs.packing import Block, pack, pack_references
 from manta.envs.records import (
     COMPANION,
     TOKEN_REWARDS,
     Companion,
     Float32,
     GroupId,
+    Likeliest,
     ReferenceStatistics,
     Score,
     ScoredGroup,
@@ -56,12 +57,15 @@ def group(
     has_reference: bool,
     has_companion: bool = False,
     is_compared: bool = False,
+    k: int | None = None,
 ) -> ScoredGroup:
     looked = np.full(6, -0.5, np.float32) if is_compared else None
     beside = Companion(trajectory(COMPANION, 6, has_logprobs=False), Score(0.5, {}), looked)
     own = tuple(trajectory(i, size, has_logprobs=i != 1) for i, size in enumerate(sizes))
     reference = ReferenceStatistics(
-        "5.0", tuple(np.full(size, -float(i), np.float32) for i, size in enumerate(sizes))
+        "5.0",
+        tuple(np.full(size, -float(i), np.float32) for i, size in enumerate(sizes)),
+        tuple(likeliest(t, k) for t in own) if k is not None else (),
     )
     return ScoredGroup(
         GroupId(0, position, 0),
@@ -77,6 +81,14 @@ def group(
         (position, 7),
         beside if has_companion else None,
     )
+
+
+def likeliest(of: Trajectory, k: int) -> Likeliest:
+    """Numbers that tell where they belong."""
+    count = int(of.loss_mask.sum())
+    ids = 100 * of.sample + np.arange(count * k, dtype=np.int32).reshape(count, k)
+    logprobs = -np.arange(count * (k + 1), dtype=np.float32).reshape(count, k + 1) - of.sample
+    return Likeliest(ids, logprobs, np.full(count, of.sample + 0.5, np.float32))
 
 
 def same(left: Trajectory, right: Trajectory) -> bool:
@@ -131,3 +143,27 @@ def test_a_block_survives_pickling_in_few_buffers() -> None:
         for looked, found in zip(ours.row_references, theirs.row_references, strict=True):
             assert (looked is None) == (found is None)
             assert looked is None or np.array_equal(looked, found)
+
+
+def test_what_a_reference_finds_likely_travels_where_it_was_asked() -> None:
+    """Beside groups without it; with as many tokens as each group has."""
+    block = Block(
+        (group(0, (4, 7), True, True, k=3), group(1, (5,), True), group(2, (9, 2), True, k=1))
+    )
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(block, protocol=5, buffer_callback=buffers.append)
+    back = pickle.loads(data, buffers=buffers)
+    assert len(buffers) == 7 + 4
+    for ours, theirs in zip(block.groups, back.groups, strict=True):
+        assert ours.reference is not None and theirs.reference is not None
+        assert len(ours.reference.likeliest) == len(theirs.reference.likeliest)
+        assert theirs.reference.version == "5.0"
+        for own, other in zip(ours.reference.likeliest, theirs.reference.likeliest, strict=True):
+            for mine, found in zip(own, other, strict=True):
+                assert (mine.dtype, mine.shape) == (found.dtype, found.shape)
+                np.testing.assert_array_equal(mine, found)
+    [whole] = pack_references([block.groups[2].reference]).unpack([block.groups[2].trajectories])
+    assert whole is not None
+    part = whole.part([1])
+    np.testing.assert_array_equal(part.logprobs[0], np.full(2, -1, np.float32))
+    assert part.likeliest[0].weights.tolist() == [1.5] * len(part.likeliest[0].ids)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from manta.envs.records import (
     GIVEN,
     Companion,
     GroupId,
+    Likeliest,
     Media,
     Message,
     ReferenceStatistics,
@@ -29,6 +31,7 @@ from manta.envs.records import (
     VersionSpan,
     WeightVersion,
 )
+from manta.envs.trajectory_columns import from_table, to_table
 from manta.envs.trajectory_files import DumpSource, TrajectoryReader, write_groups
 
 names = st.text(max_size=8)
@@ -90,6 +93,21 @@ def scores(draw: st.DrawFn) -> Score:
 
 
 @st.composite
+def likeliest(draw: st.DrawFn, rows: Sequence[Trajectory]) -> tuple[Likeliest, ...]:
+    """Of one or two tokens; of none where no row has a trained one, which could not tell."""
+    num_tokens = [int(row.loss_mask.sum()) for row in rows]
+    k = draw(st.integers(1, 2)) if any(num_tokens) else 0
+    return tuple(
+        Likeliest(
+            np.arange(num * k, dtype=np.int32).reshape(num, k),
+            draw(floats32(num * (k + 1))).reshape(num, k + 1),
+            draw(floats32(num)),
+        )
+        for num in num_tokens
+    )
+
+
+@st.composite
 def scored_groups(draw: st.DrawFn) -> ScoredGroup:
     size = draw(st.integers(1, 3))
     rows = tuple(draw(trajectories(sample)) for sample in range(size))
@@ -113,6 +131,7 @@ def scored_groups(draw: st.DrawFn) -> ScoredGroup:
                 ReferenceStatistics,
                 names,
                 st.tuples(*(floats32(len(row.token_ids)) for row in rows)),
+                st.just(()) | likeliest(rows),
             )
         ),
         reward_versions=draw(st.dictionaries(names, names, max_size=2)),
@@ -288,3 +307,13 @@ def test_any_parquet_reader_can_use_the_columns(tmp_path: Path) -> None:
     assert row["components"] == [("correct", 1.0)]
     assert row["tags"] == ["easy"]
     assert row["token_ids"] == group(0).trajectories[1].token_ids.tolist()
+
+
+def test_files_from_before_likely_tokens_are_read(tmp_path: Path) -> None:
+    """They have no columns of them."""
+    reference = ReferenceStatistics("r#1", tuple(np.zeros(6, np.float32) for _ in range(2)))
+    written = dataclasses.replace(group(0, samples=2, length=6), reference=reference)
+    table = to_table([written], step=1)
+    newer = [name for name in table.column_names if name.startswith("reference_likeliest")]
+    assert len(newer) == 3
+    assert plain(from_table(table.drop_columns(newer))) == plain(written)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from manta.actors.models.causal import model_state
-from manta.actors.scorers.following import REFERENCE_FILE, FollowingScorer
+from manta.actors.scorers.combining import CombiningScorer
+from manta.actors.scorers.following import REFERENCE_FILE
+from manta.actors.scorers.settings import Combination
 from manta.actors.step_work import StepReport
 from manta.actors.stored_folder import StoredFolder, WrittenFile
 from manta.actors.weight_tensors import pack
@@ -36,7 +38,7 @@ class OneWorker:
     """The pool, in this process; `damage` parcels come damaged."""
 
     def __init__(self, damage: int = 0) -> None:
-        self.scorer = FollowingScorer(tiny_model(seed=0), 1000)
+        self.scorer = CombiningScorer(lambda: tiny_model(seed=0), 1000)
         self.damage = damage
         self.versions: list[str] = []
 
@@ -45,6 +47,14 @@ class OneWorker:
 
     async def load(self, weights: Weights, name: str) -> list[Receipt]:
         return [self.scorer.load(weights, name)]
+
+    async def combine(
+        self, combination: Combination, weights: Sequence[Weights]
+    ) -> list[tuple[Receipt, ...]]:
+        receipts = self.scorer.combine(combination, weights)
+        if self.damage:
+            receipts = (receipts[0], Receipt(receipts[1].version, "other"))
+        return [receipts]
 
     async def follow(
         self, parcel: Weights, sha256: str, name: str, decay: float | None
@@ -116,13 +126,31 @@ async def test_by_default_it_is_the_policy_at_the_start_and_stands_still(tmp_pat
     assert reference.saving(str(tmp_path)) is None, "it is read again by its name"
 
 
+COMBINED = "{combine: {'stage:warm': 2.0, initial: -1.0}}"
+
+
+async def test_a_combination_is_loaded_and_stands_still(tmp_path: Path) -> None:
+    run, reference = opened(tmp_path, COMBINED)
+    await reference.open()
+    assert run.events == ["2 x stage:warm - 1 x initial"]
+    await run.step(reference, 1)
+    assert run.references.versions == []
+    assert reference.saving(str(tmp_path)) is None
+
+
+async def test_a_combination_of_other_weights_than_those_named_ends_the_run(tmp_path: Path) -> None:
+    _, reference = opened(tmp_path, COMBINED, damage=1)
+    with pytest.raises(RuntimeError, match="received weights other, not initial#"):
+        await reference.open()
+
+
 async def test_it_follows_every_so_many_steps(tmp_path: Path) -> None:
     run, reference = opened(tmp_path, "{refresh: {every_steps: 2}}")
     await reference.open()
     for stage_step in (1, 2, 3, 4):
         await run.step(reference, stage_step)
     assert run.references.versions == ["step:5", "step:7"]
-    named = model_state(run.references.scorer._model)
+    named = model_state(run.references.scorer._single.model)
     assert all(torch.equal(named[n], t) for n, t in model_state(tiny_model(seed=7)).items())
 
 
@@ -158,7 +186,7 @@ async def test_a_run_that_goes_on_has_the_reference_of_one_that_did_not_stop(
     assert resumed.events == ["ema(0.9)@4"]
     await resumed.step(again, 2)
     assert resumed.references.scorer.version == alone.references.scorer.version
-    found, wanted = (model_state(each.references.scorer._model) for each in (resumed, alone))
+    found, wanted = (model_state(each.references.scorer._single.model) for each in (resumed, alone))
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
