@@ -25,7 +25,8 @@ from manta.algorithms.coupled_losses import LOSSES
 from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import LABEL_LOSSES, AlgorithmSettings
 from manta.algorithms.tokens import LossTerms, TokenBatch
-from manta.envs.records import COMPANION, StepPlan
+from manta.envs.records import COMPANION
+from manta.envs.step_records import StepPlan
 
 
 def units_of(settings: AlgorithmSettings, plan: StepPlan, rows: IntArray) -> Units:

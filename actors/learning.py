@@ -34,7 +34,7 @@ from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.step_tally import StepTally
 from manta.algorithms.tokens import LossTerms, vocabulary_mean
-from manta.envs.records import StepPlan
+from manta.envs.step_records import StepPlan
 
 
 class Learner:

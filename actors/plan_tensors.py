@@ -11,7 +11,8 @@ from manta.actors.rows import Row
 from manta.actors.sharding import IntArray
 from manta.algorithms.aggregate import Denominators, denominators, row_weight
 from manta.algorithms.turns import Places
-from manta.envs.records import COMPANION, StepPlan
+from manta.envs.records import COMPANION
+from manta.envs.step_records import StepPlan
 
 
 def denominators_of(plan: StepPlan, rows: IntArray) -> Denominators:

@@ -27,10 +27,10 @@ from manta.algorithms.implicit_reward import (
     process_rewards,
     token_rewards,
 )
+from manta.algorithms.part_settings import ImplicitRewardSettings
 from manta.algorithms.rank_sums import AllReduce
-from manta.algorithms.settings import ImplicitRewardSettings
 from manta.algorithms.tokens import LossTerms
-from manta.envs.records import StepPlan
+from manta.envs.step_records import StepPlan
 
 
 @dataclass(frozen=True, slots=True)

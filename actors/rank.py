@@ -45,7 +45,8 @@ from manta.actors.stored_folder import StoredFolder
 from manta.actors.transports.outbox import Outbox
 from manta.actors.weight_tensors import unpack
 from manta.actors.weights import content_hash
-from manta.envs.records import Float32, GroupId, ScoredGroup, Update, WeightVersion
+from manta.envs.records import Float32, GroupId, ScoredGroup, WeightVersion
+from manta.envs.step_records import Update
 
 if TYPE_CHECKING:
     from manta.actors.meeting import Meetings

@@ -19,12 +19,12 @@ from manta.envs.records import (
     Int32,
     Likeliest,
     ScoredGroup,
-    StepPlan,
     Trajectory,
     Turn,
     WeightVersion,
     version_ranges,
 )
+from manta.envs.step_records import StepPlan
 
 Int64: TypeAlias = npt.NDArray[np.int64]
 

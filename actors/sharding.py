@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manta.actors.balance import balanced
-from manta.envs.records import StepPlan
+from manta.envs.step_records import StepPlan
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 

@@ -15,7 +15,8 @@ from manta.actors.histogram import Histogram
 from manta.actors.stored_folder import WrittenFile
 from manta.actors.weights import Weights
 from manta.envs.packing import Block
-from manta.envs.records import Float32, StepPlan, Update, WeightVersion
+from manta.envs.records import Float32, WeightVersion
+from manta.envs.step_records import StepPlan, Update
 
 if TYPE_CHECKING:
     import ray

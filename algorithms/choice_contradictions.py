@@ -7,7 +7,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from manta.algorithms.settings import AlgorithmSettings, CovarianceSettings, KlSettings
+from manta.algorithms.part_settings import CovarianceSettings, KlSettings
+from manta.algorithms.settings import AlgorithmSettings
 
 _DEFAULTS = CovarianceSettings()
 _READS: Mapping[str, tuple[str, ...]] = {

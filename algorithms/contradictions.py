@@ -17,13 +17,13 @@ from manta.algorithms.companion_contradictions import companion_problems
 from manta.algorithms.condition_contradictions import condition_problems
 from manta.algorithms.difficulty_contradictions import difficulty_problems
 from manta.algorithms.filter_contradictions import filter_problems
-from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import (
-    AlgorithmSettings,
+from manta.algorithms.part_settings import (
     CriticSettings,
     ImplicitRewardSettings,
     RewardModelSettings,
 )
+from manta.algorithms.presets import PRESETS
+from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.teacher_contradictions import teacher_problems
 from manta.algorithms.unit_contradictions import imitation_problems, unit_problems
 

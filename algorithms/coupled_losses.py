@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from manta.algorithms.settings import AlgorithmSettings, MarginWeightSettings
+from manta.algorithms.part_settings import MarginWeightSettings
+from manta.algorithms.settings import AlgorithmSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from manta.algorithms.catalogue import FILTER_READS
-from manta.algorithms.settings import GROUP_FILTERS, AlgorithmSettings, FilterSettings
+from manta.algorithms.part_settings import GROUP_FILTERS, FilterSettings
+from manta.algorithms.settings import AlgorithmSettings
 
 
 def filter_problems(settings: AlgorithmSettings) -> Iterator[str]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
-from manta.algorithms.settings import FilterSettings
+from manta.algorithms.part_settings import FilterSettings
 
 RIGHT = 0.5
 """A component above it counts as right, as in evaluations."""

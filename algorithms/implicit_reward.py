@@ -18,8 +18,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from manta.algorithms.advantages import return_to_go
 from manta.algorithms.groups import Groups
+from manta.algorithms.part_settings import ImplicitRewardSettings
 from manta.algorithms.rank_sums import AllReduce
-from manta.algorithms.settings import ImplicitRewardSettings
 from manta.algorithms.tokens import LossTerms, per_row
 from manta.algorithms.turns import Places
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from manta.algorithms import kl, log_histogram
 from manta.algorithms.off_policy import correct
+from manta.algorithms.part_settings import OffPolicySettings
 from manta.algorithms.rank_sums import AllReduce
-from manta.algorithms.settings import OffPolicySettings
 from manta.algorithms.tokens import TokenBatch
 
 KINDS = ("same_version", "stale")

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from manta.algorithms.settings import OffPolicySettings
+from manta.algorithms.part_settings import OffPolicySettings
 from manta.algorithms.tokens import per_row
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from manta.algorithms.settings import AlgorithmSettings, MarginWeightSettings, RewardModelSettings
+from manta.algorithms.part_settings import MarginWeightSettings, RewardModelSettings
+from manta.algorithms.settings import AlgorithmSettings
 
 PREFERENCE_PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
     {

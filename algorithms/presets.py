@@ -15,9 +15,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from manta.algorithms.condition_presets import CONDITION_PRESETS
-from manta.algorithms.preference_presets import PREFERENCE_PRESETS
-from manta.algorithms.settings import (
-    AlgorithmSettings,
+from manta.algorithms.part_settings import (
     CovarianceSettings,
     CriticSettings,
     DifficultySettings,
@@ -26,6 +24,8 @@ from manta.algorithms.settings import (
     KlSettings,
     OffPolicySettings,
 )
+from manta.algorithms.preference_presets import PREFERENCE_PRESETS
+from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.teacher_presets import TEACHER_PRESETS
 from manta.algorithms.turn_presets import TURN_PRESETS
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from manta.algorithms.settings import AlgorithmSettings, CriticSettings, KlSettings
+from manta.algorithms.part_settings import CriticSettings, KlSettings
+from manta.algorithms.settings import AlgorithmSettings
 
 TURN_PRESETS: Mapping[str, AlgorithmSettings] = {
     # Policy gradient by what is paid from a token on (Sutton et al. 2000, "Policy gradient methods

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from manta.algorithms.settings import PAIR_LOSSES, AlgorithmSettings, MarginWeightSettings
+from manta.algorithms.part_settings import MarginWeightSettings
+from manta.algorithms.settings import PAIR_LOSSES, AlgorithmSettings
 
 
 def imitation_problems(settings: AlgorithmSettings) -> Iterator[str]:

@@ -30,7 +30,8 @@ from manta.actors.models.spec import BuildSpec, ModelSpec
 from manta.actors.step_work import StartOrder, StepReport
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_tensors import pack
-from manta.envs.records import Float32, Int32, Json, Update, WeightVersion
+from manta.envs.records import Float32, Int32, Json, WeightVersion
+from manta.envs.step_records import Update
 from manta.orchestrator import placement
 from manta.orchestrator.pools import MailboxClient, ModelSource
 from manta.orchestrator.probe import Tolerances, probe_rows

@@ -24,14 +24,7 @@ from manta.actors.models.policy import token_logprobs
 from manta.actors.models.spec import ModelSpec
 from manta.actors.rows import rows_of
 from manta.algorithms.settings import AlgorithmSettings
-from manta.envs.records import (
-    GroupId,
-    Score,
-    ScoredGroup,
-    Task,
-    Trajectory,
-    Turn,
-)
+from manta.envs.records import GroupId, Score, ScoredGroup, Task, Trajectory, Turn
 from manta.envs.summaries import summarise
 from manta.orchestrator.assemble import assemble
 

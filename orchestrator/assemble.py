@@ -15,7 +15,8 @@ from manta.algorithms.filters import GroupSamples, Selection, select
 from manta.algorithms.group_stage import NO_PAIR, NONE_KEPT, group_stage
 from manta.algorithms.pairs import Pairs
 from manta.algorithms.settings import AlgorithmSettings
-from manta.envs.records import COMPANION, Bool, GroupSummary, StepPlan
+from manta.envs.records import COMPANION, Bool, GroupSummary
+from manta.envs.step_records import StepPlan
 
 
 def selection(

@@ -10,7 +10,8 @@ import math
 
 from manta.actors.worker_range import RankRange
 from manta.algorithms.catalogue import LOSS_KINDS
-from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
+from manta.algorithms.part_settings import OffPolicySettings
+from manta.algorithms.settings import AlgorithmSettings
 from manta.orchestrator.compared_words import compared_told, imitated_told
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.stage_words import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from manta.orchestrator.config import StageReferenceConfig
+from manta.orchestrator.reference_config import StageReferenceConfig
 
 
 def combination_problems(told: StageReferenceConfig) -> Iterator[tuple[str, str]]:

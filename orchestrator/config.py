@@ -14,11 +14,12 @@ from manta.actors.backends.schedule import Schedule
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.models.spec import ModelSpec
-from manta.actors.scorers.settings import Combination, ContrastConfig, ScorerConfig
+from manta.actors.scorers.settings import ScorerConfig
 from manta.actors.worker_range import WorkerRange, range_of
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import Json
 from manta.orchestrator.curriculum_settings import CurriculumSettings
+from manta.orchestrator.reference_config import ReferenceConfig, StageReferenceConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,51 +79,6 @@ class EvaluateConfig:
     temperature: float = 0.0
     metric: str = "correct"
     gold_likelihood: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RefreshConfig:
-    """After every `every_steps` steps of a stage the reference becomes the policy (`hard`), or
-    moves towards it (`ema`): decay * reference + (1 - decay) * policy, in float32."""
-
-    every_steps: int = 1
-    how: Literal["hard", "ema"] = "hard"
-    decay: float = 0.99
-
-
-@dataclass(frozen=True, slots=True)
-class StageReferenceConfig:
-    """What the reference policy of a stage is: the weights that `model` names (see
-    `manta.orchestrator.model_names`; None: the policy when the stage starts), as they are or
-    following the policy; or a model whose logits are made of those of the weights that `combine`
-    names, each times its number, and of a `contrast`."""
-
-    model: str | None = None
-    refresh: RefreshConfig | None = None
-    combine: Mapping[str, float] = field(default_factory=dict)
-    contrast: ContrastConfig | None = None
-
-    @property
-    def is_policy(self) -> bool:
-        """Does it start as the policy?"""
-        return self.model is None and self.combination is None
-
-    @property
-    def num_models(self) -> int:
-        """That its workers hold."""
-        return 1 if self.combination is None else len(self.combination.names)
-
-    @property
-    def combination(self) -> Combination | None:
-        """Of several models, where it is one."""
-        told = Combination(self.combine, self.contrast)
-        return told if told.names else None
-
-    @property
-    def is_average(self) -> bool:
-        """Is it a moving average of the policy?"""
-        by_name = self.model is not None and self.model.strip().startswith("ema(")
-        return by_name or (self.refresh is not None and self.refresh.how == "ema")
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,21 +206,6 @@ class RewardWorkersConfig:
     @property
     def sizes(self) -> WorkerRange:
         return range_of(self.workers)
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceConfig:
-    """The workers that hold the reference policy. `threads` are torch threads of each (0: all cores
-    that it may use); `tokens_per_batch` bounds the tokens scored at once. The others: see
-    `StageReferenceConfig`; a stage may have its own."""
-
-    model: str | None = None
-    refresh: RefreshConfig | None = None
-    combine: Mapping[str, float] = field(default_factory=dict)
-    contrast: ContrastConfig | None = None
-    workers: int = 1
-    threads: int = 0
-    tokens_per_batch: int = 16384
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from manta.actors.backends.settings import BACKEND_NAMES, HOLDING_RESIDENTS
-from manta.algorithms.settings import CriticSettings
+from manta.algorithms.part_settings import CriticSettings
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.model_folder import folder_problems
 

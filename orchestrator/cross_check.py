@@ -1,9 +1,10 @@
 """What must fit together in a run file, checked before anything starts.
 
-Owns every rule between settings that no module beside it has: `staleness_check`, `length_check`,
-`colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how weights travel),
-`checkpoint_check`, `health_check`, `pool_check` (numbers of workers), `critic_check`, `pair_check`
-(losses that compare rows, reward models), `process_check` (implicit ones), `filter_check`,
+Owns every rule between settings that no module beside it has: `model_check`, `staleness_check`,
+`length_check`, `colocation_check`, `backend_check` (`learner.backend`), `transport_check` (how
+weights travel), `checkpoint_check`, `health_check`, `pool_check` (numbers of workers),
+`critic_check`, `pair_check` (losses that compare rows, reward models), `process_check` (implicit
+ones), `filter_check`,
 `curriculum_check`, `update_check`, `companion_check`, `condition_check` (tags), `teacher_check`,
 `adapter_check` (`model.lora`), `name_check` (what stages say of one another), `scorer_check`
 (`scorers`, and rewards that call them), `within_check` (`reward.within`) and `vllm_check` of
@@ -37,7 +38,7 @@ from manta.orchestrator.filter_check import filter_problems
 from manta.orchestrator.health_check import health_problems
 from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.length_check import length_problems
-from manta.orchestrator.model_folder import folder_config, is_missing
+from manta.orchestrator.model_check import model_folder_problems, model_problems
 from manta.orchestrator.model_names import STAGE_NAME
 from manta.orchestrator.name_check import name_problems, reference_problems
 from manta.orchestrator.pair_check import pair_problems
@@ -63,7 +64,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
     """
     problems = [
         *_run(run_file),
-        *_model(run_file),
+        *model_problems(run_file),
         *_numbers(run_file),
         *pool_problems(run_file),
         *_learner(run_file),
@@ -88,7 +89,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
     if not any(told.startswith("model.") for told in problems):
         seen = surveyed or survey.look(run_file)
         vocab_size = seen.vocab_size
-        problems += [*seen.problems, *_model_folder(run_file, seen.vocab_size)]
+        problems += [*seen.problems, *model_folder_problems(run_file, seen.vocab_size)]
         problems += unwritten_problems(run_file, seen)
         problems += curriculum_problems(run_file, seen)
         installed = installed_vllm() if run_file.rollout.engine == "vllm" else None
@@ -109,61 +110,6 @@ def _run(run_file: RunFile) -> Iterator[str]:
             node_types.read(run.cluster)
         except ValueError as error:
             yield from (f"run.cluster: {told}" for told in str(error).splitlines())
-
-
-def _model(run_file: RunFile) -> Iterator[str]:
-    model = run_file.model
-    if (model.path is None) == (model.build is None):
-        found = "neither" if model.path is None else "both"
-        yield f"model.path: exactly one of model.path and model.build is needed, found {found}"
-    elif model.path is not None and is_missing(model.path):
-        yield f"model.path: there is no folder '{model.path}'"
-    build = model.build
-    if build is not None:
-        kv_heads = build.heads if build.kv_heads is None else build.kv_heads
-        sizes = {
-            "layers": build.layers,
-            "width": build.width,
-            "heads": build.heads,
-            "kv_heads": kv_heads,
-            "mlp_width": build.mlp_width,
-        }
-        small = [name for name, size in sizes.items() if size < 1]
-        yield from (f"model.build.{name}: is {sizes[name]}, must be at least 1" for name in small)
-        if small:
-            return
-        if build.width % build.heads:
-            yield f"model.build.width: {build.width} is not divisible by {build.heads} heads"
-        elif build.width // build.heads % 2:
-            yield (
-                f"model.build.width: {build.width} / {build.heads} heads gives an odd head size, "
-                "rotary positions need an even one"
-            )
-        if build.heads % kv_heads:
-            yield f"model.build.kv_heads: {build.heads} heads are not divisible by {kv_heads}"
-
-
-def _model_folder(run_file: RunFile, vocab_size: int | None) -> Iterator[str]:
-    """Does a model's folder go with tokenizer and context?"""
-    path = run_file.model.path
-    try:
-        config = None if path is None else folder_config(path)
-    except ValueError as error:
-        yield f"model.path: {error}"
-        return
-    if config is None:
-        return
-    embeddings, positions = config.get("vocab_size"), config.get("max_position_embeddings")
-    if vocab_size is not None and isinstance(embeddings, int) and embeddings < vocab_size:
-        yield (
-            f"model.tokenizer: it has {vocab_size:,} tokens, the model in '{path}' {embeddings:,} "
-            "embeddings: choose the tokenizer that the model was made with"
-        )
-    if isinstance(positions, int) and positions < run_file.model.context:
-        yield (
-            f"model.context: is {run_file.model.context:,}, the model in '{path}' was made for at "
-            f"most {positions:,}"
-        )
 
 
 def _numbers(run_file: RunFile) -> Iterator[str]:

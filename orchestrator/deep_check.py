@@ -21,15 +21,11 @@ from typing import TypeVar
 from manta.actors.stored_folder import StoredFolder
 from manta.orchestrator import status
 from manta.orchestrator.companion_check import companion_writer
-from manta.orchestrator.config import (
-    ReferenceConfig,
-    RunFile,
-    StageConfig,
-    StageReferenceConfig,
-)
+from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.health import WorkerReport
 from manta.orchestrator.lives import Lives
 from manta.orchestrator.metrics import MetricsLine, read_metrics
+from manta.orchestrator.reference_config import ReferenceConfig, StageReferenceConfig
 from manta.orchestrator.run_directory import RunDirectory
 
 NAME = "check"

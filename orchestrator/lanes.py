@@ -6,13 +6,7 @@ from manta.actors.lanes import Lane, RewardSpec
 from manta.algorithms.catalogue import reference_top_k
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.hindsight import Hindsight
-from manta.orchestrator.config import (
-    EnvConfig,
-    EvaluateConfig,
-    RewardConfig,
-    RunFile,
-    StageConfig,
-)
+from manta.orchestrator.config import EnvConfig, EvaluateConfig, RewardConfig, RunFile, StageConfig
 from manta.orchestrator.model_names import named_stage, parse_stage
 from manta.orchestrator.products import Products
 from manta.orchestrator.reference_use import needs_reference

@@ -21,7 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from manta.orchestrator.config import RunFile, StageConfig, StageReferenceConfig
+from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.reference_config import StageReferenceConfig
 from manta.orchestrator.strict import nearest
 
 STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(@[1-9][0-9]*)?")

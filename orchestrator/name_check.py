@@ -15,7 +15,7 @@ from manta.actors.transports.settings import DIRECT
 from manta.envs.records import Json
 from manta.envs.tokenizer import FileTokenizer, build_tokenizer
 from manta.orchestrator.combination_check import combination_problems
-from manta.orchestrator.config import RefreshConfig, RunFile, StageConfig
+from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.model_folder import folder_config, is_missing
 from manta.orchestrator.model_names import (
     EmaName,
@@ -33,6 +33,7 @@ from manta.orchestrator.model_names import (
     parse_stage,
     parts_of,
 )
+from manta.orchestrator.reference_config import RefreshConfig
 
 _KEYS = {
     "start_from": ("train",),

@@ -16,7 +16,8 @@ import numpy as np
 
 from manta.algorithms.catalogue import FILTER_READS
 from manta.algorithms.filters import RIGHT, Selection
-from manta.algorithms.settings import GROUP_FILTERS, AlgorithmSettings
+from manta.algorithms.part_settings import GROUP_FILTERS
+from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import GroupSummary
 from manta.orchestrator.assemble import selection
 from manta.orchestrator.metrics import ZERO_VARIANCE

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from manta.actors.backends.settings import BACKEND_NAMES, HOLDING_RESIDENTS
-from manta.algorithms.settings import AlgorithmSettings, RewardModelSettings
+from manta.algorithms.part_settings import RewardModelSettings
+from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.protocols import Compares
 from manta.envs.registry import build
 from manta.orchestrator.config import EnvConfig, RunFile, StageConfig

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from manta.actors.backends.settings import BACKEND_NAMES, HOLDING_RESIDENTS
-from manta.algorithms.settings import ImplicitRewardSettings
+from manta.algorithms.part_settings import ImplicitRewardSettings
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.model_folder import folder_problems
 

@@ -20,8 +20,8 @@ from manta.actors.transports.protocol import Parcel
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weights import Receipt, Weights
 from manta.orchestrator.actor_pool import ActorPool
-from manta.orchestrator.config import ReferenceConfig
 from manta.orchestrator.pools import ModelSource, ask_each, start
+from manta.orchestrator.reference_config import ReferenceConfig
 
 T = TypeVar("T")
 

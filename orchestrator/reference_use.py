@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from manta.algorithms.catalogue import reference_top_k
-from manta.orchestrator.config import RunFile, StageConfig, StageReferenceConfig
+from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.model_names import named_stage, parse_stage
+from manta.orchestrator.reference_config import StageReferenceConfig
 
 
 def annotated_by(run_file: RunFile, stage: StageConfig) -> StageConfig | None:

@@ -9,7 +9,7 @@ from manta.actors.backends.settings import REWARD
 from manta.actors.backends.state_files import read_resident
 from manta.actors.models.reward_model import save_reward_model
 from manta.actors.stored_folder import StoredFolder
-from manta.algorithms.settings import RewardModelSettings
+from manta.algorithms.part_settings import RewardModelSettings
 from manta.envs.tokenizer import build_tokenizer
 from manta.orchestrator.build import tokenizer_name
 from manta.orchestrator.config import RunFile

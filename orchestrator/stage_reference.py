@@ -17,7 +17,7 @@ from manta.actors.step_work import StepReport
 from manta.actors.stored_folder import WrittenFile
 from manta.actors.weights import Receipt
 from manta.envs.records import WeightVersion
-from manta.orchestrator.config import RefreshConfig, StageConfig, StageReferenceConfig
+from manta.orchestrator.config import StageConfig
 from manta.orchestrator.model_names import (
     EmaName,
     InitialName,
@@ -27,6 +27,7 @@ from manta.orchestrator.model_names import (
     policy_before,
 )
 from manta.orchestrator.named_weights import Named
+from manta.orchestrator.reference_config import RefreshConfig, StageReferenceConfig
 from manta.orchestrator.run_context import RunContext
 
 T = TypeVar("T")

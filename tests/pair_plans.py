@@ -10,7 +10,8 @@ import torch
 
 from manta.algorithms.group_stage import group_stage
 from manta.algorithms.settings import AlgorithmSettings
-from manta.envs.records import COMPANION, ScoredGroup, StepPlan
+from manta.envs.records import COMPANION, ScoredGroup
+from manta.envs.step_records import StepPlan
 from tiny import plan_of
 
 

@@ -31,13 +31,13 @@ from manta.envs.records import (
     ReferenceStatistics,
     Score,
     ScoredGroup,
-    StepPlan,
     Task,
     Trajectory,
     Turn,
     VersionSpan,
     WeightVersion,
 )
+from manta.envs.step_records import StepPlan
 
 VOCABULARY = 19
 OLD, HELD = WeightVersion(3, 0), WeightVersion(4, 0)

@@ -14,7 +14,8 @@ from manta.actors.collectives import alone, sum_over
 from manta.actors.learning import Learner
 from manta.actors.rows import Row
 from manta.algorithms.settings import AlgorithmSettings
-from manta.envs.records import ScoredGroup, StepPlan
+from manta.envs.records import ScoredGroup
+from manta.envs.step_records import StepPlan
 from tiny import VOCABULARY, rows_by_index, tiny_model, tiny_spec
 
 

@@ -13,12 +13,12 @@ from manta.actors.models.implicit_reward import build_implicit_reward
 from manta.actors.models.resident import ResidentModule
 from manta.actors.models.reward_model import build_reward_model
 from manta.actors.models.spec import ModelSpec
-from manta.algorithms.settings import (
-    AlgorithmSettings,
+from manta.algorithms.part_settings import (
     CriticSettings,
     ImplicitRewardSettings,
     RewardModelSettings,
 )
+from manta.algorithms.settings import AlgorithmSettings
 
 
 @dataclass(frozen=True, slots=True)

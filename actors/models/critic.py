@@ -16,7 +16,7 @@ from manta.actors.models.resident import ResidentModule
 from manta.actors.models.spec import ModelSpec
 from manta.actors.models.trunk import own_trunk, width
 from manta.actors.rows import Row
-from manta.algorithms.settings import CriticSettings
+from manta.algorithms.part_settings import CriticSettings
 
 
 class Critic(ResidentModule):

@@ -16,7 +16,7 @@ from manta.actors.models.resident import ResidentModule
 from manta.actors.models.spec import ModelSpec
 from manta.actors.models.trunk import own_model
 from manta.actors.rows import Row
-from manta.algorithms.settings import ImplicitRewardSettings
+from manta.algorithms.part_settings import ImplicitRewardSettings
 
 
 class ImplicitReward(ResidentModule):

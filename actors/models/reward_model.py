@@ -25,7 +25,7 @@ from manta.actors.models.spec import ModelSpec
 from manta.actors.models.trunk import own_trunk, width
 from manta.actors.rows import Row
 from manta.actors.weight_tensors import refuse_mismatch
-from manta.algorithms.settings import RewardModelSettings
+from manta.algorithms.part_settings import RewardModelSettings
 
 _HEAD = "head.weight"
 _SCORE = "score.weight"

@@ -21,15 +21,9 @@ from manta.actors.leases import Ask, Lease, Ticket
 from manta.actors.routing import Routing
 from manta.actors.sharding import kept_rows
 from manta.actors.step_work import Adopt, StepReport, StepWork
-from manta.envs.records import (
-    CompanionKind,
-    CompanionSummary,
-    GroupId,
-    GroupSummary,
-    Update,
-    WeightVersion,
-)
+from manta.envs.records import CompanionKind, CompanionSummary, GroupId, GroupSummary, WeightVersion
 from manta.envs.side_by_side import side_by_side
+from manta.envs.step_records import Update
 from manta.orchestrator.publish import Published
 from manta.orchestrator.simulation.engine import MadeRow, PacedEngine
 from manta.orchestrator.simulation.lengths import GroupLengths, Lengths

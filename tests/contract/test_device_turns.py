@@ -29,15 +29,8 @@ from manta.actors.transports.protocol import Parcel
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_store import WeightStore
 from manta.actors.weights import Weights
-from manta.envs.records import (
-    Float32,
-    GenerateRequest,
-    Int32,
-    Sampling,
-    Update,
-    VersionSpan,
-    WeightVersion,
-)
+from manta.envs.records import Float32, GenerateRequest, Int32, Sampling, VersionSpan, WeightVersion
+from manta.envs.step_records import Update
 from manta.orchestrator.probe import Tolerances, probe_rows
 from manta.orchestrator.publish import NoEngineLeft, Publisher
 from manta.orchestrator.shared_device import SharedDevice

@@ -19,13 +19,7 @@ from manta.actors.engines.settings import EngineSettings, SimulatedSettings
 from manta.actors.models.causal import build_model, model_state
 from manta.actors.weight_tensors import pack
 from manta.actors.weights import Weights
-from manta.envs.records import (
-    Completion,
-    GenerateRequest,
-    Sampling,
-    VersionSpan,
-    WeightVersion,
-)
+from manta.envs.records import Completion, GenerateRequest, Sampling, VersionSpan, WeightVersion
 from tests.vllm_here import MODEL, NEEDS_VLLM, VOCAB
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # the one vLLM engine belongs to one loop

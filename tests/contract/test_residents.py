@@ -18,7 +18,8 @@ from manta.actors.micro_batches import micro_batches
 from manta.actors.models.policy import evaluate
 from manta.actors.rows import Row
 from manta.actors.weight_tensors import unpack
-from manta.algorithms.settings import AlgorithmSettings, CriticSettings
+from manta.algorithms.part_settings import CriticSettings
+from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.tokens import LossTerms
 from manta.envs.records import WeightVersion
 from tiny import VOCABULARY, tiny_model, tiny_rows, tiny_spec

@@ -28,7 +28,8 @@ from manta.actors.transports.direct import DirectSender
 from manta.actors.transports.settings import TransportSettings
 from manta.actors.weight_tensors import pack
 from manta.actors.weights import Weights
-from manta.envs.records import Update, WeightVersion
+from manta.envs.records import WeightVersion
+from manta.envs.step_records import Update
 from manta.orchestrator import pools, rollout_pool
 from manta.orchestrator.probe import Tolerances, probe_rows
 from manta.orchestrator.publish import Published, Publisher

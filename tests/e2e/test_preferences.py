@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from manta.actors.backends.settings import REWARD
 from manta.actors.backends.state_files import read_resident
 from manta.actors.stored_folder import StoredFolder
-from manta.algorithms.settings import RewardModelSettings
+from manta.algorithms.part_settings import RewardModelSettings
 from manta.envs.tokenizer import build_tokenizer
 from manta.orchestrator import run_file as run_files
 from manta.orchestrator.reward_model_export import export_reward_model

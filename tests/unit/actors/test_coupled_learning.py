@@ -36,7 +36,8 @@ from manta.algorithms.coupled_losses import margin_weight
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.rank_sums import AllReduce
 from manta.algorithms.settings import AlgorithmSettings
-from manta.envs.records import COMPANION, StepPlan, WeightVersion
+from manta.envs.records import COMPANION, WeightVersion
+from manta.envs.step_records import StepPlan
 from pair_plans import pair_plan
 from tiny import VOCABULARY, groups_of, join_group, rows_by_index, run_ranks, tiny_model, tiny_spec
 from tiny_learner import TinyLearner

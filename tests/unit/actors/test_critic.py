@@ -12,7 +12,7 @@ from torch import nn
 from manta.actors.models.causal import model_state
 from manta.actors.models.critic import Critic, build_critic
 from manta.actors.models.policy import evaluate, evaluate_in_batches
-from manta.algorithms.settings import CriticSettings
+from manta.algorithms.part_settings import CriticSettings
 from tiny import VOCABULARY, tiny_model, tiny_rows, tiny_spec
 
 

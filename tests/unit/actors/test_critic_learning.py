@@ -15,14 +15,14 @@ from torch import Tensor
 
 from manta.actors.backends.schedule import ResidentRates
 from manta.actors.weight_tensors import unpack
-from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import (
-    AlgorithmSettings,
+from manta.algorithms.part_settings import (
     CriticSettings,
     ImplicitRewardSettings,
     KlSettings,
     OffPolicySettings,
 )
+from manta.algorithms.presets import PRESETS
+from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import WeightVersion
 from tiny import (
     groups_of,

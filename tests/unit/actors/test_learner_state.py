@@ -14,7 +14,8 @@ from manta.actors.learner_state import read_kl
 from manta.actors.learning import Learner
 from manta.actors.rank import save_part
 from manta.actors.step_work import Saved
-from manta.algorithms.settings import AlgorithmSettings, KlSettings
+from manta.algorithms.part_settings import KlSettings
+from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import WeightVersion
 from tiny import groups_of, plan_of, rows_by_index, tiny_model
 

@@ -23,15 +23,12 @@ from manta.actors.models.policy import evaluate
 from manta.actors.rows import rows_of
 from manta.actors.weight_tensors import unpack
 from manta.algorithms.group_stage import group_stage
+from manta.algorithms.part_settings import CovarianceSettings, KlSettings, OffPolicySettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import (
-    AlgorithmSettings,
-    CovarianceSettings,
-    KlSettings,
-    OffPolicySettings,
-)
+from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.teacher_settings import TeacherSettings
-from manta.envs.records import COMPANION, ScoredGroup, StepPlan, WeightVersion
+from manta.envs.records import COMPANION, ScoredGroup, WeightVersion
+from manta.envs.step_records import StepPlan
 from tiny import (
     HELD,
     VOCABULARY,

@@ -21,9 +21,11 @@ from manta.actors.backends.schedule import ResidentRates
 from manta.actors.backends.settings import LearnerSettings
 from manta.actors.models.policy import evaluate
 from manta.actors.rows import Row
+from manta.algorithms.part_settings import ImplicitRewardSettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, ImplicitRewardSettings
-from manta.envs.records import ScoredGroup, StepPlan, WeightVersion
+from manta.algorithms.settings import AlgorithmSettings
+from manta.envs.records import ScoredGroup, WeightVersion
+from manta.envs.step_records import StepPlan
 from tiny import VOCABULARY, groups_of, plan_of, rows_by_index, tiny_model, tiny_spec
 from tiny_learner import TinyLearner
 

@@ -11,7 +11,8 @@ from manta.actors.muster import Member
 from manta.actors.step_log import StepLog, StepsForgotten, Superseded
 from manta.actors.step_work import Adopt, Fall, Saved, StartOrder, StepReport, StepWork, Stop
 from manta.actors.stored_folder import WrittenFile
-from manta.envs.records import Update, WeightVersion
+from manta.envs.records import WeightVersion
+from manta.envs.step_records import Update
 from tests.unit.actors.test_step_log import enlist, step_of, waiting, work
 
 FIRST = StartOrder(step=4, incarnation=0, stage="rl", restore_from=None)

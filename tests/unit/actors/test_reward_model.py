@@ -23,7 +23,7 @@ from manta.actors.models.reward_model import (
 )
 from manta.actors.models.spec import BuildSpec
 from manta.actors.rows import Row
-from manta.algorithms.settings import RewardModelSettings
+from manta.algorithms.part_settings import RewardModelSettings
 from tiny import VOCABULARY, tiny_model, tiny_rows, tiny_spec
 
 PAD = VOCABULARY - 1

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from manta.actors.micro_batches import micro_batches, padded_batches
 from manta.actors.rows import Row
 from manta.actors.sharding import kept_rows, mini_batches, shard
-from manta.envs.records import GroupId, StepPlan
+from manta.envs.records import GroupId
+from manta.envs.step_records import StepPlan
 
 
 def make_plan(groups: list[list[tuple[int, int, bool]]]) -> StepPlan:

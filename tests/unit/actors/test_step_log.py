@@ -12,7 +12,8 @@ from manta.actors.muster import Member
 from manta.actors.step_log import StepLog, Superseded
 from manta.actors.step_work import Adopt, Saved, StartOrder, StepReport, StepWork, Stop
 from manta.actors.stored_folder import WrittenFile
-from manta.envs.records import Update, WeightVersion
+from manta.envs.records import WeightVersion
+from manta.envs.step_records import Update
 from tests.tiny import groups_of, plan_of
 
 T = TypeVar("T")

@@ -15,8 +15,9 @@ import torch
 from manta.algorithms.advantages import ADVANTAGES, StepRewards, max_likelihood, pass_at_k
 from manta.algorithms.catalogue import ADVANTAGE_KINDS
 from manta.algorithms.group_stage import group_stage
+from manta.algorithms.part_settings import DifficultySettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, DifficultySettings
+from manta.algorithms.settings import AlgorithmSettings
 
 GroupLoop = Callable[[AlgorithmSettings, list[float], list[int]], list[float]]
 """The advantages of one group from its rewards and trained tokens."""

@@ -15,13 +15,9 @@ from manta.algorithms.flatten import flatten
 from manta.algorithms.group_stage import group_stage
 from manta.algorithms.mismatch import MismatchTally
 from manta.algorithms.objective import Objective
+from manta.algorithms.part_settings import FilterSettings, KlSettings, OffPolicySettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import (
-    AlgorithmSettings,
-    FilterSettings,
-    KlSettings,
-    OffPolicySettings,
-)
+from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.step_tally import StepTally
 from manta.algorithms.tokens import LossTerms
 

@@ -9,8 +9,9 @@ import pytest
 from manta.algorithms.catalogue import LOSS_KINDS
 from manta.algorithms.condition import ConditionSettings
 from manta.algorithms.contradictions import check
+from manta.algorithms.part_settings import KlSettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, KlSettings
+from manta.algorithms.settings import AlgorithmSettings
 
 LETI, C_RLFT = PRESETS["leti"], PRESETS["c_rlft"]
 TWO = ConditionSettings(("bad", "good"))

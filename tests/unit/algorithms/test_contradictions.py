@@ -6,9 +6,7 @@ import pytest
 
 from manta.algorithms.catalogue import ADVANTAGE_KINDS, FILTER_READS, LOSS_KINDS, OPTIONAL
 from manta.algorithms.contradictions import check
-from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import (
-    AlgorithmSettings,
+from manta.algorithms.part_settings import (
     CriticSettings,
     DifficultySettings,
     FilterName,
@@ -19,6 +17,8 @@ from manta.algorithms.settings import (
     OffPolicySettings,
     RewardModelSettings,
 )
+from manta.algorithms.presets import PRESETS
+from manta.algorithms.settings import AlgorithmSettings
 
 ZERO = FilterSettings("zero_variance")
 BAND = FilterSettings("accuracy_band")

@@ -23,8 +23,9 @@ from torch import Tensor
 from manta.algorithms.coupled import Coupling, Scalars, Units, couple, row_scalars
 from manta.algorithms.coupled_losses import LOSSES, margin_weight
 from manta.algorithms.group_stage import group_stage
+from manta.algorithms.part_settings import MarginWeightSettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import COUPLED_LOSSES, AlgorithmSettings, MarginWeightSettings
+from manta.algorithms.settings import COUPLED_LOSSES, AlgorithmSettings
 
 COUNTS = [5, 2, 0, 7, 1, 3, 4, 6, 2, 9]
 """Trained tokens of rows; one that has none cannot be learnt from."""

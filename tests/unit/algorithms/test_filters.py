@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from manta.algorithms.catalogue import FILTER_READS
 from manta.algorithms.filters import FILTERS, GroupSamples, select
-from manta.algorithms.settings import FilterName, FilterSettings
+from manta.algorithms.part_settings import FilterName, FilterSettings
 
 ZERO = FilterSettings("zero_variance")
 BAND = FilterSettings("accuracy_band")

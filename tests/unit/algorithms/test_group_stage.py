@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from manta.algorithms.group_stage import group_stage
+from manta.algorithms.part_settings import FilterSettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import FilterSettings
 
 REWARDS_N = torch.tensor([1.0, 0.5, 3.0, 0.5, 2.0, 0.5, 7.0])
 GROUP_N = torch.tensor([4, 9, 4, 9, 4, 9, 2])

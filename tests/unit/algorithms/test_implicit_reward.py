@@ -19,8 +19,8 @@ from manta.algorithms.implicit_reward import (
     process_rewards,
     token_rewards,
 )
+from manta.algorithms.part_settings import ImplicitRewardSettings, KlSettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import ImplicitRewardSettings, KlSettings
 from manta.algorithms.token_stage import token_stage
 from manta.algorithms.turns import Places
 

@@ -20,8 +20,9 @@ from manta.algorithms.coupled_losses import LOSSES as COUPLED
 from manta.algorithms.flatten import flatten
 from manta.algorithms.losses import LOSSES
 from manta.algorithms.objective import Objective
+from manta.algorithms.part_settings import CovarianceSettings, OffPolicySettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, CovarianceSettings, OffPolicySettings
+from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.tokens import LossTerms
 from tests.unit.algorithms.ragged import Rows
 

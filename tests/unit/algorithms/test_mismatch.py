@@ -15,7 +15,8 @@ from torch import Tensor
 
 from manta.algorithms.flatten import flatten
 from manta.algorithms.mismatch import MismatchTally
-from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
+from manta.algorithms.part_settings import OffPolicySettings
+from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.tokens import TokenBatch
 from tests.unit.algorithms.ragged import Rows, ragged_and_split
 

@@ -14,8 +14,9 @@ from manta.algorithms.flatten import flatten
 from manta.algorithms.group_stage import group_stage
 from manta.algorithms.losses import LOSSES
 from manta.algorithms.objective import Objective
+from manta.algorithms.part_settings import KlSettings, OffPolicySettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, KlSettings, LossName, OffPolicySettings
+from manta.algorithms.settings import AlgorithmSettings, LossName
 from tests.unit.algorithms.ragged import WORDS, Rows, loss_and_gradient, ragged_and_split
 
 FULL = AlgorithmSettings(

@@ -13,8 +13,9 @@ from manta.algorithms.aggregate import denominators, row_weight
 from manta.algorithms.flatten import flatten
 from manta.algorithms.objective import Objective
 from manta.algorithms.off_policy import correct
+from manta.algorithms.part_settings import KlSettings, OffPolicySettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, KlSettings, OffPolicySettings
+from manta.algorithms.settings import AlgorithmSettings
 from tests.unit.algorithms.ragged import Rows, loss_and_gradient
 
 RATIOS = [0.4, 0.5, 2.0, 5.0, 6.0, 1.0]

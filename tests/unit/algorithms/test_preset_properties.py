@@ -20,9 +20,10 @@ from manta.algorithms.catalogue import ADVANTAGE_KINDS, LOSS_KINDS
 from manta.algorithms.flatten import flatten
 from manta.algorithms.group_stage import group_stage
 from manta.algorithms.objective import Objective
+from manta.algorithms.part_settings import KlSettings
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.rank_sums import AllReduce
-from manta.algorithms.settings import AlgorithmSettings, KlSettings
+from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.token_choice import tickets
 from manta.algorithms.token_stage import token_stage
 from manta.algorithms.tokens import TokenBatch

@@ -6,20 +6,19 @@ import pytest
 
 from manta.algorithms.catalogue import compares_samples
 from manta.algorithms.contradictions import check
-from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import (
-    Advantage,
+from manta.algorithms.part_settings import (
     CovarianceSettings,
     CriticSettings,
     DifficultySettings,
     FilterSettings,
     ImplicitRewardSettings,
     KlSettings,
-    LossName,
     MarginWeightSettings,
     OffPolicySettings,
     RewardModelSettings,
 )
+from manta.algorithms.presets import PRESETS
+from manta.algorithms.settings import Advantage, LossName
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

@@ -14,8 +14,9 @@ from manta.algorithms.aggregate import Denominators
 from manta.algorithms.contradictions import check
 from manta.algorithms.flatten import flatten
 from manta.algorithms.objective import Objective
+from manta.algorithms.part_settings import KlSettings, OffPolicySettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, KlSettings, OffPolicySettings
+from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.teacher_kl import figures, teacher_kl
 from manta.algorithms.teacher_settings import TeacherSettings
 from manta.algorithms.tokens import TokenBatch

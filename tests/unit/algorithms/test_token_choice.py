@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manta.algorithms.flatten import flatten
+from manta.algorithms.part_settings import CovarianceSettings
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.rank_sums import AllReduce, exact_sums
-from manta.algorithms.settings import AlgorithmSettings, CovarianceSettings, LossName
+from manta.algorithms.settings import AlgorithmSettings, LossName
 from manta.algorithms.token_choice import choose, smallest, tickets
 from manta.algorithms.token_stage import token_stage
 from tests.unit.algorithms.ragged import Rows, ragged_and_split

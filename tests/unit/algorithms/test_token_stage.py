@@ -10,8 +10,9 @@ from torch import Tensor
 from manta.algorithms.aggregate import denominators, row_weight
 from manta.algorithms.flatten import flatten
 from manta.algorithms.objective import Objective
+from manta.algorithms.part_settings import KlSettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, KlSettings
+from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.token_stage import WHITEN_EPSILON, token_rewards, token_stage, whiten
 from manta.algorithms.tokens import TokenBatch
 from tests.unit.algorithms.rank_threads import on_ranks

@@ -9,7 +9,8 @@ from torch import Tensor
 from manta.algorithms.aggregate import denominators, row_weight
 from manta.algorithms.flatten import flatten
 from manta.algorithms.objective import Objective
-from manta.algorithms.settings import AlgorithmSettings, OffPolicySettings
+from manta.algorithms.part_settings import OffPolicySettings
+from manta.algorithms.settings import AlgorithmSettings
 from tests.unit.algorithms.test_trl_parity import AGGREGATIONS, Arguments, OneProcess
 
 trl = pytest.importorskip("trl", reason="TRL is a peer, installed for benchmarks only")

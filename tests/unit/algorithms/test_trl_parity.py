@@ -14,7 +14,8 @@ from torch import Tensor
 from manta.algorithms.aggregate import denominators, row_weight
 from manta.algorithms.flatten import flatten
 from manta.algorithms.objective import Objective
-from manta.algorithms.settings import AlgorithmSettings, KlSettings
+from manta.algorithms.part_settings import KlSettings
+from manta.algorithms.settings import AlgorithmSettings
 
 trl = pytest.importorskip("trl", reason="TRL is a peer, installed for benchmarks only")
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from manta.algorithms.aggregate import Denominators
 from manta.algorithms.flatten import flatten
+from manta.algorithms.part_settings import KlSettings
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.rank_sums import AllReduce
-from manta.algorithms.settings import AlgorithmSettings, KlSettings
+from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.token_stage import token_stage
 from manta.algorithms.tokens import TokenBatch
 from manta.algorithms.turns import Places

@@ -15,8 +15,9 @@ from torch import Tensor
 from manta.algorithms.aggregate import denominators, row_weight
 from manta.algorithms.flatten import flatten
 from manta.algorithms.objective import Objective
+from manta.algorithms.part_settings import CriticSettings, KlSettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, CriticSettings, KlSettings
+from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.token_stage import token_stage
 from manta.algorithms.tokens import TokenBatch
 from manta.algorithms.values import value_figures, value_loss

@@ -34,8 +34,9 @@ from manta.algorithms.aggregate import Denominators, denominators, token_weights
 from manta.algorithms.flatten import flatten
 from manta.algorithms.kl_control import KlControl
 from manta.algorithms.objective import Objective
+from manta.algorithms.part_settings import CovarianceSettings, KlSettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import AlgorithmSettings, CovarianceSettings, KlSettings
+from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.token_choice import tickets
 from manta.algorithms.token_stage import token_rewards, token_stage
 from manta.algorithms.values import value_loss

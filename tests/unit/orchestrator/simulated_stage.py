@@ -19,8 +19,9 @@ import numpy as np
 from manta.actors.lanes import Admission, BlockSummary, Broken
 from manta.actors.step_work import StepReport, StepWork
 from manta.algorithms.presets import PRESETS
-from manta.envs.records import GroupId, GroupSummary, Update, WeightVersion
+from manta.envs.records import GroupId, GroupSummary, WeightVersion
 from manta.envs.sources.order import EpochOrder
+from manta.envs.step_records import Update
 from manta.orchestrator.age_policy import AgePolicy
 from manta.orchestrator.alarms import Alarm
 from manta.orchestrator.expected_lengths import ExpectedLengths

@@ -9,11 +9,7 @@ import pytest
 
 from manta.actors.rows import rows_of
 from manta.algorithms.presets import PRESETS
-from manta.envs.records import (
-    ScoredGroup,
-    VersionSpan,
-    WeightVersion,
-)
+from manta.envs.records import ScoredGroup, VersionSpan, WeightVersion
 from manta.envs.summaries import summarise
 from manta.orchestrator.age_policy import NO_LIMIT, AgePolicy, without_older
 from manta.orchestrator.assemble import assemble

@@ -5,15 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from manta.algorithms.part_settings import FilterSettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import FilterSettings
-from manta.envs.records import (
-    COMPANION,
-    CompanionKind,
-    CompanionSummary,
-    GroupId,
-    GroupSummary,
-)
+from manta.envs.records import COMPANION, CompanionKind, CompanionSummary, GroupId, GroupSummary
 from manta.orchestrator.assemble import assemble, filter_reason, selection
 from tests.unit.orchestrator.groups import summary
 

@@ -16,8 +16,9 @@ from manta.actors.step_scores import FinalScores
 from manta.actors.step_work import StepReport, StepWork
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import AlgorithmSettings
-from manta.envs.records import GroupId, GroupSummary, Json, Update, WeightVersion
+from manta.envs.records import GroupId, GroupSummary, Json, WeightVersion
 from manta.envs.sources.order import EpochOrder
+from manta.envs.step_records import Update
 from manta.orchestrator.alarms import Alarm
 from manta.orchestrator.config import MismatchGuardConfig
 from manta.orchestrator.feed import Feed

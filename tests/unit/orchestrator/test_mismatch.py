@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from manta.actors.step_work import StepReport
-from manta.envs.records import Json, Update, WeightVersion
+from manta.envs.records import Json, WeightVersion
+from manta.envs.step_records import Update
 from manta.orchestrator.config import MismatchGuardConfig
 from manta.orchestrator.mismatch import MismatchGuard, MismatchTooLarge, MismatchWatch
 from manta.orchestrator.wait import Waits

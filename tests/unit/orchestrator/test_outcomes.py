@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from manta.algorithms.part_settings import FilterSettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import FilterSettings
 from manta.envs.records import GroupId, GroupSummary
 from manta.orchestrator.outcomes import outcome_metrics
 from manta.orchestrator.step_groups import LeftOut

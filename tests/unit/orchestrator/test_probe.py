@@ -8,7 +8,8 @@ import pytest
 from manta.actors.step_work import StepReport
 from manta.actors.transports.protocol import Delivery
 from manta.actors.weights import Receipt
-from manta.envs.records import Float32, Update, WeightVersion
+from manta.envs.records import Float32, WeightVersion
+from manta.envs.step_records import Update
 from manta.orchestrator.probe import (
     Answer,
     Proofs,

@@ -15,7 +15,8 @@ from manta.actors.step_work import StepReport
 from manta.actors.transports.protocol import Delivery
 from manta.actors.weight_store import WeightsReplaced
 from manta.actors.weights import Receipt
-from manta.envs.records import Float32, Int32, Update, WeightVersion
+from manta.envs.records import Float32, Int32, WeightVersion
+from manta.envs.step_records import Update
 from manta.orchestrator.probe import Tolerances, probe_rows
 from manta.orchestrator.publish import NoEngineLeft, Publisher
 from manta.orchestrator.wait import Waits

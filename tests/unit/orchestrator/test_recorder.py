@@ -8,8 +8,9 @@ from pathlib import Path
 
 from manta.actors.histogram import Histogram
 from manta.actors.step_work import StepReport
-from manta.envs.records import GroupId, Update, WeightVersion
+from manta.envs.records import GroupId, WeightVersion
 from manta.envs.sources.order import EpochOrder
+from manta.envs.step_records import Update
 from manta.orchestrator.curriculum import Curriculum
 from manta.orchestrator.curriculum_settings import CurriculumSettings
 from manta.orchestrator.feed import Feed

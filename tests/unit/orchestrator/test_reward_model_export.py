@@ -15,8 +15,8 @@ from manta.actors.backends.settings import LearnerSettings
 from manta.actors.models.causal import build_model
 from manta.actors.models.reward_model import RewardModel, load_reward_model
 from manta.actors.stored_folder import StoredFolder
+from manta.algorithms.part_settings import RewardModelSettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import RewardModelSettings
 from manta.envs.tokenizer import build_tokenizer
 from manta.orchestrator import reward_model_export
 from manta.orchestrator.reward_model_export import export_reward_model

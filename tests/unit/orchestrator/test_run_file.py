@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from manta.algorithms.part_settings import FilterSettings
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.settings import FilterSettings
 from manta.orchestrator import run_file, yaml_tree
 from manta.orchestrator.config import ComponentConfig, EnvConfig, RunFile
 from manta.orchestrator.run_changes import changes

@@ -18,11 +18,12 @@ from manta.actors.step_work import StepReport
 from manta.actors.stored_folder import StoredFolder, WrittenFile
 from manta.actors.weight_tensors import pack
 from manta.actors.weights import Receipt, Weights
-from manta.envs.records import Update, WeightVersion
+from manta.envs.records import WeightVersion
+from manta.envs.step_records import Update
 from manta.orchestrator.checkpoint import Checkpoints
-from manta.orchestrator.config import RefreshConfig, StageReferenceConfig
 from manta.orchestrator.named_weights import Named
 from manta.orchestrator.progress import Progress
+from manta.orchestrator.reference_config import RefreshConfig, StageReferenceConfig
 from manta.orchestrator.run_state import RunState
 from manta.orchestrator.stage_reference import StageReference, refresh_of
 from manta.orchestrator.wait import Waits
