@@ -54,6 +54,8 @@ FEW_STEPS = 5
 _ROOT = Path(__file__).parent.parent
 
 MAX_NEW_TOKENS = 8
+NUM_TASKS = 10_000
+"""No fewer than there are sums of two digits."""
 
 OWN: Mapping[str, Mapping[str, Json]] = {
     "dr_grpo": {"constant_length": MAX_NEW_TOKENS},
@@ -88,11 +90,14 @@ class Learnt:
 
 def presets() -> list[str]:
     """Those that learn from samples of the policy and their rewards; not from rewards within
-    samples, of which this task has none."""
+    samples, of which this task has none, nor under tags, which the warm start does not know."""
     return [
         name
         for name, preset in PRESETS.items()
-        if preset.samples_from == "policy" and preset.reads_rewards and name not in TURN_PRESETS
+        if preset.samples_from == "policy"
+        and preset.reads_rewards
+        and name not in TURN_PRESETS
+        and preset.condition is None
     ]
 
 
@@ -106,13 +111,30 @@ def run_file(name: str, folder: Path, seed: int, steps: int, names: Sequence[str
         "reward": {**demo["reward"], "formula": "correct"},
         "rollout": {**demo["rollout"], "max_new_tokens": MAX_NEW_TOKENS},
         "evaluate": held_out,
-        "stages": [warm, *(stage(each, steps) for each in names)],
+        "stages": [warm, *(part for name in names for part in stages(name, steps))],
         "checkpoint": {"every_steps": steps, "keep": 1},
     }
 
 
 def stage_name(preset: str) -> str:
     return preset.replace("_", "-")
+
+
+def stages(name: str, steps: int) -> list[dict[str, Json]]:
+    """That of the preset; before it, where it compares samples with those of the reference, one
+    that writes one of every task."""
+    own = stage(name, steps)
+    if PRESETS[name].companion != "written":
+        return [own]
+    written: dict[str, Json] = {
+        "name": f"{own['name']}-reference",
+        "kind": "generate",
+        "model": f"stage:{WARM}",
+        "algorithm": "reinforce",
+        "steps": math.ceil(NUM_TASKS / SAMPLES_PER_STEP),
+        "prompts_per_step": SAMPLES_PER_STEP,
+    }
+    return [written, {**own, "companions_from": f"stage:{written['name']}"}]
 
 
 def stage(name: str, steps: int) -> dict[str, Json]:
