@@ -138,9 +138,10 @@ def stages(name: str, steps: int) -> list[dict[str, Json]]:
 
 
 def stage(name: str, steps: int) -> dict[str, Json]:
-    # Without groups to compare, as many prompts instead
-    has_groups = PRESETS[name].samples_per_prompt > 1
-    samples = SAMPLES_PER_PROMPT if has_groups else 1
+    # Without groups to compare, and where two of a group make a pair, as many more prompts instead
+    samples = PRESETS[name].samples_per_prompt
+    if samples > 1 and not PRESETS[name].is_paired:
+        samples = SAMPLES_PER_PROMPT
     return {
         "name": stage_name(name),
         "algorithm": {"name": name, "samples_per_prompt": samples, **OWN.get(name, {})},

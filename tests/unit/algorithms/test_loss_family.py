@@ -207,7 +207,7 @@ def by_differences(
 def test_every_loss_has_a_case_and_a_kind() -> None:
     assert {settings.loss for settings, _ in CASES.values()} == set(LOSSES) - {"rover"}
     plain = {name for name, kind in LOSS_KINDS.items() if kind.is_plain}
-    assert set(LOSS_KINDS) == {*LOSSES, *COUPLED, *plain, "cross_entropy"}
+    assert set(LOSS_KINDS) == {*LOSSES, *COUPLED, *plain, "cross_entropy", "teacher_kl"}
     assert plain == {"policy_gradient"}
     assert {name for name, kind in LOSS_KINDS.items() if kind.ratio} == set(LOSSES)
 
