@@ -10,6 +10,9 @@ TORCH := 2.13.0
 # verl asks for an older transformers than ours; its single controller, which a benchmark runs, and
 # its algorithms, which tests are held against, for these alone.
 VERL := "verl==0.9.1" "tensordict==0.10.0" "pyvers==0.2.3" "omegaconf==2.4.0" "codetiming==1.4.0"
+# A run waits a good part of its time: for processes to start, for a fault to be noticed. So two
+# processes take tests, a file each, the long ones first.
+BESIDE ?= -n 2 --dist loadgroup --no-loadscope-reorder
 SEED ?= 0
 
 .PHONY: help install demo test lint bench lock clean
@@ -54,7 +57,7 @@ demo: install
 
 test: $(VENV)/.vllm
 	$(BIN)/python -m compileall -q actors algorithms envs orchestrator tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BESIDE)
 
 lint: install
 	$(BIN)/ruff format --check .

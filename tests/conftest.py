@@ -1,4 +1,4 @@
-"""Settings that must stand before torch loads, and the one vLLM of a session."""
+"""Settings that must stand before torch loads; a session's one vLLM, and its one finished run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from filelock import FileLock
 from hypothesis import settings
 
+from tests.e2e import runs
 from tests.vllm_here import CONTEXT, EXPORTED, MODEL, ROWS, VOCAB, devices
 
 if TYPE_CHECKING:
@@ -30,7 +32,12 @@ settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # A file stays in one process, and so do all that share the session's vLLM
+        shares = "started_vllm" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("vllm" if shares else item.nodeid.split("::")[0]))
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch
@@ -41,6 +48,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The directory of a deterministic run from start to end without interruption, for reading.
+    Where tests run in several processes, all read the one that the first to need it makes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "finished"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "tiny" / "summary.json").exists():
+            result = runs.manta("train", runs.TINY, folder, "run.deterministic=true")
+            assert result.returncode == 0, result.stdout + result.stderr
+    return folder / "tiny"
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.e2e import runs
 from tests.e2e.heads import free_port, head
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a deterministic run from start to end without interruption, for reading."""
-    folder = tmp_path_factory.mktemp("finished")
-    result = runs.manta("train", runs.TINY, folder, "run.deterministic=true")
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder / "tiny"
 
 
 @pytest.fixture(scope="session")

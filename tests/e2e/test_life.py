@@ -54,15 +54,19 @@ def test_a_directory_of_another_config_is_refused(finished: Path) -> None:
     assert "prompts_per_step" in other.stderr
 
 
-def test_more_workers_than_cores_are_refused_at_once(tmp_path: Path) -> None:
-    result = runs.manta("train", runs.TINY, tmp_path, "rollout.workers=500")
+def test_more_workers_than_cores_are_refused_at_once(
+    tmp_path: Path, cluster: runs.Environment
+) -> None:
+    result = runs.manta("train", runs.TINY, tmp_path, "rollout.workers=500", env=cluster)
     assert result.returncode == 2
     assert "500 rollout" in result.stderr
     assert not (tmp_path / "tiny" / "config.yaml").exists()
 
 
-def test_evaluating_the_newest_checkpoint_gives_the_run_s_accuracy(finished: Path) -> None:
-    result = runs.manta("eval", runs.TINY, finished.parent, "run.deterministic=true")
+def test_evaluating_the_newest_checkpoint_gives_the_run_s_accuracy(
+    finished: Path, cluster: runs.Environment
+) -> None:
+    result = runs.manta("eval", runs.TINY, finished.parent, "run.deterministic=true", env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr
     accuracy = runs.summary(finished)["accuracy_after"]
     assert isinstance(accuracy, float)
