@@ -1,4 +1,4 @@
-"""Named algorithms that learn from a teacher's distributions, with their published settings.
+"""Named algorithms that learn from a teacher, with their published settings.
 
 Part of `manta.algorithms.presets`. Who the teacher is stands in the run file (`reference`).
 """
@@ -7,10 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from manta.algorithms.part_settings import KlSettings
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.teacher_settings import TeacherSettings
 
 TEACHER_PRESETS: Mapping[str, AlgorithmSettings] = {
+    # On-policy distillation, Lu et al. 2025 (thinkingmachines.ai/blog/on-policy-distillation):
+    # the reference is the teacher (`reference.model`), a token's advantage is minus the reverse
+    # KL's estimate at it alone, no rewards; coefficient 1, discount 0 and 4 samples are the
+    # defaults of the authors' code. It bounds no ratio: make one update a step, and ours never
+    # acts. Means over tokens, where it sums.
+    "distillation": AlgorithmSettings(
+        name="distillation",
+        samples_per_prompt=4,
+        advantage="none",
+        aggregation="token_mean",
+        kl=KlSettings(coef=1.0, estimator="k1", placement="reward", discount=0.0),
+    ),
     # On-policy distillation over distributions: GKD, arXiv 2306.13649 (as TRL and ms-swift document
     # it; the paper could not be read), with samples of the student alone (lambda 1) and the
     # reverse KL (beta 1), that of preset `distillation`. Theirs takes the teacher's whole
