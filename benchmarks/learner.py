@@ -28,7 +28,7 @@ from manta.actors.models.precision import has_fast_bfloat16
 from manta.actors.models.products import linear
 from manta.actors.models.spec import BuildSpec, ModelSpec
 from manta.actors.rows import Row
-from manta.orchestrator.memory import model_sizes, num_hidden
+from manta.orchestrator.model_sizes import model_sizes, num_hidden
 
 THREADS = 2
 BUDGET = 2560

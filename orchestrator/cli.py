@@ -32,6 +32,7 @@ from manta.orchestrator import (
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.lives import Lives
+from manta.orchestrator.model_sizes import model_sizes
 from manta.orchestrator.plan import options as plan_options
 from manta.orchestrator.role_needs import RoleNeed, role_needs
 from manta.orchestrator.run_directory import RunDirectory
@@ -273,7 +274,7 @@ def _show_memory(loaded: RunFile, surveyed: Survey, console: Console, gpus: Sequ
     console.print(table)
     if gpus and loaded.needs_learner:
         assert surveyed.vocab_size is not None
-        sizes = memory.model_sizes(loaded.model, surveyed.vocab_size)
+        sizes = model_sizes(loaded.model, surveyed.vocab_size)
         console.print(_by_backend(memory_table.memory_table(loaded, sizes, gpus), gpus))
 
 

@@ -29,7 +29,8 @@ from typing import Literal, TypeAlias
 
 from manta.actors.backends.settings import DeepSpeedSettings, FsdpSettings, LearnerSettings
 from manta.orchestrator.config import RunFile
-from manta.orchestrator.memory import ModelSizes, learner_parts
+from manta.orchestrator.memory import learner_parts
+from manta.orchestrator.model_sizes import ModelSizes
 
 Dtype: TypeAlias = Literal["float32", "bfloat16"]
 

@@ -10,6 +10,7 @@ from manta.actors.scorers.settings import ScorerConfig
 from manta.orchestrator import memory
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.memory import Part
+from manta.orchestrator.model_sizes import model_sizes, num_parameters
 from manta.orchestrator.scorers import called_in, role
 
 
@@ -21,11 +22,11 @@ def scorer_parts(run_file: RunFile, vocab_size: int) -> Iterator[Part]:
     """
     for name in called_in(run_file):
         scorer = run_file.scorers[name]
-        sizes = memory.model_sizes(_spec(run_file, scorer), vocab_size)
+        sizes = model_sizes(_spec(run_file, scorer), vocab_size)
         element = 4 if scorer.dtype == "float32" else 2
-        parameters = memory.num_parameters(sizes)
+        parameters = num_parameters(sizes)
         if scorer.kind == "reward_model":
-            parameters = memory.num_parameters(replace(sizes, tied=True)) + sizes.width
+            parameters = num_parameters(replace(sizes, tied=True)) + sizes.width
         tokens = max(scorer.tokens_per_batch, run_file.model.context)
         layer = memory.saved_for_backward(sizes, tokens, element) // sizes.layers
         yield Part(role(name), "process", memory.PROCESS_BYTES)

@@ -14,8 +14,9 @@ from manta.actors.engines.kv_memory import CPU_BLOCK, row_bytes, rows_that_fit
 from manta.envs.records import Json
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.installed_vllm import InstalledVllm
-from manta.orchestrator.memory import ModelSizes, kv_shape, model_sizes
+from manta.orchestrator.memory import kv_shape
 from manta.orchestrator.model_folder import folder_config
+from manta.orchestrator.model_sizes import ModelSizes, model_sizes
 from manta.orchestrator.strict import nearest
 
 OWNED = {

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from manta.orchestrator import memory
 from manta.orchestrator.config import RunFile, StageConfig
+from manta.orchestrator.model_sizes import model_sizes
 from manta.orchestrator.plan import devices
 from manta.orchestrator.plan.basis import Basis
 from manta.orchestrator.plan.devices import Device
@@ -30,7 +30,7 @@ def assumed_basis(run_file: RunFile, stage: StageConfig, surveyed: Survey, devic
     lengths = _lengths(run_file, stage, surveyed)
     row = lengths.prompt + _mean_answer(lengths, run_file.rollout.max_new_tokens)
     assert surveyed.vocab_size is not None
-    sizes = memory.model_sizes(run_file.model, surveyed.vocab_size)
+    sizes = model_sizes(run_file.model, surveyed.vocab_size)
     roofline = Roofline(device, sizes, run_file, stage, row)
     own_speed = None
     if run_file.rollout.engine == "simulated":

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from manta.actors.transports.settings import DIRECT
 from manta.algorithms.settings import AlgorithmSettings
 from manta.orchestrator.config import RunFile, StageConfig
-from manta.orchestrator.memory import ModelSizes, kv_shape, learner_parts, num_parameters
+from manta.orchestrator.memory import kv_shape, learner_parts
+from manta.orchestrator.model_sizes import ModelSizes, num_parameters
 from manta.orchestrator.plan import devices
 from manta.orchestrator.plan.devices import Device
 from manta.orchestrator.simulation.speeds import EngineSpeed, LearnerSpeed, Overheads, Speeds

@@ -14,12 +14,8 @@ from manta.actors.models.causal import build_model
 from manta.actors.models.hidden_matrices import hidden_matrices
 from manta.actors.models.spec import BuildSpec, ModelSpec
 from manta.orchestrator import memory, survey
-from manta.orchestrator.memory import (
-    model_sizes,
-    num_hidden,
-    num_parameters,
-    saved_for_backward,
-)
+from manta.orchestrator.memory import saved_for_backward
+from manta.orchestrator.model_sizes import model_sizes, num_hidden, num_parameters
 from tests.unit.orchestrator.tiny_run import load
 
 BUILDS = [

@@ -13,8 +13,9 @@ from manta.actors.backends.settings import FsdpSettings
 from manta.actors.models.spec import ModelSpec
 from manta.orchestrator.cli import main
 from manta.orchestrator.config import RunFile
-from manta.orchestrator.memory import ModelSizes, learner_parts, model_sizes, num_parameters
+from manta.orchestrator.memory import learner_parts
 from manta.orchestrator.memory_table import memory_table
+from manta.orchestrator.model_sizes import ModelSizes, model_sizes, num_parameters
 from tests.contract.backend_kinds import NEEDS_DEEPSPEED
 from tests.unit.orchestrator.tiny_run import load, write
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from manta.orchestrator import memory
+from manta.orchestrator.model_sizes import model_sizes, num_parameters
 from manta.orchestrator.plan import devices
 from manta.orchestrator.plan.devices import DEVICES, Device
 from manta.orchestrator.plan.roofline import Roofline, passes
@@ -16,14 +16,14 @@ DEVICE = Device("slow", 1e9, 1e8, 10**9, 1e7, 2, 1e6, "made up")
 
 def roofline(folder: Path, *overrides: str) -> Roofline:
     loaded = tiny_run.load(folder, *overrides)
-    sizes = memory.model_sizes(loaded.model, 15)
+    sizes = model_sizes(loaded.model, 15)
     return Roofline(DEVICE, sizes, loaded, loaded.stages[-1], row=10.0)
 
 
 def test_the_formulas_by_hand(tmp_path: Path) -> None:
-    """One layer of width 8, 15 words, float32, tied: its parameters are counted in `memory`."""
+    """One layer of width 8, 15 words, float32, tied: its parameters as `model_sizes` has them."""
     found = roofline(tmp_path)
-    count = memory.num_parameters(found.sizes)
+    count = num_parameters(found.sizes)
     speeds = found.speeds(ranks=4)
     assert speeds.engine.base == pytest.approx(4 * count / (1e8 * devices.DECODE_SHARE))
     assert speeds.engine.per_context == pytest.approx(2 * 8 * 4 / (1e8 * devices.DECODE_SHARE))
@@ -38,7 +38,7 @@ def test_the_formulas_by_hand(tmp_path: Path) -> None:
 def test_keys_and_values_bound_the_rows(tmp_path: Path) -> None:
     found = roofline(tmp_path)
     room = 10**9 * found.run_file.rollout.vllm.gpu_memory_utilization
-    room -= 4 * memory.num_parameters(found.sizes)
+    room -= 4 * num_parameters(found.sizes)
     assert found.rows_that_fit() == int(room // (2 * 8 * 4 * 10))
     assert replace(found, device=replace(DEVICE, memory=None)).rows_that_fit() is None
     with pytest.raises(ValueError, match="do not fit 1 x slow"):
