@@ -272,10 +272,12 @@ class Learner:
         """As `_update`, by a loss that couples the rows `whole`."""
         update = denominators_of(plan, whole)
         coupled = CoupledUpdate(self._algorithm, plan, whole, rows, self._tokens_per_micro_batch)
-        wants = (coupled.scalar,)
+        is_policy = coupled.scalar == "logprob"
+        wants = self._objective.wants if is_policy else (coupled.scalar,)
         recompute = self._algorithm.proximal == "learner"
         if coupled.is_split(self._all_reduce):
-            found_T = self._backend.evaluate(rows, wants, self._temperature)[coupled.scalar].cpu()
+            asked = self._backend.evaluate(rows, (coupled.scalar,), self._temperature)
+            found_T = asked[coupled.scalar].cpu()
             batch = tokens.batch(rows, update, found_T if recompute else None)
             coupled.exchange(batch, found_T, self._all_reduce)
 
@@ -283,9 +285,13 @@ class Learner:
             on_cpu = {name: values.cpu() for name, values in stats.items()}
             current_T = on_cpu[coupled.scalar].detach()
             of_tokens = tokens.batch(batch, update, current_T if recompute else None)
-            if tally is not None and "logprob" in on_cpu:
+            terms = coupled.loss(batch, of_tokens, on_cpu)
+            if not is_policy:
+                return terms
+            if tally is not None:
                 tally.add(of_tokens, current_T)
-            return coupled.loss(batch, of_tokens, on_cpu)
+            seen = self._objective.seen(of_tokens, on_cpu, self._tally)
+            return replace(terms, sums={**seen, **terms.sums})
 
         return self._apply(coupled.micro_batches, wants, loss, rates)
 

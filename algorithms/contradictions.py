@@ -69,7 +69,28 @@ def _sampling(settings: AlgorithmSettings) -> list[str]:
             f"a group of one has no {_spoken(settings.advantage)} advantage: set "
             "samples_per_prompt to 2 or more, or advantage to reward"
         )
+    if settings.samples_from == "given":
+        problems += _given(settings)
     return problems
+
+
+def _given(settings: AlgorithmSettings) -> Iterator[str]:
+    """Of losses that weigh rows by advantages, where nobody sampled the rows."""
+    kind = LOSS_KINDS[settings.loss]
+    if not kind.uses_advantages:
+        return
+    if ADVANTAGE_KINDS[settings.advantage].needs_group:
+        yield (
+            f"samples_from is given, one answer of each prompt, and a group of one has no "
+            f"{_spoken(settings.advantage)} advantage: set samples_from to policy, or advantage to "
+            "reward"
+        )
+    if kind.ratio is not None and settings.proximal == "behaviour":
+        yield (
+            f"samples_from is given, and the ratio of {settings.loss} is to whoever sampled: set "
+            "samples_from to policy, loss to policy_gradient or cross_entropy, or proximal to "
+            "learner"
+        )
 
 
 def _spoken(name: str) -> str:

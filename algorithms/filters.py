@@ -80,7 +80,12 @@ def select(filters: Sequence[FilterSettings], samples: GroupSamples) -> Selectio
 
 def zero_variance(settings: FilterSettings, samples: GroupSamples) -> Sequence[int]:
     """All samples, or none where their rewards, and the companion's, are equal: their advantages
-    would be 0. A group of one is such a group."""
+    would be 0. A group of one is such a group.
+
+    DAPO's dynamic sampling (arXiv 2503.14476, eq. 11) keeps groups of which some samples are right
+    and some are not. That is the same where the reward says right and wrong and nothing else; where
+    more is in it (a length's), groups that are all right stay here, and `accuracy_band` with bounds
+    within 0 and 1 leaves them out."""
     rewards = [*samples.rewards, *([] if samples.beside is None else [samples.beside])]
     return range(len(samples.rewards)) if min(rewards) != max(rewards) else ()
 

@@ -23,6 +23,10 @@ from manta.algorithms.kl import estimate
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.tokens import per_row
 
+LARGEST_LOG_RATIO = 80.0
+"""Beyond 88.7 float32 knows no ratio, and where a bound stops one its gradient would be 0 times
+infinity."""
+
 
 class RatioTokens(NamedTuple):
     """What a loss sees, [T] each: `logprob_T` of the current policy (carries gradients),
@@ -61,10 +65,10 @@ def clipped_surrogate(settings: AlgorithmSettings, tokens: RatioTokens) -> Surro
     INTELLECT-2, arXiv 2505.07291, is the same one).
 
     A token is clipped low where A < 0 and the ratio is below `1 - clip_low`, high where A > 0 and
-    the ratio is above `1 + clip_high`. The log-ratio is not clamped. At ratio 1 the gradient is
-    that of `-A * logprob` (REINFORCE).
+    the ratio is above `1 + clip_high`. At ratio 1 the gradient is that of `-A * logprob`
+    (REINFORCE).
     """
-    ratio_T = torch.exp(tokens.logprob_T - tokens.proximal_T)
+    ratio_T = _ratio(tokens.logprob_T - tokens.proximal_T)
     surrogate = _clipped(settings, ratio_T, tokens.advantage_T)
     if settings.dual_clip is None:
         return surrogate
@@ -80,7 +84,7 @@ def gspo(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
     of its tokens' ratios: GSPO, arXiv 2507.18071, eq. 5. All tokens of a row must have one
     advantage."""
     log_ratio_T = tokens.logprob_T - tokens.proximal_T
-    ratio_T = torch.exp(_row_mean(log_ratio_T, tokens.row_T))
+    ratio_T = _ratio(_row_mean(log_ratio_T, tokens.row_T))
     return _clipped(settings, ratio_T, tokens.advantage_T)
 
 
@@ -91,7 +95,7 @@ def gspo_token(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
     are those of `gspo`."""
     own_T = tokens.logprob_T - tokens.logprob_T.detach()
     log_ratio_T = (tokens.logprob_T - tokens.proximal_T).detach()
-    ratio_T = torch.exp(_row_mean(log_ratio_T, tokens.row_T) + own_T)
+    ratio_T = _ratio(_row_mean(log_ratio_T, tokens.row_T) + own_T)
     return _clipped(settings, ratio_T, tokens.advantage_T)
 
 
@@ -121,7 +125,7 @@ def gmpo(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
         log_ratio_T.clamp(max=settings.clip_high),
         log_ratio_T.clamp(min=-settings.clip_low),
     )
-    ratio_T = torch.exp(_row_mean(bounded_T, tokens.row_T))
+    ratio_T = _ratio(_row_mean(bounded_T, tokens.row_T))
     current_T = log_ratio_T.detach()
     figures = {
         "clip_fraction_low": (tokens.advantage_T < 0) & (current_T < -settings.clip_low),
@@ -135,7 +139,7 @@ def sapo(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
     `tau_negative`: SAPO, arXiv 2511.20347. At ratio 1 the gradient is that of
     REINFORCE, and it falls off smoothly on both sides; `gate_mean` is by how much:
     `4 p (1 - p)` of the sigmoid p, 1 at ratio 1."""
-    ratio_T = torch.exp(tokens.logprob_T - tokens.proximal_T)
+    ratio_T = _ratio(tokens.logprob_T - tokens.proximal_T)
     tau_T = torch.full_like(tokens.advantage_T, settings.tau_negative)
     tau_T = tau_T.masked_fill(tokens.advantage_T > 0, settings.tau_positive)
     gate_T = torch.sigmoid(tau_T * (ratio_T - 1.0))
@@ -172,7 +176,7 @@ def clip_cov(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
     """`clipped_surrogate` without `dual_clip`, and 0 at the chosen tokens, which so have no
     gradient: Clip-Cov, arXiv 2505.22617, section 4.2 (how tokens are chosen:
     `manta.algorithms.token_choice`). `covariance_fraction` is the share of chosen ones."""
-    ratio_T = torch.exp(tokens.logprob_T - tokens.proximal_T)
+    ratio_T = _ratio(tokens.logprob_T - tokens.proximal_T)
     surrogate = _clipped(settings, ratio_T, tokens.advantage_T)
     selected_T = _chosen(tokens)
     loss_T = torch.where(selected_T, 0.0, surrogate.loss_T)
@@ -191,7 +195,7 @@ def kl_cov(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
     update, where ratios differ from 1 by rounding alone, that force has the sign of the rounding
     error, so that what is learnt depends on micro-batches and ranks; k2 and k3 begin at 0."""
     log_ratio_T = tokens.logprob_T - tokens.proximal_T
-    ratio_T = torch.exp(log_ratio_T)
+    ratio_T = _ratio(log_ratio_T)
     selected_T = _chosen(tokens)
     moved_T = torch.where(selected_T, log_ratio_T, 0.0)
     kl_T = moved_T.abs()
@@ -224,6 +228,11 @@ def policy_gradient(logprob_T: Tensor, advantage_T: Tensor) -> Tensor:
 def cross_entropy(logprob_T: Tensor) -> Tensor:
     """`-logprob`, [T]: the negative log-likelihood of given tokens."""
     return -logprob_T
+
+
+def _ratio(log_ratio_T: Tensor) -> Tensor:
+    """`exp`, of `LARGEST_LOG_RATIO` at most, where it has no gradient any more."""
+    return torch.exp(log_ratio_T.clamp(max=LARGEST_LOG_RATIO))
 
 
 def _clipped(settings: AlgorithmSettings, ratio_T: Tensor, advantage_T: Tensor) -> Surrogate:

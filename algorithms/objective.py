@@ -84,15 +84,14 @@ class Objective:
 
         Raises ValueError where the batch lacks log-probs that the settings need.
         """
-        active_T = (batch.weight_T != 0) | (batch.mean_T != 0)
+        active_T = _active(batch)
         logprob_T = _only(active_T, stats["logprob"])
         policy = self._policy(batch, stats, logprob_T, active_T, tally)
         loss_T, means, drift = policy.loss_T, policy.means, policy.drift
         if batch.reference_T is not None:
             reference_T = _only(active_T, batch.reference_T)
             means["kl_reference"] = kl.estimate(self.settings.kl.estimator, logprob_T, reference_T)
-            means["kl_reference_k1"] = kl.k1(logprob_T.detach(), reference_T)
-            means["kl_reference_k3"] = kl.k3(logprob_T.detach(), reference_T)
+            means |= _from_reference(logprob_T.detach(), reference_T)
             if self.settings.kl.placement == "loss" and self.settings.kl.coef != 0.0:
                 loss_T = loss_T + self.settings.kl.coef * means["kl_reference"]
         elif self.settings.needs_reference:
@@ -105,9 +104,7 @@ class Objective:
             if self.settings.entropy_coef != 0.0:
                 loss_T = loss_T - self.settings.entropy_coef * drift["entropy"]
         loss = (batch.weight_T * loss_T).sum()
-        sums = {name: (batch.mean_T * mean.detach()).sum() for name, mean in means.items()}
-        of_sampled_T = batch.mean_T if batch.sampled_T is None else batch.sampled_T
-        sums |= {name: (of_sampled_T * mean.detach()).sum() for name, mean in drift.items()}
+        sums = _sums(batch, means, drift)
         sums["policy_loss"] = (batch.weight_T * policy.loss_T.detach()).sum()
         if self.settings.critic is not None:
             critic = self.critic_loss(batch, stats)
@@ -115,6 +112,22 @@ class Objective:
             sums |= critic.sums
         sums["loss"] = loss.detach()
         return LossTerms(loss, sums, policy.maxima)
+
+    def seen(
+        self, batch: TokenBatch, stats: Mapping[str, Tensor], tally: StepTally | None = None
+    ) -> dict[str, Tensor]:
+        """What `loss` reports of the policy itself, as sums, for a loss that is not made here
+        (`manta.algorithms.coupled`): `kl_behaviour` and `kl_behaviour_k1`, `kl_reference_k1` and
+        `kl_reference_k3`, `entropy`, as far as batch and statistics have them."""
+        active_T = _active(batch)
+        current_T = _only(active_T, stats["logprob"].detach())
+        means: dict[str, Tensor] = {}
+        if batch.reference_T is not None:
+            means = _from_reference(current_T, _only(active_T, batch.reference_T))
+        drift = _drift(batch, current_T, active_T, tally)
+        if "entropy" in stats:
+            drift["entropy"] = _only(active_T, stats["entropy"])
+        return _sums(batch, means, drift)
 
     def critic_loss(self, batch: TokenBatch, stats: Mapping[str, Tensor]) -> LossTerms:
         """`critic.loss_coef * sum(mean_T * value_T)`, the part of `loss` that is the critic's: the
@@ -159,7 +172,8 @@ class Objective:
         if LOSS_KINDS[self.settings.loss].needs_likeliest:
             return self._taught(batch, logprob_T, stats["likeliest"], active_T, tally)
         if self.settings.loss not in LOSSES:
-            return _Policy(cross_entropy(logprob_T), {}, {}, {})
+            drift = _drift(batch, logprob_T.detach(), active_T, tally)
+            return _Policy(cross_entropy(logprob_T), {}, {}, drift)
         current_T = logprob_T.detach()
         proximal_T = batch.start_T
         if proximal_T is None:
@@ -183,10 +197,8 @@ class Objective:
         means = {**figures, "ratio_mean": ratio_T}
         if self.settings.off_policy.correction != "none":
             means["weight_mean"] = weight_T
-        if tally is not None:
-            tally.add_ratios(ratio_T, current_T, batch.behaviour_T, batch.mean_T != 0)
         maxima = {"ratio_max": _greatest(_only(active_T, ratio_T))}
-        drift = _drift(batch, current_T, active_T)
+        drift = _drift(batch, current_T, active_T, tally, ratio_T)
         return _Policy(weight_T * surrogate.loss_T, means, maxima, drift)
 
     def _plain(
@@ -201,9 +213,7 @@ class Objective:
             means["weight_mean"] = weight_T
             logprob_T = torch.where(weight_T != 0, logprob_T, 0.0)
             advantage_T = weight_T * advantage_T
-        if tally is not None:
-            tally.add_ratios(None, current_T, batch.behaviour_T, batch.mean_T != 0)
-        drift = _drift(batch, current_T, active_T)
+        drift = _drift(batch, current_T, active_T, tally)
         return _Policy(policy_gradient(logprob_T, advantage_T), means, {}, drift)
 
     def _taught(
@@ -224,11 +234,8 @@ class Objective:
         # Equal distributions where a token does not count: no loss and no gradient
         policy_TK = torch.where(active_T[:, None], likeliest_TK, teacher_TK)
         loss_T = teacher_kl(self.settings.teacher.interpolation, teacher_TK, policy_TK)
-        current_T = logprob_T.detach()
-        if tally is not None:
-            tally.add_ratios(None, current_T, batch.behaviour_T, batch.mean_T != 0)
-        means = figures(teacher_TK, policy_TK)
-        return _Policy(weight_T * loss_T, means, {}, _drift(batch, current_T, active_T))
+        drift = _drift(batch, logprob_T.detach(), active_T, tally)
+        return _Policy(weight_T * loss_T, figures(teacher_TK, policy_TK), {}, drift)
 
     def _off_policy_weight(self, batch: TokenBatch, active_T: Tensor) -> Tensor:
         """The weight [T] of each token's policy loss, without gradients."""
@@ -253,8 +260,38 @@ def _moved(batch: TokenBatch, stats: Mapping[str, Tensor], active_T: Tensor) -> 
     return _only(active_T, now_T - batch.vocabulary_T)
 
 
-def _drift(batch: TokenBatch, current_T: Tensor, active_T: Tensor) -> dict[str, Tensor]:
-    """How far the current policy is from the one that sampled, which is the p of KL(p || q)."""
+def _active(batch: TokenBatch) -> Tensor:
+    """bool[T]: the tokens that count at all."""
+    return (batch.weight_T != 0) | (batch.mean_T != 0)
+
+
+def _sums(
+    batch: TokenBatch, means: Mapping[str, Tensor], drift: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """This batch's share of means over the update's tokens, of `drift` over the sampled ones."""
+    of_sampled_T = batch.mean_T if batch.sampled_T is None else batch.sampled_T
+    sums = {name: (batch.mean_T * mean_T.detach()).sum() for name, mean_T in means.items()}
+    return sums | {name: (of_sampled_T * mean_T.detach()).sum() for name, mean_T in drift.items()}
+
+
+def _from_reference(current_T: Tensor, reference_T: Tensor) -> dict[str, Tensor]:
+    return {
+        "kl_reference_k1": kl.k1(current_T, reference_T),
+        "kl_reference_k3": kl.k3(current_T, reference_T),
+    }
+
+
+def _drift(
+    batch: TokenBatch,
+    current_T: Tensor,
+    active_T: Tensor,
+    tally: StepTally | None,
+    ratio_T: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """How far the current policy is from the one that sampled, which is the p of KL(p || q);
+    `tally` counts it, with the ratio that the loss has, if any."""
+    if tally is not None:
+        tally.add_ratios(ratio_T, current_T, batch.behaviour_T, batch.mean_T != 0)
     if batch.behaviour_T is None:
         return {}
     at_T = active_T & ~batch.behaviour_T.isnan()

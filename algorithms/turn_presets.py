@@ -39,7 +39,7 @@ TURN_PRESETS: Mapping[str, AlgorithmSettings] = {
     # DPO to the reference (the reward `token_log_ratio`; scale and clip 0.05 in the authors'
     # script), beside the sentence's at its end. KL coefficient 0.01 of that script; gamma, lambda
     # and both clips are its defaults. It gives the critic 18 times the policy's learning rate: set
-    # `critic.learning_rate`. The rest is our `ppo`.
+    # `critic.learning_rate`. The rest is our `ppo`, but for the value loss, which counts fully.
     "rto": AlgorithmSettings(
         name="rto",
         samples_per_prompt=1,

@@ -30,7 +30,6 @@ from benchmarks import manta_side
 from benchmarks.algorithms_picture import draw
 from benchmarks.report import RESULTS, Figure, write
 from manta.algorithms.presets import PRESETS
-from manta.algorithms.turn_presets import TURN_PRESETS
 from manta.envs.records import Json
 from manta.orchestrator.metrics import (
     ACCURACY,
@@ -66,7 +65,10 @@ OWN: Mapping[str, Mapping[str, Json]] = {
 }
 """What a preset cannot do without, or leaves to the task."""
 
-ONE_UPDATE = ("reinforce", "remax", "grao", "rloo", "opo", "max_rl")
+PAID_WITHIN = ("mapo", "rto")
+"""They are nothing without rewards within samples."""
+
+ONE_UPDATE = ("reinforce", "reinforce_to_go", "remax", "grao", "rloo", "opo", "max_rl")
 """Those that are made for one update a step; the others make two."""
 
 
@@ -96,7 +98,7 @@ def presets() -> list[str]:
         for name, preset in PRESETS.items()
         if preset.samples_from == "policy"
         and preset.reads_rewards
-        and name not in TURN_PRESETS
+        and name not in PAID_WITHIN
         and preset.condition is None
     ]
 

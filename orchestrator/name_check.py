@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from manta.actors.transports.settings import DIRECT
+from manta.algorithms.catalogue import compares_samples
 from manta.envs.records import Json
 from manta.envs.tokenizer import FileTokenizer, build_tokenizer
 from manta.orchestrator.combination_check import combination_problems
@@ -136,6 +137,34 @@ def _trajectories(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
         yield (
             f".trajectories: stage '{writer.name}' is of kind {writer.kind} and leaves "
             f"{leaves(writer)}: name a generate or annotate stage"
+        )
+    elif (maker := _maker(run_file, writer)) is not None:
+        yield from _lone(stage, maker)
+
+
+def _maker(run_file: RunFile, writer: StageConfig) -> StageConfig | None:
+    """The stage whose samples `writer` leaves; None where another run made them, or names are
+    wrong."""
+    while writer.kind == "annotate":
+        if writer.written_by is None:
+            return None
+        try:
+            writer = named_stage(run_file, parse_stage(f"stage:{writer.written_by}"), writer)
+        except ValueError:
+            return None
+    return writer
+
+
+def _lone(stage: StageConfig, maker: StageConfig) -> Iterator[str]:
+    """Samples that a stage compares with each other, and that were made one by one."""
+    algorithm, made = stage.algorithm, maker.algorithm
+    if stage.kind != "train" or algorithm is None or made is None:
+        return
+    if compares_samples(algorithm) and made.rows_per_prompt == 1 and made.samples_from == "policy":
+        yield (
+            f".trajectories: stage '{maker.name}' makes one sample of a prompt, and algorithm "
+            f"'{algorithm.name}' compares a prompt's samples: set samples_per_prompt there to 2 or "
+            "more"
         )
 
 

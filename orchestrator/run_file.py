@@ -17,7 +17,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, cast
 
+from manta.algorithms.catalogue import OPTIONAL
 from manta.algorithms.presets import PRESETS
+from manta.algorithms.settings import AlgorithmSettings
+from manta.algorithms.written_keys import Chosen, without_effect
 from manta.envs.records import Json
 from manta.orchestrator import strict, yaml_tree
 from manta.orchestrator.config import (
@@ -283,7 +286,26 @@ def _over_preset(node: Entries, problems: list[str]) -> Node:
         hint = strict.nearest(name.value, PRESETS)
         problems.append(name.place.says(f"unknown algorithm '{name.value}'{hint}"))
         return node
-    return _overlay(yaml_tree.planted(plain(PRESETS[name.value]), node.place), node)
+    preset = plain(PRESETS[name.value])
+    assert isinstance(preset, dict)
+    merged = _overlay(yaml_tree.planted(preset, node.place), node)
+    assert isinstance(merged, Entries)
+    problems += _written_for_nothing(node, merged, preset)
+    return merged
+
+
+def _written_for_nothing(node: Entries, merged: Entries, preset: Mapping[str, Json]) -> list[str]:
+    """The keys of an algorithm's block `node` that have no effect. Those of another value than the
+    preset's and the default are told where settings are checked (`contradictions.check`)."""
+    values = {key: each.value for key, each in merged.entries.items() if isinstance(each, Scalar)}
+    chosen = Chosen(values.get("advantage"), values.get("loss"), values.get("aggregation"))
+    default = plain(AlgorithmSettings(""))
+    assert isinstance(default, dict)
+    return [
+        node.entries[key].place.says(f"has no effect here ({why}): remove it")
+        for key, why in without_effect(node.entries, chosen)
+        if key not in OPTIONAL or (key in values and values[key] in (preset[key], default[key]))
+    ]
 
 
 def _overlay(under: Node, over: Node) -> Node:

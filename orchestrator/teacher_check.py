@@ -1,4 +1,4 @@
-"""What a run file must say where a stage learns from a teacher's distributions.
+"""What a run file must say where a stage learns from a teacher.
 
 What such an algorithm must say of itself is `contradictions.check`'s, what a reference is made of
 `manta.orchestrator.name_check`'s.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from manta.algorithms.catalogue import reference_top_k
+from manta.algorithms.catalogue import LOSS_KINDS, reference_top_k
+from manta.algorithms.settings import AlgorithmSettings
 from manta.orchestrator.config import RunFile, StageConfig
 
 
@@ -17,16 +18,17 @@ def teacher_problems(run_file: RunFile, vocab_size: int | None) -> Iterator[str]
     none."""
     for index, stage in enumerate(run_file.stages):
         if stage.kind == "train" and stage.algorithm is not None:
-            for told in _stage(run_file, stage, reference_top_k(stage.algorithm), vocab_size):
+            for told in _stage(run_file, stage, stage.algorithm, vocab_size):
                 yield f"stages[{index}]{told}"
 
 
 def _stage(
-    run_file: RunFile, stage: StageConfig, top_k: int, vocab_size: int | None
+    run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings, vocab_size: int | None
 ) -> Iterator[str]:
     """Problems of one stage, as the rest of the key and what is wrong."""
-    algorithm = stage.algorithm
-    if not top_k or algorithm is None:
+    top_k = reference_top_k(algorithm)
+    learns_from_kl = algorithm.advantage == "none" and LOSS_KINDS[algorithm.loss].uses_advantages
+    if not top_k and not learns_from_kl:
         return
     if vocab_size is not None and top_k > vocab_size:
         yield (
@@ -39,7 +41,7 @@ def _stage(
             "reference is the policy itself, when the stage starts: name one (reference.model)"
         )
     temperature = run_file.rollout.temperature
-    if algorithm.samples_from == "given" and temperature != 1:
+    if top_k and algorithm.samples_from == "given" and temperature != 1:
         yield (
             f".algorithm: '{algorithm.name}' compares distributions on given answers, at "
             f"temperature 1, with the reference's, which are at rollout.temperature "

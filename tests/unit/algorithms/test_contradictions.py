@@ -347,3 +347,23 @@ def test_every_setting_that_the_tables_name_is_one() -> None:
         assert set(kind.reads) <= set(OPTIONAL)
     of_filters = {field.name for field in dataclasses.fields(FilterSettings)}
     assert all(set(reads) <= of_filters for reads in FILTER_READS.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"loss": "policy_gradient"}, "a group of one has no group-relative advantage"),
+        ({"advantage": "reward"}, "the ratio of clipped_surrogate is to whoever sampled"),
+        ({"advantage": "reward", "loss": "policy_gradient"}, ""),
+        ({"advantage": "reward", "proximal": "learner"}, ""),
+    ],
+)
+def test_given_answers_have_neither_a_group_nor_a_sampler(
+    changes: dict[str, object], told: str
+) -> None:
+    settings = changed("grpo", samples_from="given", kl=KlSettings(), **changes)
+    if told:
+        with pytest.raises(ValueError, match=told):
+            check(settings)
+    else:
+        check(settings)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manta.algorithms.coupled import Coupling, Scalars, Units, couple, row_scalars
-from manta.algorithms.coupled_losses import LOSSES, margin_weight
+from manta.algorithms.coupled_losses import LOSSES, Members, margin_weight
 from manta.algorithms.group_stage import group_stage
 from manta.algorithms.part_settings import MarginWeightSettings
 from manta.algorithms.presets import PRESETS
@@ -295,15 +295,29 @@ def reference_points(settings: AlgorithmSettings, answers: list[Answer]) -> dict
 
 
 def direct(settings: AlgorithmSettings, rows: Rows) -> tuple[float, Tensor]:
-    """Loss and gradient by the tokens' log-probs, all rows at once."""
-    return in_parts(settings, rows, [list(range(len(COUNTS)))])
+    """Loss and gradient by the tokens' log-probs: autograd through the loss itself."""
+    logprob_T = rows.logprob_T.clone().requires_grad_()
+    spans = list(itertools.pairwise(rows.bounds))
+    place_M = [rows.names_R.tolist().index(name) for name in rows.units.row_M.tolist()]
+    members = Members(
+        torch.stack([logprob_T[slice(*spans[place])].sum() for place in place_M]),
+        torch.stack([rows.reference_T[slice(*spans[place])].sum() for place in place_M]),
+        torch.tensor([COUNTS[place] for place in place_M], dtype=torch.float64),
+        rows.units.label_M,
+        rows.units.unit_M,
+        rows.units.margin_U,
+        rows.units.is_companion_M,
+    )
+    loss = (rows.units.weight_U * LOSSES[settings.loss].loss(settings, members).loss_U).sum()
+    (gradient_T,) = torch.autograd.grad(loss, logprob_T)
+    return float(loss.detach()), gradient_T
 
 
 def in_parts(
     settings: AlgorithmSettings, rows: Rows, parts: list[list[int]]
 ) -> tuple[float, Tensor]:
-    """The same where rows are dealt to micro-batches, which split units: the coefficients are those
-    of all rows' scalars, the backward passes each micro-batch's own."""
+    """The same as it is learnt, where rows are dealt to micro-batches, which split units: the
+    coefficients are those of all rows' scalars, the backward passes each micro-batch's own."""
     everything = list(range(len(COUNTS)))
     scalars, _ = rows.scalars(rows.logprob_T, everything)
     coupling = couple(settings, rows.units, rows.names_R, scalars)

@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from manta.algorithms.losses import RatioTokens, Surrogate, clipped_surrogate, cross_entropy
+from manta.algorithms.losses import (
+    LOSSES,
+    RatioTokens,
+    Surrogate,
+    clipped_surrogate,
+    cross_entropy,
+)
 from manta.algorithms.settings import AlgorithmSettings
 
 RATIO = [0.5, 0.9, 1.0, 1.25, 1.5, 0.5, 0.9, 1.0, 1.25, 1.5]
@@ -88,6 +94,21 @@ def test_a_huge_ratio_stays_finite_where_the_clip_holds_it(sign: float) -> None:
     result = surrogate(torch.tensor([50.0]), torch.zeros(1), torch.tensor([sign]), 0.2, 0.2)
     expected = -1.2 if sign > 0 else math.exp(50.0)
     torch.testing.assert_close(result.loss_T, torch.tensor([expected]))
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_gradients_are_finite_where_float32_knows_no_ratio(name: str) -> None:
+    settings = AlgorithmSettings(name, dual_clip=3.0 if name == "clipped_surrogate" else None)
+    logprob = torch.tensor([200.0, 200.0, 200.0, 0.5], requires_grad=True)
+    advantage, rows = torch.tensor([1.0, 0.0, -1.0, 1.0]), torch.tensor([0, 1, 2, 3])
+    chosen, vocabulary = torch.tensor([False, False, False, True]), torch.zeros(4)
+    tokens = RatioTokens(logprob, torch.zeros(4), advantage, rows, vocabulary, chosen)
+    found = LOSSES[name](settings, tokens)
+    assert found.loss_T.isfinite().all()
+    found.loss_T.sum().backward()
+    assert logprob.grad is not None and logprob.grad.isfinite().all()
+    if name == "clipped_surrogate":
+        assert logprob.grad[:3].tolist() == [0.0] * 3, "both clips hold"
 
 
 def test_dual_clip_by_hand() -> None:

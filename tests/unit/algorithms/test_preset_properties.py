@@ -1,4 +1,4 @@
-"""What must hold for every preset that has a ratio, from rewards to gradients.
+"""What must hold for every preset that weighs log-probs by advantages, from rewards to gradients.
 
 Group stage, token stage on ranks and objective on micro-batches, over a table of logits. What a
 loss or an advantage computes is `test_loss_family`'s and `test_advantage_family`'s.
@@ -31,15 +31,21 @@ from tests.unit.algorithms.ragged import WORDS, Rows
 from tests.unit.algorithms.rank_threads import on_ranks
 
 # Rewards by turn are `test_turns`'.
-WITH_RATIO = [
+BY_ADVANTAGE = [
     name
     for name, preset in PRESETS.items()
-    if LOSS_KINDS[preset.loss].ratio and not preset.reads_turns
+    if LOSS_KINDS[preset.loss].uses_advantages and not preset.reads_turns
 ]
-COMPARING = [name for name in WITH_RATIO if ADVANTAGE_KINDS[PRESETS[name].advantage].needs_group]
+COMPARING = [
+    name
+    for name in BY_ADVANTAGE
+    if ADVANTAGE_KINDS[PRESETS[name].advantage].needs_group or PRESETS[name].companion != "none"
+]
 COUNTS = [4, 2, 6, 3, 5, 1, 0, 3, 4, 2, 6, 3]
 GROUPS = [0, 1, 0, 1, 0, 2, 0, 2, 2, 1, 2, 1]
 REWARDS = [1.0, 0, 0, 1, 0, 1, 0, 0, 1, 0, 0, 1]
+BESIDE = [4, 9, 8]
+"""The row of each group that stands beside its samples, where a preset has one."""
 ALL = list(range(len(COUNTS)))
 
 Deal = Sequence[Sequence[Sequence[int]]]
@@ -88,7 +94,10 @@ def step_of(
     groups_N = torch.tensor(GROUPS)[place]
     rewards_N = torch.tensor(rewards, dtype=torch.float64)[place]
     tokens_N = rows.counts_R[place]
-    stage = group_stage(settings, rewards_N, groups_N, None, tokens_N, {"right": rewards_N})
+    beside_N = torch.isin(place, torch.tensor(BESIDE)) if settings.companion != "none" else None
+    stage = group_stage(
+        settings, rewards_N, groups_N, None, tokens_N, {"right": rewards_N}, beside_N
+    )
     back = torch.argsort(place)
     columns = {name: column[back].double() for name, column in stage.coefficients.items()}
     if dropped is not None:
@@ -197,7 +206,7 @@ def test_equal_rewards_teach_nothing(name: str) -> None:
     assert step_of(preset, rows, REWARDS).gradient_TV.abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("name", WITH_RATIO)
+@pytest.mark.parametrize("name", BY_ADVANTAGE)
 def test_the_order_of_samples_changes_nothing(name: str) -> None:
     rows = Rows.random(COUNTS, seed=2)
     straight = step_of(chosen(name), rows, REWARDS)
@@ -208,7 +217,7 @@ def test_the_order_of_samples_changes_nothing(name: str) -> None:
     assert straight.gradient_TV.abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("name", WITH_RATIO)
+@pytest.mark.parametrize("name", BY_ADVANTAGE)
 def test_what_is_masked_is_as_if_it_had_not_been_there(name: str) -> None:
     """A group that is not kept, with log-probs of any size; groups without it, in their places."""
     settings = dataclasses.replace(chosen(name), filters=())
@@ -226,7 +235,7 @@ def test_what_is_masked_is_as_if_it_had_not_been_there(name: str) -> None:
     torch.testing.assert_close(alone.gradient_TV[~masked_T], found.gradient_TV[~masked_T])
 
 
-@pytest.mark.parametrize("name", WITH_RATIO)
+@pytest.mark.parametrize("name", BY_ADVANTAGE)
 def test_at_ratio_one_the_gradient_is_the_on_policy_one(name: str) -> None:
     """With a KL in the reward, which is part of the advantage, and without one in the loss."""
     settings = dataclasses.replace(chosen(name), entropy_coef=0.0)
@@ -244,7 +253,7 @@ def test_at_ratio_one_the_gradient_is_the_on_policy_one(name: str) -> None:
     assert wanted_TV.abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("name", WITH_RATIO)
+@pytest.mark.parametrize("name", BY_ADVANTAGE)
 def test_neither_ranks_nor_micro_batches_change_anything(name: str) -> None:
     rows = Rows.random(COUNTS, seed=5)
     whole = step_of(chosen(name), rows, REWARDS)

@@ -43,6 +43,9 @@ def test_a_chain_that_fits_has_no_problems(tmp_path: Path) -> None:
 
 
 REFUSED = [
+    ("stages.sample.algorithm=reinforce",
+     "stages[3].trajectories: stage 'sample' makes one sample of a prompt, and algorithm 'grpo' "
+     "compares a prompt's samples"),
     ("stages.rl.start_from=stage:wram", "stages[4].start_from: there is no stage 'wram' before "
      "this one; did you mean 'warm'?"),
     ("stages.rl.start_from=stage:both", "stages[4].start_from: stage 'both' comes later"),

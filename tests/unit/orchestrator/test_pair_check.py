@@ -52,6 +52,8 @@ def test_distillation_needs_no_reward(tmp_path: Path) -> None:
     overrides = ("stages.rl.algorithm=distillation", "stages.rl.reward=null")
     loaded = load(tmp_path, *overrides, "stages.rl.evaluate=null", "reference.model=stage:warm")
     assert cross_check(loaded) == []
+    [told] = cross_check(load(tmp_path, *overrides, "stages.rl.evaluate=null"))
+    assert told.startswith("stages[1].reference: algorithm 'distillation' learns from a teacher")
 
 
 def test_as_many_samples_as_there_are_answers(tmp_path: Path) -> None:

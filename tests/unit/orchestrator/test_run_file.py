@@ -56,6 +56,24 @@ def test_an_algorithm_is_a_preset_with_settings_laid_over(tmp_path: Path) -> Non
     assert rl.samples_per_prompt == grpo.samples_per_prompt
 
 
+@pytest.mark.parametrize(
+    ("block", "key", "why"),
+    [
+        ("name: grpo, beta: 0.1", "beta", "loss is clipped_surrogate, which does not read it"),
+        ("name: sapo, clip_high: 0.2", "clip_high", "loss is sapo, which does not read it"),
+        ("name: ppo, divide_by_std: true", "divide_by_std", "advantage is gae, which"),
+        ("name: dpo, aggregation: token_mean", "aggregation", "loss is dpo, which is a mean over"),
+        ("name: grpo, constant_length: 512", "constant_length", "aggregation is sequence_mean,"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_refused_whatever_it_says(
+    tmp_path: Path, block: str, key: str, why: str
+) -> None:
+    [problem] = refused(tmp_path, f"stages.rl.algorithm={{{block}}}")
+    assert f"{key}': has no effect here ({why}" in problem
+    load(tmp_path, "stages.rl.algorithm={name: dr_grpo, constant_length: 512}")
+
+
 def test_filters_are_a_list_of_names_or_of_names_with_settings(tmp_path: Path) -> None:
     key = "stages.rl.algorithm.filters"
     loaded = load(tmp_path, f"{key}=[zero_variance, {{name: max_variance, keep: 8}}]")
