@@ -30,6 +30,7 @@ from manta.orchestrator.curriculum import Curriculum
 from manta.orchestrator.display import Display, DisplayState
 from manta.orchestrator.evaluate import Evaluation
 from manta.orchestrator.feed import Feed
+from manta.orchestrator.histogram_file import HistogramFile
 from manta.orchestrator.learning_alarms import LearningAlarms
 from manta.orchestrator.length_cap import LengthCap
 from manta.orchestrator.metrics import (
@@ -83,6 +84,8 @@ class Recorder:
         self._run_file, self._directory, self._waits = run_file, directory, waits
         self._metrics = MetricsWriter(directory)
         self._metrics.truncate(metrics_position)
+        last = max((line.step for line in self._lines()), default=0)
+        self._histograms = HistogramFile(directory.histograms, last)
         self._clock = PhaseClock(directory.timeline)
         self._console = Console()
         self._display = Display(sum(stage.steps for stage in run_file.stages), self._console)
@@ -187,24 +190,14 @@ class Recorder:
             metrics |= self._curriculum.metrics()
         self._step_started, self._step_cpu = now, cpu
         self._steps_done += 1
-        self._log(progress, metrics, self._histograms(summaries, report))
+        spread = _spread(summaries, report) if summaries else {}
+        if spread:
+            self._histograms.log(progress.stage, progress.step, spread)
+        self._log(progress, metrics, spread)
         alarms = self._alarms.step(progress.stage, metrics)
         for alarm in (*alarms, *self._learning.line(metrics)):
             self.alarm(alarm)
         self._show()
-
-    def _histograms(
-        self, summaries: Sequence[GroupSummary], report: StepReport | None
-    ) -> dict[str, Histogram]:
-        """What trackers alone show; nothing where there is none."""
-        if self._tracker is None or not summaries:
-            return {}
-        found = {
-            "reward": histogram_of(np.concatenate([each.rewards for each in summaries])),
-            "length": histogram_of(np.concatenate([each.num_tokens for each in summaries])),
-            **(report.histograms if report else {}),
-        }
-        return {f"histogram/{name}": each for name, each in found.items() if each is not None}
 
     def evaluation(self, progress: Progress, evaluation: Evaluation) -> None:
         """Logs a held-out evaluation at the current step."""
@@ -333,7 +326,8 @@ class Recorder:
         self._at_step = (progress.step, {**before, **metrics})
         self._metrics.log(progress.stage, progress.step, metrics)
         if self._tracker is not None:
-            self._tracker.log(progress.step, metrics, histograms)
+            named = {f"histogram/{name}": each for name, each in histograms.items()}
+            self._tracker.log(progress.step, metrics, named)
 
     async def _refresh(self) -> None:
         while True:
@@ -367,3 +361,13 @@ class Recorder:
             waiting_for=waiting[0].name if waiting else None,
             waiting_since=waiting[0].since if waiting else 0.0,
         )
+
+
+def _spread(summaries: Sequence[GroupSummary], report: StepReport | None) -> dict[str, Histogram]:
+    """Of a step's samples, and what the learner told of its tokens."""
+    found = {
+        "reward": histogram_of(np.concatenate([each.rewards for each in summaries])),
+        "length": histogram_of(np.concatenate([each.num_tokens for each in summaries])),
+        **(report.histograms if report else {}),
+    }
+    return {name: each for name, each in found.items() if each is not None}

@@ -46,6 +46,10 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
+    def histograms(self) -> Path:
+        return self.root / "histograms.jsonl"
+
+    @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
 

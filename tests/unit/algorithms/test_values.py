@@ -39,6 +39,16 @@ def f64(values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_the_gradient_of_the_value_loss_is_that_of_finite_differences(clip: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    value_T, old_T, return_T = torch.randn(3, 40, generator=generator, dtype=torch.float64)
+    loss = lambda values_T: value_loss(values_T, old_T, return_T, clip).loss_T  # noqa: E731
+    assert torch.autograd.gradcheck(loss, value_T.requires_grad_())
+    if clip is not None:
+        assert 0 < int(value_loss(value_T, old_T, return_T, clip).clipped_T.sum()) < 40
+
+
 def test_value_loss_by_hand() -> None:
     """Inside the bounds; outside towards the return (clipped); outside away from it (not)."""
     value_T = f64([0.1, 1.0, -1.0]).requires_grad_()

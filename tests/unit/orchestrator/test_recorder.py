@@ -83,6 +83,24 @@ def test_a_step_s_figures_and_histograms_and_a_warning_told_once(tmp_path: Path)
     assert done.figures()["alarms"] == 1
 
 
+def test_histograms_need_no_tracker_and_are_cut_back_with_the_metrics(
+    tmp_path: Path,
+) -> None:
+    path, progress = tmp_path / "tiny" / "histograms.jsonl", Progress("rl")
+    first = recorder_of(tmp_path)
+    make_steps(first, progress, 2)
+    position = first.metrics_position()
+    make_steps(first, progress, 3)
+    before = path.read_text().splitlines()
+    assert len(before) == 5
+    told = json.loads(before[0])
+    assert (told["stage"], told["step"]) == ("rl", 1)
+    assert told["advantage"] == {"from": -1.0, "to": 1.0, "counts": [8.0]}
+    assert sum(told["reward"]["counts"]) == 4
+    recorder_of(tmp_path, position)
+    assert path.read_text().splitlines() == before[:2]
+
+
 def test_a_resumed_stage_goes_on_with_what_was_seen_and_told(tmp_path: Path) -> None:
     first = recorder_of(tmp_path)
     progress = Progress("rl")
