@@ -7,9 +7,9 @@ BIN := $(VENV)/bin
 # own code too: half a second of each).
 INTO := --quiet --compile-bytecode --python $(BIN)/python
 TORCH := 2.13.0
-# verl asks for an older transformers than ours; its single controller, which a benchmark runs, and
-# its algorithms, which tests are held against, for these alone.
-VERL := "verl==0.9.1" "tensordict==0.10.0" "pyvers==0.2.3" "omegaconf==2.4.0" "codetiming==1.4.0"
+# verl asks for an older transformers than ours; what is taken of it, a single controller and the
+# algorithms, needs these alone.
+VERL := "verl==0.9.1" "tensordict==0.10.0" "pyvers==0.2.3" "omegaconf==2.4.0" "codetiming==1.4.0" "orjson==3.11.4"
 # A run waits a good part of its time: for processes to start, for a fault to be noticed. So two
 # processes take tests, a file each, the long ones first.
 BESIDE ?= -n 2 --dist loadgroup --no-loadscope-reorder
@@ -19,9 +19,9 @@ SEED ?= 0
 
 help:
 	@echo "make demo   install, then train the demo to a visible improvement (a few minutes, no GPU)"
-	@echo "make test   install, DeepSpeed and (where there is no GPU) vLLM for CPUs too, then run every test"
+	@echo "make test   install, DeepSpeed, peers and (where there is no GPU) vLLM for CPUs too, run every test"
 	@echo "make lint   ruff and mypy"
-	@echo "make bench  install what the benchmarks compare with, then run them all"
+	@echo "make bench  install the same, then run all benchmarks"
 
 install: $(VENV)/.installed
 
@@ -55,7 +55,13 @@ $(VENV)/.vllm: $(VENV)/.installed
 demo: install
 	$(BIN)/manta train recipes/demo.yaml run.seed=$(SEED) run.name=demo-seed$(SEED)
 
-test: $(VENV)/.vllm
+# Peers whose formulas tests hold ours against, and which benchmarks run beside us.
+$(VENV)/.peers: $(VENV)/.vllm
+	$(BIN)/uv pip install $(INTO) -c constraints.txt -e ".[peers]"
+	$(BIN)/uv pip install $(INTO) --no-deps $(VERL)
+	touch $@
+
+test: $(VENV)/.peers
 	$(BIN)/python -m compileall -q actors algorithms envs orchestrator tests
 	$(BIN)/python -m pytest $(BESIDE)
 
@@ -64,15 +70,13 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.vllm
-	$(BIN)/uv pip install $(INTO) -c constraints.txt -e ".[bench]"
-	$(BIN)/uv pip install $(INTO) --no-deps $(VERL)
+bench: $(VENV)/.peers
 	$(BIN)/python -m benchmarks --run
 
 # The versions that CI uses: what is installed now, without torch (its build depends on the machine).
 lock: $(VENV)/.vllm
 	$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable \
-	  | grep -v -i -E '^(torch|torchvision|torchaudio|torchcodec|uv|pip|setuptools|nvidia-.*|triton|verl|tensordict|pyvers|omegaconf|codetiming)(==| @)' > constraints.txt
+	  | grep -v -i -E '^(torch|torchvision|torchaudio|torchcodec|uv|pip|setuptools|nvidia-.*|triton|verl|tensordict|pyvers|omegaconf|codetiming|orjson)(==| @)' > constraints.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

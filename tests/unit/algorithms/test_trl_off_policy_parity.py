@@ -13,7 +13,7 @@ from manta.algorithms.part_settings import OffPolicySettings
 from manta.algorithms.settings import AlgorithmSettings
 from tests.unit.algorithms.test_trl_parity import AGGREGATIONS, Arguments, OneProcess
 
-trl = pytest.importorskip("trl", reason="TRL is a peer, installed for benchmarks only")
+trl = pytest.importorskip("trl", reason="TRL is not installed: make test installs it")
 
 COUNTS = [5, 2, 7, 1]
 WIDTH = 7

@@ -17,7 +17,7 @@ from manta.algorithms.objective import Objective
 from manta.algorithms.part_settings import KlSettings
 from manta.algorithms.settings import AlgorithmSettings
 
-trl = pytest.importorskip("trl", reason="TRL is a peer, installed for benchmarks only")
+trl = pytest.importorskip("trl", reason="TRL is not installed: make test installs it")
 
 COUNTS = [5, 2, 7, 1]
 WIDTH = 7

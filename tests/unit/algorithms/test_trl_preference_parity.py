@@ -24,7 +24,7 @@ from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.token_stage import token_stage
 
-trl = pytest.importorskip("trl", reason="TRL is a peer, installed for benchmarks only")
+trl = pytest.importorskip("trl", reason="TRL is not installed: make test installs it")
 
 COUNTS = torch.tensor([5, 2, 7, 1, 4, 4])
 """Tokens of three preferred answers, and of the others."""

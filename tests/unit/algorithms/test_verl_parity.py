@@ -1,6 +1,6 @@
 """The same advantages, losses, means and KL as verl, through verl's own `core_algos`.
 
-verl is installed by `make bench`; without it these tests skip. What differs has a name:
+verl is installed by `make test`; without it these tests skip. What differs has a name:
 
 - Normalising over n tokens it divides by the unbiased deviation, we by the population's: ours are
   larger by sqrt(n / (n - 1)). Its `gae` always does (`whiten_advantages`); its `gdpo` normalises
@@ -43,7 +43,7 @@ from manta.algorithms.values import value_loss
 
 core_algos = pytest.importorskip(
     "verl.trainer.ppo.core_algos",
-    reason="verl is a peer, installed for benchmarks only: run `make bench` first",
+    reason="verl is not installed: make test installs it",
     exc_type=ImportError,
 )
 
