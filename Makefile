@@ -11,8 +11,8 @@ TORCH := 2.13.0
 # algorithms, needs these alone.
 VERL := "verl==0.9.1" "tensordict==0.10.0" "pyvers==0.2.3" "omegaconf==2.4.0" "codetiming==1.4.0" "orjson==3.11.4"
 # A run waits a good part of its time: for processes to start, for a fault to be noticed. So two
-# processes take tests, a file each, the long ones first.
-BESIDE ?= -n 2 --dist loadgroup --no-loadscope-reorder
+# processes take tests, a file at a time (tests/by_file.py).
+BESIDE ?= -n 2 --dist loadscope --no-loadscope-reorder
 SEED ?= 0
 
 .PHONY: help install demo test lint bench lock clean

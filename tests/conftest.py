@@ -19,6 +19,8 @@ from tests.vllm_here import CONTEXT, EXPORTED, MODEL, ROWS, VOCAB, devices
 
 if TYPE_CHECKING:
     from torch import nn
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
 
     from manta.actors.engines.vllm_engine import VllmEngine
     from manta.envs.records import Float32
@@ -32,12 +34,14 @@ settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    from tests.by_file import ByFile
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        # A file stays in one process, and so do all that share the session's vLLM
-        shares = "started_vllm" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("vllm" if shares else item.nodeid.split("::")[0]))
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch
