@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from manta.orchestrator.ledger import Entry, read_ledger
 from manta.orchestrator.lives import lineage
 from manta.orchestrator.run_file import load
+from tests.e2e.place_account import check_places
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -154,17 +154,13 @@ def check_history(run_dir: Path, steps: int, writing: Sequence[int] = ()) -> lis
     """The ledger is whole and agrees with what the ranks wrote; the trained entries. `writing` are
     the steps that trained nothing, but wrote.
 
-    Every task place that was admitted has one outcome, steps are trained once and in order, and the
-    ranks' own hashes, of the steps that led to the final weights, are the ledger's.
+    Every task place that was admitted has one outcome, or is outstanding in the checkpoint; steps
+    are trained once and in order; and the ranks' own hashes, of the steps that led to the final
+    weights, are the ledger's.
     """
     entries = read_ledger(run_dir / "ledger.jsonl")
     trained = [entry for entry in entries if entry.outcome == "trained"]
-    final = [entry for entry in entries if entry.outcome in ("trained", "filtered")]
-    places = [(entry.stage, entry.group.epoch, entry.group.position) for entry in final]
-    assert len(places) == len(set(places)), "a group was settled twice"
-    by_stage: dict[str, list[int]] = defaultdict(list)
-    for stage, _, position in places:
-        by_stage[stage].append(position)
+    check_places(run_dir)
     assert sorted({*writing, *(entry.step for entry in trained)}) == list(range(1, steps + 1))
     assert {entry.step for entry in entries if entry.outcome == "written"} == set(writing)
     assert {(e.step, tuple(e.group), e.content_hash) for e in trained} == ranks_account(run_dir)

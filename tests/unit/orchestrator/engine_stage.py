@@ -75,6 +75,8 @@ class EnginePool:
 class EngineStage(SimulatedStage):
     """Publishes to the engine; `rows` is how busy it was, by step."""
 
+    num_tasks = TASKS
+
     def __init__(self, folder: Path, pool: EnginePool, **settings: object) -> None:
         super().__init__(folder, 0, pool=pool, algorithm="grpo", **settings)  # type: ignore[arg-type]
         self.engines = pool

@@ -24,6 +24,7 @@ from manta.envs.sources.order import EpochOrder
 from manta.envs.step_records import Update
 from manta.orchestrator.age_policy import AgePolicy
 from manta.orchestrator.alarms import Alarm
+from manta.orchestrator.attempts import MAX_ATTEMPTS
 from manta.orchestrator.expected_lengths import ExpectedLengths
 from manta.orchestrator.feed import Feed
 from manta.orchestrator.ledger import Entry, Ledger, read_ledger
@@ -33,7 +34,10 @@ from manta.orchestrator.publish import Published
 from manta.orchestrator.simulation import stage as simulation
 from manta.orchestrator.step_groups import LeftOut
 from manta.orchestrator.supply import Finished
+from tests.e2e.place_account import problems
 from tests.unit.orchestrator.groups import summary
+
+NUM_TASKS = 97
 
 
 @dataclass
@@ -127,6 +131,8 @@ class Recorder:
 class SimulatedStage:
     """`steps` steps of `prompts` groups out of `feed`."""
 
+    num_tasks = NUM_TASKS
+
     def __init__(
         self,
         folder: Path,
@@ -182,12 +188,8 @@ class SimulatedStage:
     async def _after(self, step: int) -> None:
         """Every group that was admitted is settled once, or outstanding, in any state."""
         state = self.loop.feed_state(step)
-        settled = [e.group[:2] for e in self.entries if e.outcome != "dropped"]
-        outstanding = [group[:2] for group in state.outstanding]
-        assert len(settled) == len(set(settled)), "a group was settled twice"
-        assert not set(settled) & set(outstanding)
-        assert len(outstanding) == len(set(outstanding))
+        assert not problems(self.entries, state, self.num_tasks, given_up_after=MAX_ATTEMPTS)
 
 
 def order() -> EpochOrder:
-    return EpochOrder(97, seed=3)
+    return EpochOrder(NUM_TASKS, seed=3)
