@@ -18,6 +18,7 @@ from tests.e2e import runs
 
 pytestmark = pytest.mark.e2e
 STEPS = 12
+PROMPTS = 8
 
 
 def test_a_run_leaves_its_account(finished: Path) -> None:
@@ -111,30 +112,45 @@ CURRICULUM = (
 )
 
 
-@pytest.mark.parametrize("staleness", [0, 2])
-def test_ctrl_c_saves_and_the_same_command_goes_on(
-    tmp_path: Path, cluster: runs.Environment, staleness: int
+@pytest.mark.parametrize(("staleness", "ending"), [(0, signal.SIGINT), (2, signal.SIGKILL)])
+def test_the_same_command_goes_on_after_ctrl_c_and_after_kill_9(
+    tmp_path: Path, cluster: runs.Environment, staleness: int, ending: signal.Signals
 ) -> None:
-    overrides = [f"rollout.max_staleness={staleness}", "checkpoint.every_steps=1000", *CURRICULUM]
+    is_killed = ending == signal.SIGKILL
+    every, steps = (20, 44) if is_killed else (1000, STEPS)
+    overrides = [f"rollout.max_staleness={staleness}", f"checkpoint.every_steps={every}"]
+    overrides += [f"stages.rl.steps={steps - 4}", *CURRICULUM]
     overrides += [*CORRECTED, f"checkpoint.path=file://{tmp_path}/kept"] if staleness else ()
     process = runs.start(runs.TINY, tmp_path, *overrides, env=cluster)
     run_dir = tmp_path / "tiny"
-    runs.wait_for_step(run_dir, 6)
-    runs.signal_group(process, signal.SIGINT)
+    if is_killed:
+        # Of steps 4 and 24; the next one is the last step's
+        runs.wait_for_events(run_dir, "checkpoint", 2)
+    runs.wait_for_step(run_dir, 25 if is_killed else 6)
+    runs.signal_group(process, ending)
     output, _ = process.communicate(timeout=runs.SECONDS)
-    assert process.returncode == 0, output
-    assert runs.summary(run_dir)["state"] == "stopped"
-    assert len(runs.metrics(run_dir)) < STEPS
+    assert process.returncode == (-9 if is_killed else 0), output
+    assert runs.metrics(run_dir)[-1]["step"] < steps
+    if not is_killed:
+        assert runs.summary(run_dir)["state"] == "stopped"
     if staleness:
         overrides += ["learner.workers=2", "rollout.workers=2"]
     result = runs.manta("train", runs.TINY, tmp_path, *overrides, env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr
-    runs.check_history(run_dir, STEPS)
+    if is_killed:
+        assert [each["step"] for each in runs.told(run_dir, "resumed")] == [24]
+    runs.check_history(run_dir, steps)
     runs.check_epochs(run_dir, "rl", TASKS)
-    shards = list(tmp_path.glob("kept/tiny-*/step=000012/learner/model-*-of-00002.safetensors"))
+    shards = list(tmp_path.glob(f"kept/tiny-*/step={steps:06d}/learner/model-*-of-00002.*"))
     assert len(shards) == (2 if staleness else 0)
     masked = [line for line in runs.metrics(run_dir) if "mismatch/stale/masked_share" in line]
     assert bool(masked) == (staleness > 0)
+    stopped = [
+        entry
+        for entry in read_ledger(run_dir / "ledger.jsonl")
+        if entry.reason == "the run stopped before it was trained"
+    ]
+    assert len(stopped) >= staleness * PROMPTS, "what was under way for the steps ahead"
 
 
 def test_a_frozen_worker_is_named_and_ended_and_no_process_survives_its_driver(
