@@ -21,8 +21,10 @@ WORKERS = {
     "mailbox": "Mailbox",
     "weight_store": "WeightStore",
 }
-"""By role the class of its actors, which their processes are named after. Without one of the last
-four, which stand on the head, the run begins anew."""
+"""By role the class of its actors, which their processes are named after."""
+
+ON_THE_HEAD = ("controller", "router", "mailbox", "weight_store")
+"""Without one of these the run begins anew. Their node is not lost: the driver stands there too."""
 
 DRIVER = "driver"
 LATEST_SECONDS = 0.6
@@ -44,21 +46,46 @@ class Fault:
         return f"{self.kind} {self.role} at step {self.step} + {self.delay_seconds:.2f} s"
 
 
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """What became of a planned fault: in words what was done, or why nothing was."""
+
+    fault: Fault
+    what: str
+    is_delivered: bool
+
+    def __str__(self) -> str:
+        return f"{self.fault}: {self.what}"
+
+
 def schedule(
     seed: int, number: int, last_step: int, roles: Sequence[str], kinds: Sequence[Kind]
 ) -> tuple[Fault, ...]:
-    """`number` faults in the order they happen. The driver is only ever killed."""
+    """`number` faults in the order they happen, each one that can happen to its role.
+
+    Raises ValueError where none of `kinds` can happen to any of `roles`.
+    """
+    possible = {role: found for role in roles if (found := _kinds_for(role, kinds))}
+    if not possible:
+        raise ValueError(f"none of {', '.join(kinds)} can happen to any of {', '.join(roles)}")
     draw = random.Random(seed)
     faults = []
     for _ in range(number):
-        role = draw.choice(roles)
+        role = draw.choice(list(possible))
         faults.append(
             Fault(
                 step=draw.randint(0, last_step),
                 delay_seconds=draw.uniform(0.0, LATEST_SECONDS),
-                kind="kill" if role == DRIVER else draw.choice(kinds),
+                kind=draw.choice(possible[role]),
                 role=role,
                 choice=draw.randrange(1 << 16),
             )
         )
     return tuple(sorted(faults, key=lambda fault: fault.step))
+
+
+def _kinds_for(role: str, kinds: Sequence[Kind]) -> Sequence[Kind]:
+    """The driver is only ever killed."""
+    if role == DRIVER:
+        return ("kill",)
+    return [kind for kind in kinds if kind != "lose node" or role not in ON_THE_HEAD]

@@ -1,7 +1,7 @@
 """Many schedules, one after the other: `python -m tests.chaos.soak --schedules 200`.
 
-Prints a line for each, and at the end how many kept every promise. Schedules are numbered by their
-seeds, so that one that failed can be run again: `--first SEED --schedules 1`.
+Prints a line for each, and at the end what was done, and how many kept every promise. Schedules are
+numbered by their seeds, so that one that failed can be run again: `--first SEED --schedules 1`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.chaos.faults import DRIVER, WORKERS, schedule
+from tests.chaos.faults import DRIVER, WORKERS, Hit, schedule
+from tests.chaos.tally import Tally
 from tests.chaos.town import town
-from tests.chaos.trial import check, run_trial
+from tests.chaos.trial import TrialFailed, check, run_trial
 from tests.e2e import runs
 
 SIMULATED = (
@@ -33,7 +34,7 @@ def main() -> int:
     overrides = [f"rollout.engine={options.engine}", *options.override]
     if options.engine == "simulated":
         overrides += SIMULATED
-    failed, undisturbed = 0, None
+    tally, undisturbed = Tally(), None
     with town() as nodes, options.results.open("a") as results:
         if options.deterministic:
             overrides.append("run.deterministic=true")
@@ -42,17 +43,21 @@ def main() -> int:
             faults = schedule(seed, options.faults, runs.last_step(options.run_file), roles, kinds)
             folder = _folder(seed)
             started, problem = time.monotonic(), ""
+            hits: tuple[Hit, ...] = ()
             try:
                 trial = run_trial(nodes, options.run_file, folder, faults, *overrides)
+                hits = trial.hits
                 check(trial, nodes, undisturbed)
             except AssertionError as error:
                 problem = str(error) or traceback.format_exc(limit=-2)
-                failed += 1
+                hits = error.hits if isinstance(error, TrialFailed) else hits
+            tally.note(hits, problem)
             seconds = time.monotonic() - started
             line = {
                 "seed": seed,
                 "engine": options.engine,
                 "faults": [str(fault) for fault in faults],
+                "hits": [{"what": str(hit), "is_delivered": hit.is_delivered} for hit in hits],
                 "seconds": round(seconds, 1),
                 "problem": problem,
             }
@@ -60,11 +65,11 @@ def main() -> int:
             results.flush()
             print(
                 f"{seed}: {'FAILED ' + str(folder) if problem else 'held'} {seconds:.0f} s "
-                f"({'; '.join(line['faults'])})",
+                f"({'; '.join(map(str, hits))})",
                 flush=True,
             )
-    print(f"{options.schedules - failed} of {options.schedules} schedules held")
-    return 1 if failed else 0
+    print("\n".join(tally.lines()))
+    return 1 if tally.failed else 0
 
 
 def _folder(name: object) -> Path:

@@ -18,10 +18,16 @@ import psutil
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from tests.chaos.faults import WORKERS, Fault
+from tests.chaos.census import Census, descendants, is_alive, title
+from tests.chaos.faults import WORKERS, Fault, Hit
 from tests.e2e import runs
 
 GONE_SECONDS = 30.0
+LOOK_SECONDS = 1.0
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "dashboard/agent.py", "agent/main.py")
+"""What a raylet's own helpers are called, before and after they have named themselves."""
+KEPT = ("ray::IDLE", "ray::_AutoscalingCoordinatorActor")
+"""What raylets have ready for whatever comes, and an actor that Ray keeps for all jobs."""
 STALL_SECONDS = 1.5
 
 
@@ -32,6 +38,8 @@ class Town:
     def __init__(self, nodes: int, cpus: int, roles: Sequence[str]) -> None:
         self._cpus = cpus
         self._offers: dict[Node, str] = {}
+        self._census = Census()
+        self._looked_at = 0.0
         # A folder of its own: another Ray on this machine must not take this one for the current.
         self._folder = Path("/tmp") / f"manta-town-{os.getpid()}"
         # Where Ray notes the address all the same, in a folder that it does not make
@@ -72,43 +80,74 @@ class Town:
     def environment(self) -> runs.Environment:
         return {**runs.environment(), "RAY_ADDRESS": str(self._cluster.address)}
 
+    def begin(self) -> None:
+        """A run begins: what an earlier one left behind is not its fault."""
+        self._census = Census()
+
+    def look(self) -> None:
+        """Notes who lives below the raylets; to be called as often as one likes."""
+        if time.monotonic() - self._looked_at > LOOK_SECONDS:
+            self._look()
+
     def workers(self, role: str) -> list[psutil.Process]:
         """The processes of a role's living workers, oldest first."""
-        title = f"ray::{WORKERS[role]}"
+        name = f"ray::{WORKERS[role]}"
         found = [each for raylet in self._raylets() for each in _children(raylet)]
         return sorted(
-            (each for each in found if _title(each).startswith(title)),
+            (each for each in found if title(each).startswith(name)),
             key=psutil.Process.create_time,
         )
 
-    def strike(self, fault: Fault) -> str:
+    def strike(self, fault: Fault) -> Hit:
         """Makes `fault` happen; what was hit, in words, or why nothing was."""
+        self._look()
         workers = self.workers(fault.role)
         if not workers:
-            return f"{fault}: there is none"
+            return Hit(fault, "there is none", is_delivered=False)
         victim = workers[fault.choice % len(workers)]
         node = self._node_of(victim)
         resource = self._offers.get(node, "head") if node else "no node"
-        if fault.kind == "lose node" and node in self._offers:
-            # It goes without a word, and another one comes
-            self._cluster.remove_node(node, allow_graceful=False)
-            self.add_node(self._offers.pop(node))
-        else:
-            _signal(victim, signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
-            if fault.kind == "stall":
-                threading.Timer(STALL_SECONDS, _signal, (victim, signal.SIGCONT)).start()
-        return f"{fault}: process {victim.pid} on {resource or 'a node'}"
+        what = f"process {victim.pid} on {resource or 'a node'}"
+        if fault.kind == "lose node":
+            if node not in self._offers:
+                return Hit(fault, f"{what}, which cannot be lost", is_delivered=False)
+            self._lose(node)
+            return Hit(fault, what, is_delivered=True)
+        if not _signal(victim, signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP):
+            return Hit(fault, f"{what} had ended", is_delivered=False)
+        if fault.kind == "stall":
+            threading.Timer(STALL_SECONDS, _signal, (victim, signal.SIGCONT)).start()
+        return Hit(fault, what, is_delivered=True)
 
     def left_over(self) -> list[str]:
-        """What is left of a run's workers once they had time to go."""
+        """What is left of a run's processes once they had time to go, those of lost nodes too."""
         deadline = time.monotonic() + GONE_SECONDS
         while True:
+            self._look()
+            raylets = set(self._raylets())
             found = [
-                f"{_title(each)} {each.pid}" for role in WORKERS for each in self.workers(role)
+                f"{called} {each.pid}"
+                for each, called in self._census.living().items()
+                if not _is_rays_own(each, called, raylets)
             ]
             if not found or time.monotonic() > deadline:
                 return found
             time.sleep(0.2)
+
+    def _look(self) -> None:
+        self._census.look(self._raylets())
+        self._looked_at = time.monotonic()
+
+    def _lose(self, node: Node) -> None:
+        """It goes without a word, and another one comes. Who is stopped goes with it, as with a
+        machine; the others find out by themselves."""
+        below = [each for raylet in _raylets_of(node) for each in descendants(raylet)]
+        self._cluster.remove_node(node, allow_graceful=False)
+        for each in below:
+            with suppress(psutil.NoSuchProcess):
+                if each.status() == psutil.STATUS_STOPPED:
+                    each.kill()
+        self.add_node(self._offers.pop(node))
 
     def _node_of(self, worker: psutil.Process) -> Node | None:
         with suppress(psutil.NoSuchProcess):
@@ -131,9 +170,22 @@ def town(nodes: int = 2, cpus: int = 3, roles: Sequence[str] = ()) -> Iterator[T
         made.close()
 
 
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
+def _signal(process: psutil.Process, number: signal.Signals) -> bool:
+    """Whether it was there to get it."""
     with suppress(psutil.NoSuchProcess):
-        process.send_signal(number)
+        if is_alive(process):
+            process.send_signal(number)
+            return True
+    return False
+
+
+def _is_rays_own(process: psutil.Process, called: str, raylets: set[psutil.Process]) -> bool:
+    """An agent, or what a living raylet keeps."""
+    if any(name in called for name in AGENTS):
+        return True
+    with suppress(psutil.NoSuchProcess):
+        return called.startswith(KEPT) and process.parent() in raylets
+    return True
 
 
 def _raylets_of(node: Node) -> Iterator[psutil.Process]:
@@ -146,10 +198,3 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
     with suppress(psutil.NoSuchProcess):
         return list(process.children())
     return []
-
-
-def _title(process: psutil.Process) -> str:
-    """What Ray calls the process; empty where it has gone."""
-    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        return " ".join(process.cmdline())
-    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manta.orchestrator.run_file import load
-from tests.chaos.faults import DRIVER, Fault
+from tests.chaos.faults import DRIVER, Fault, Hit
 from tests.chaos.town import Town
 from tests.e2e import runs
 
@@ -19,17 +20,23 @@ MOST_LIVES = 8
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """`hits`: what was done, in words. `steps`: how many the run makes."""
+    """`hits`: what became of each planned fault. `steps`: how many the run makes."""
 
     directory: Path
     steps: int
-    hits: tuple[str, ...]
+    hits: tuple[Hit, ...]
     seconds: float
     output: str
 
 
 class TrialFailed(AssertionError):
-    """The run did not come to its end."""
+    """The run did not come to its end; `hits` as in `Trial`."""
+
+    def __init__(self, problem: str, hits: Sequence[Hit], log: Path) -> None:
+        done = "".join(f"\n  {hit}" for hit in hits)
+        last = log.read_text()[-4000:]
+        super().__init__(f"{problem}, after:{done}\nthe run's last words:\n{last}")
+        self.hits = tuple(hits)
 
 
 def run_trial(
@@ -41,10 +48,11 @@ def run_trial(
     """
     started = time.monotonic()
     directory = runs_dir / load(run_file).run.name
-    hits: list[str] = []
+    hits: list[Hit] = []
     waiting = list(faults)
-    for _ in range(MOST_LIVES):
-        log = runs_dir / f"life-{len(list(runs_dir.glob('life-*')))}.log"
+    town.begin()
+    for life in range(MOST_LIVES):
+        log = runs_dir / f"life-{life}.log"
         with log.open("w") as output:
             process = subprocess.Popen(
                 runs.command("train", run_file, runs_dir, *overrides),
@@ -53,19 +61,22 @@ def run_trial(
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-            try:
-                _follow(town, process, directory, waiting, hits, started)
-                code = process.wait(max(1.0, TRIAL_SECONDS - (time.monotonic() - started)))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                raise TrialFailed(_told(f"not done after {TRIAL_SECONDS:g} s", hits, log)) from None
-        if code == 0:
-            seconds = time.monotonic() - started
-            return Trial(directory, runs.last_step(run_file), tuple(hits), seconds, log.read_text())
-        if code != -9:
-            raise TrialFailed(_told(f"exit code {code}", hits, log))
-    raise TrialFailed(f"the driver was killed {MOST_LIVES} times: {hits}")
+        try:
+            _follow(town, process, directory, waiting, hits, started)
+        except TimeoutError as error:
+            raise TrialFailed(str(error), [*hits, *_missed(waiting)], log) from None
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode != -signal.SIGKILL:
+            break
+    hits += _missed(waiting)
+    if process.returncode == -signal.SIGKILL:
+        raise TrialFailed(f"the driver was killed {MOST_LIVES} times", hits, log)
+    if process.returncode != 0:
+        raise TrialFailed(f"exit code {process.returncode}", hits, log)
+    seconds = time.monotonic() - started
+    return Trial(directory, runs.last_step(run_file), tuple(hits), seconds, log.read_text())
 
 
 def check(trial: Trial, town: Town, undisturbed: Trial | None = None) -> None:
@@ -77,8 +88,9 @@ def check(trial: Trial, town: Town, undisturbed: Trial | None = None) -> None:
         expected = runs.check_history(undisturbed.directory, trial.steps)
         assert [e.content_hash for e in trained] == [e.content_hash for e in expected]
         ends = [runs.weights(each.directory, trial.steps) for each in (trial, undisturbed)]
-        assert ends[0] == ends[1], f"{trial.hits}: other weights than without faults"
-    assert not town.left_over(), f"{trial.hits}: these live on: {town.left_over()}"
+        assert ends[0] == ends[1], f"{_listed(trial.hits)}: other weights than without faults"
+    left = town.left_over()
+    assert not left, f"{_listed(trial.hits)}: these live on: {', '.join(left)}"
 
 
 def _follow(
@@ -86,28 +98,39 @@ def _follow(
     process: subprocess.Popen[bytes],
     directory: Path,
     waiting: list[Fault],
-    hits: list[str],
+    hits: list[Hit],
     started: float,
 ) -> None:
-    """Makes the faults happen at their steps, until the driver is gone."""
-    while waiting and process.poll() is None:
+    """Makes the faults happen at their steps, until the driver is gone. Raises TimeoutError where
+    it is not for too long."""
+    while process.poll() is None:
         if time.monotonic() - started > TRIAL_SECONDS:
-            return
-        fault = waiting[0]
-        if fault.step > 0 and not any(
-            line["step"] >= fault.step for line in runs.metrics(directory)
-        ):
+            raise TimeoutError(f"not done after {TRIAL_SECONDS:g} s")
+        town.look()
+        if not waiting or not _has_reached(directory, waiting[0].step):
             time.sleep(0.02)
             continue
-        time.sleep(fault.delay_seconds)
-        waiting.pop(0)
-        if fault.role == DRIVER:
-            process.kill()
-            hits.append(str(fault))
-        else:
-            hits.append(town.strike(fault))
+        time.sleep(waiting[0].delay_seconds)
+        if process.poll() is None:
+            fault = waiting.pop(0)
+            is_driver = fault.role == DRIVER
+            hits.append(kill_driver(process, fault) if is_driver else town.strike(fault))
 
 
-def _told(problem: str, hits: Sequence[str], log: Path) -> str:
-    done = "".join(f"\n  {hit}" for hit in hits)
-    return f"{problem}, after:{done}\nthe run's last words:\n{log.read_text()[-4000:]}"
+def _has_reached(directory: Path, step: int) -> bool:
+    return step == 0 or any(line["step"] >= step for line in runs.metrics(directory))
+
+
+def kill_driver(process: subprocess.Popen[bytes], fault: Fault) -> Hit:
+    process.kill()
+    if process.wait() == -signal.SIGKILL:
+        return Hit(fault, f"process {process.pid}", is_delivered=True)
+    return Hit(fault, "the driver had ended", is_delivered=False)
+
+
+def _missed(waiting: Sequence[Fault]) -> list[Hit]:
+    return [Hit(fault, "the run had ended", is_delivered=False) for fault in waiting]
+
+
+def _listed(hits: Sequence[Hit]) -> str:
+    return "; ".join(map(str, hits))
