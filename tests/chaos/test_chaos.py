@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -11,6 +14,7 @@ import pytest
 
 from tests.chaos.faults import (
     DRIVER,
+    LATEST_SECONDS,
     ON_THE_HEAD,
     Fault,
     Hit,
@@ -25,11 +29,24 @@ from tests.e2e import runs
 pytestmark = pytest.mark.e2e
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-FAULTS = (
-    Fault(2, 0.1, "kill", "environment", 0),
-    Fault(5, 0.2, "lose node", "learner", 0),
-    Fault(9, 0.1, "freeze", "rollout", 0),
-)
+SEED = "CHAOS_SEED"
+"""In the environment, to meet the moments of a run that failed once more."""
+
+
+def drawn_faults() -> tuple[Fault, ...]:
+    """The same ones each time, at moments within a step that a new seed decides."""
+    seed = int(os.environ.get(SEED, time.time_ns() % 2**32))
+    print(f"{SEED}={seed}")
+    draw = random.Random(seed)
+    fixed: Sequence[tuple[int, Kind, str]] = (
+        (2, "kill", "environment"),
+        (5, "lose node", "learner"),
+        (8, "freeze", "rollout"),
+    )
+    return tuple(
+        Fault(step, draw.uniform(0.0, LATEST_SECONDS), kind, role, draw.randrange(1 << 16))
+        for step, kind, role in fixed
+    )
 
 
 def test_a_run_under_faults_ends_as_one_without(finished: Path, tmp_path: Path) -> None:
@@ -40,7 +57,7 @@ def test_a_run_under_faults_ends_as_one_without(finished: Path, tmp_path: Path) 
             nodes,
             runs.TINY,
             tmp_path,
-            FAULTS,
+            drawn_faults(),
             "run.deterministic=true",
             "health.every_seconds=1",
             "health.frozen_after_seconds=3",
