@@ -24,11 +24,11 @@ from manta.orchestrator.reference_config import ReferenceConfig, StageReferenceC
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """`dir` is the folder that holds run directories; this run's is `dir/name`. A wait that takes
-    longer than `deadline_minutes` ends the run with its name. What cannot be healed within the run
-    has it begin anew from its newest checkpoint, at most `max_restarts` times in a row without a
-    newly committed one. `cluster` is the file of the cluster that it runs on, whose autoscaler may
-    start the nodes that the file declares."""
+    """`dir` is the folder that holds run directories; this run's is `dir/name`. What cannot be
+    healed within the run, such as a wait for workers of more than `deadline_minutes`, has it begin
+    anew from its newest checkpoint, at most `max_restarts` times in a row without a newly committed
+    one; then it ends with the error. `cluster` is the file of the cluster that it runs on, whose
+    autoscaler may start the nodes that the file declares."""
 
     name: str
     seed: int = 0

@@ -215,7 +215,9 @@ def _advice(
     if (stands or sick) and waits:
         wait, waited = waits[-1]
         left = max(0.0, wait.deadline_seconds - waited)
-        advice.append(f"if nothing changes, the run ends by itself in {duration(left)}")
+        advice.append(
+            f"if nothing changes, the run begins anew or ends by itself in {duration(left)}"
+        )
     return advice
 
 

@@ -1,8 +1,9 @@
 """Whether the end of one life of the driver is followed by another in the same command.
 
-A life that ends because workers are gone, and nothing within it can take their place, begins anew
-from the newest checkpoint, as a resume does. Mistakes of the run file, checkpoints that cannot be
-written, a guard that stops the run and Ctrl-C are no such end. Owns the count and the choice.
+A life that ends because workers are gone or hang, and nothing within it can take their place,
+begins anew from the newest checkpoint, as a resume does. Mistakes of the run file, checkpoints that
+cannot be written, a guard that stops the run and Ctrl-C are no such end. Owns the count and the
+choice.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from manta.orchestrator.learner_group import LearnerLost
 from manta.orchestrator.publish import EnginesDied
 from manta.orchestrator.reference_pool import ReferenceLost
 from manta.orchestrator.seats import NoWorkerLeft
+from manta.orchestrator.wait import DeadlineMissed
 
 _HEALED = (
     LearnerLost,
@@ -23,6 +25,7 @@ _HEALED = (
     EnginesDied,
     NoWorkerLeft,
     ReferenceLost,
+    DeadlineMissed,
     ray.exceptions.RayActorError,
     ray.exceptions.ObjectLostError,
     ray.exceptions.RaySystemError,

@@ -105,7 +105,7 @@ def test_a_worker_without_signs_is_named_with_what_its_machine_says(
     assert "no sign of life for 1 min 35 s" in text or "no sign of life for 95" in text
     assert "stopped (state T)" in text and "last words" in text
     assert "kill -CONT 7 on far" in text
-    assert "the run ends by itself in" in text
+    assert "the run begins anew or ends by itself in" in text
 
 
 def test_a_worker_without_a_node_holds_nobody_up(directory: RunDirectory) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from manta.orchestrator.lives import Lives
 from manta.orchestrator.rebirth import Rebirths
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.run_state import RunState
+from manta.orchestrator.wait import DeadlineMissed, Waits
 from tests.trained_run import TrainedRun
 from tests.unit.orchestrator.tiny_run import load
 
@@ -125,6 +127,16 @@ def test_lives_follow_one_another_until_one_in_a_row_too_many() -> None:
     assert [rebirths.follows(DIED, 4) for _ in range(3)] == [True, True, False]
     assert rebirths.follows(DIED, 6), "a checkpoint was committed in between"
     assert not Rebirths(0).follows(DIED, 0)
+
+
+async def test_a_worker_that_hangs_is_left_behind_but_a_deadline_too_short_ends_the_run() -> None:
+    """A rank in a deadlock still gives signs of life: the wait for it is all that tells."""
+    rebirths, ends = Rebirths(2), []
+    for _ in range(3):
+        with pytest.raises(DeadlineMissed) as missed:
+            await Waits().wait("the learner ranks to finish step 5", asyncio.Event().wait(), 0.001)
+        ends.append(rebirths.follows(ExceptionGroup("tasks", [missed.value]), 4))
+    assert ends == [True, True, False]
 
 
 @pytest.mark.parametrize(
