@@ -7,7 +7,6 @@ weights come from is `manta.orchestrator.named_weights`'s.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -25,7 +24,7 @@ from manta.orchestrator.wait import unless_ended
 async def start_from(run: RunContext, stage: StageConfig, name: Mixed) -> None:
     """The policy becomes what `name` means, before the first step of `stage`."""
     version = WeightVersion(run.progress.step, run.incarnation)
-    named = await asyncio.to_thread(run.named.named, name, stage, version)
+    named = await run.storage.ask(f"read {name}", run.named.named, name, stage, version)
     await adopt(run, stage, named.weights)
     run.recorder.event("took weights", {"stage": stage.name, "weights": named.label})
 
@@ -40,7 +39,8 @@ async def serving(run: RunContext, stage: StageConfig) -> AsyncIterator[None]:
     await start_from(run, stage, parse_mixed(stage.model))
     yield
     if not run.should_stop.is_set():
-        policy = await asyncio.to_thread(run.named.policy, run.progress.step)
+        what = "find the policy's newest checkpoint"
+        policy = await run.storage.ask(what, run.named.policy, run.progress.step)
         await start_from(run, stage, policy)
 
 

@@ -5,8 +5,9 @@ that it covers. What it consists of is `manta.orchestrator.checkpoint`'s.
 
 | coroutine | waits for | unblocked by |
 | --- | --- | --- |
-| `begin` | the checkpoint before | its commit |
-| `_commit` | all ranks' files, the reference's | their writers' words |
+| `begin` | the checkpoint before, storage | its commit |
+| `settled` | the commit under way, all of whose waits have deadlines | `_commit` |
+| `_commit` | all ranks' files, the reference's, storage | their writers' words |
 | `failed` | a checkpoint that fails | `_commit` |
 """
 
@@ -22,6 +23,7 @@ from manta.orchestrator.checkpoint import Checkpoints, NotRemoved
 from manta.orchestrator.pools import MailboxClient
 from manta.orchestrator.recorder import Recorder
 from manta.orchestrator.run_state import RunState
+from manta.orchestrator.storage import Storage
 from manta.orchestrator.wait import Waits
 
 
@@ -32,17 +34,20 @@ class Commits:
         client: MailboxClient,
         recorder: Recorder,
         waits: Waits,
+        storage: Storage,
         deadline_seconds: float,
     ) -> None:
         self._checkpoints, self._client, self._recorder = checkpoints, client, recorder
-        self._waits, self._deadline_seconds = waits, deadline_seconds
+        self._waits, self._storage = waits, storage
+        self._deadline_seconds = deadline_seconds
         self._under_way: asyncio.Task[None] | None = None
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def begin(self, step: int) -> str:
         """Where ranks bring their files for a checkpoint of `step`, once the one before is done."""
         await self.settled()
-        return await asyncio.to_thread(self._checkpoints.begin, step)
+        what = f"make room for checkpoint {step}"
+        return await self._storage.ask(what, self._checkpoints.begin, step)
 
     def start(
         self,
@@ -69,13 +74,15 @@ class Commits:
         await asyncio.shield(self._failure)
 
     async def close(self) -> None:
-        """Gives up what is being made: without its manifest it is no checkpoint."""
+        """Gives up what is being made: without its manifest it is no checkpoint. Returns once no
+        storage is at work on it."""
         if self._failure.done():
             self._failure.exception()
         if self._under_way is not None and not self._under_way.done():
             self._under_way.cancel()
             with suppress(asyncio.CancelledError):
                 await self._under_way
+        await self._storage.settle()
 
     async def _commit(
         self,
@@ -93,7 +100,8 @@ class Commits:
                 )
             problems = [each.problem for each in saved if each.problem]
             if problems:
-                await asyncio.to_thread(self._checkpoints.fail, state.step, problems)
+                what = f"remove what there is of checkpoint {state.step}"
+                await self._storage.ask(what, self._checkpoints.fail, state.step, problems)
             files = [file for each in saved for file in each.files]
             if others is not None:
                 files += await self._waits.wait(
@@ -102,7 +110,8 @@ class Commits:
                     self._deadline_seconds,
                 )
             try:
-                await asyncio.to_thread(self._checkpoints.commit, state, files)
+                what = f"commit checkpoint {state.step}"
+                await self._storage.ask(what, self._checkpoints.commit, state, files)
             except NotRemoved as error:
                 self._recorder.event("older checkpoints stay", {"why": str(error)})
             await self._waits.wait(

@@ -27,6 +27,7 @@ from manta.orchestrator.learner_starts import LearnerStarts
 from manta.orchestrator.metrics import LEARNER_FELL, LEARNER_REGROUPS
 from manta.orchestrator.pools import MailboxClient
 from manta.orchestrator.rank_places import RankPlaces
+from manta.orchestrator.storage import Storage
 from manta.orchestrator.unlisted_ranks import end_unlisted
 
 _PLACE_SECONDS = 3.0
@@ -48,6 +49,7 @@ class Restarts:
     finished step; `event` says so. Ranks that are not up after `start_seconds` are ended."""
 
     starts: LearnerStarts
+    storage: Storage
     most: int
     event: Callable[[str, Mapping[str, Json]], None]
     start_seconds: float
@@ -199,7 +201,8 @@ class LearnerGroup:
             if fall.kind not in ("outnumbered", "regrouped"):
                 in_a_row.append(fall)
                 judge(in_a_row, restarts.most)
-            order = await asyncio.to_thread(restarts.starts.again)
+            what = "read the checkpoint that the learner group goes on from"
+            order = await restarts.storage.ask(what, restarts.starts.again)
             replays = await self._client.restart(order)
             before = self.ranks
             if self._fit is not None and self._fit.ended.done():

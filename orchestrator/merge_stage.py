@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from torch import Tensor
 
 from manta.actors.weight_tensors import pack
@@ -14,16 +12,18 @@ from manta.orchestrator.model_names import SoupName, parse_mixed
 from manta.orchestrator.named_weights import NamedWeights
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.stage_products import leave_weights
+from manta.orchestrator.storage import in_thread
 
 
 async def merge(run: RunContext, stage: StageConfig) -> None:
     """`stage.models`, weighed by `stage.weights`. As a policy they are a step of the run, with a
     checkpoint; else they are a product alone."""
     with run.recorder.phase("merge"):
-        mixed = await asyncio.to_thread(_mixed, run.named, stage)
+        what = f"read and average what stage {stage.name} merges"
+        mixed = await run.storage.ask(what, _mixed, run.named, stage)
     if stage.becomes_policy:
         version = WeightVersion(run.progress.step + 1, run.incarnation)
-        await become(run, stage, await asyncio.to_thread(pack, mixed, version))
+        await become(run, stage, await in_thread(pack, mixed, version))
     else:
         await leave_weights(run, stage, mixed)
     run.recorder.event("merged", {"stage": stage.name, "models": list(stage.models)})

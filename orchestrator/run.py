@@ -14,14 +14,13 @@ import time
 import ray
 
 from manta.actors.step_work import StartOrder
-from manta.orchestrator.adoption import serving
 from manta.orchestrator.build import Crew, build
 from manta.orchestrator.checkpoint import Checkpoints, Unreachable
 from manta.orchestrator.commits import Commits
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.draining_nodes import DrainingNodes
 from manta.orchestrator.elastic import Elastic, Sizes
-from manta.orchestrator.examiner import Examiner
+from manta.orchestrator.evaluate_stage import evaluate_stage
 from manta.orchestrator.feed import FeedState
 from manta.orchestrator.generate_stage import GenerateStage
 from manta.orchestrator.head_watch import lost_head, watch_head
@@ -47,8 +46,9 @@ from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.run_file import resolved
 from manta.orchestrator.scorer_watch import ScorerWatch
-from manta.orchestrator.stage_products import leave, leave_report, left_by, read_report
+from manta.orchestrator.stage_products import leave, left_by
 from manta.orchestrator.status_writer import StatusWriter
+from manta.orchestrator.storage import Storage, StorageHangs
 from manta.orchestrator.summary import State
 from manta.orchestrator.train_stage import TrainStage
 from manta.orchestrator.wait import Waits, unless_ended
@@ -105,6 +105,7 @@ class _Driver:
         self._lives, self._rebirths = lives, rebirths
         self._should_stop = asyncio.Event()
         self._waits = Waits()
+        self._storage = Storage(self._waits, run_file.run.deadline_minutes * 60)
         keeping = run_file.checkpoint
         directory.place_checkpoints(keeping.path)
         self._checkpoints = Checkpoints(
@@ -157,7 +158,7 @@ class _Driver:
                 lost = lost_head(self._head)
                 error = lost or with_advice(told, self._directory.root, self._checkpoints)
                 state = "failed"
-                is_followed = not lost and self._is_followed(errors)
+                is_followed = not lost and await self._is_followed(errors)
                 if is_followed:
                     recorder.event(BEGINS_ANEW, {"why": error})
             self._status.end("starting" if is_followed else state, error)
@@ -169,12 +170,14 @@ class _Driver:
         recorder.print_summary(summary)
         return 1 if error else 0
 
-    def _is_followed(self, error: BaseException) -> bool:
-        try:
-            newest = self._checkpoints.steps()[-1:]
-        except Unreachable:
+    async def _is_followed(self, error: BaseException) -> bool:
+        if self._storage.hangs:
             return False
-        follows = self._rebirths.follows(error, newest[0] if newest else 0)
+        try:
+            steps = await self._storage.ask("list the checkpoints", self._checkpoints.steps)
+        except (Unreachable, StorageHangs):
+            return False
+        follows = self._rebirths.follows(error, steps[-1] if steps else 0)
         return follows and not self._should_stop.is_set()
 
     async def _work(self, recorder: Recorder, ledger: Ledger) -> State:
@@ -183,6 +186,7 @@ class _Driver:
             order = self._starts.order(self._checkpoint)
             restarts = Restarts(
                 self._starts,
+                self._storage,
                 self._run_file.learner.max_restarts,
                 recorder.event,
                 self._run_file.start_seconds,
@@ -280,12 +284,14 @@ class _Driver:
                 crew.client,
                 recorder,
                 self._waits,
+                self._storage,
                 self._run_file.run.deadline_minutes * 60,
             ),
             ledger=ledger,
             recorder=recorder,
             progress=Progress(self._run_file.stages[0].name),
             waits=self._waits,
+            storage=self._storage,
             lives=self._lives,
             products=self._products,
             named=NamedWeights(self._run_file, self._checkpoints, self._products),
@@ -374,19 +380,6 @@ async def run_stage(run: RunContext, stage: StageConfig, feed: FeedState | None)
     elif run.products.of(stage.name) is None:
         await merge(run, stage)
     return True
-
-
-async def evaluate_stage(run: RunContext, stage: StageConfig) -> None:
-    """What an earlier life has found is not looked for again: only its metrics were left behind."""
-    if run.products.of(stage.name) is not None:
-        run.recorder.evaluation(run.progress, read_report(run.products, stage.name))
-        return
-    async with serving(run, stage):
-        examiner = Examiner(run, stage)
-        await examiner.open()
-        evaluation = await examiner.examine()
-    assert evaluation is not None
-    await leave_report(run, stage, evaluation)
 
 
 def _causes(errors: BaseExceptionGroup[BaseException]) -> str:

@@ -23,6 +23,7 @@ from manta.orchestrator.publish import Published
 from manta.orchestrator.recorder import Recorder
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.run_state import RunState
+from manta.orchestrator.storage import Storage
 from manta.orchestrator.wait import Waits
 
 
@@ -41,6 +42,7 @@ class RunContext:
     recorder: Recorder
     progress: Progress
     waits: Waits
+    storage: Storage
     lives: Lives
     products: Products
     named: NamedWeights

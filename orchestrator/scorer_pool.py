@@ -16,6 +16,7 @@ from manta.orchestrator.actor_pool import ActorPool
 from manta.orchestrator.pools import ask_each, start
 from manta.orchestrator.scorers import role
 from manta.orchestrator.seats import Seats
+from manta.orchestrator.storage import in_thread
 
 
 class _Scorer(ActorPool[ScorerWorker]):
@@ -131,7 +132,7 @@ class ScorerPool:
         return {name: await _figures(scorer) for name, scorer in self._scorers.items()}
 
     async def _ready(self, name: str) -> str:
-        folder = await asyncio.to_thread(self._folder, name)
+        folder = await in_thread(self._folder, name)
         return await self._scorers[name].load(folder)
 
 

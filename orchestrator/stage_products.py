@@ -6,7 +6,6 @@ between writes them when it goes on, and a learner never waits for them.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
@@ -28,16 +27,18 @@ async def leave(run: RunContext, stage: StageConfig) -> None:
     """The product of a stage that has ended, unless it is there: its end's checkpoint is."""
     if run.products.of(stage.name) is not None:
         return
+    what = f"find the checkpoint that ends stage {stage.name}"
     if stage.makes_policy:
-        end = await asyncio.to_thread(run.checkpoints.stage_end, stage.name)
+        end = await run.storage.ask(what, run.checkpoints.stage_end, stage.name)
         assert end is not None and end.learner is not None, "it has ended"
         fill = partial(_fill_from_checkpoint, run.run_file, stage, end.learner)
         await _write(run, stage, end.state.step, fill)
     elif leaves(stage) == "data":
-        end = await asyncio.to_thread(run.checkpoints.stage_end, stage.name)
+        end = await run.storage.ask(what, run.checkpoints.stage_end, stage.name)
         step = run.progress.step if end is None else end.state.step
         with run.recorder.phase("product"):
-            product = await asyncio.to_thread(run.products.finish, stage.name, "data", step)
+            what = f"finish what stage {stage.name} leaves"
+            product = await run.storage.ask(what, run.products.finish, stage.name, "data", step)
         _tell(run, product)
 
 
@@ -95,7 +96,8 @@ async def _write(
     run: RunContext, stage: StageConfig, step: int, fill: Callable[[Path], None]
 ) -> None:
     with run.recorder.phase("product"):
-        product = await asyncio.to_thread(run.products.write, stage.name, leaves(stage), step, fill)
+        what, kind = f"write what stage {stage.name} leaves", leaves(stage)
+        product = await run.storage.ask(what, run.products.write, stage.name, kind, step, fill)
     _tell(run, product)
 
 

@@ -8,7 +8,6 @@ reference starts with is read again by name.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
@@ -135,7 +134,8 @@ class StageReference:
         """The weights that `name` means in this stage."""
         run = self._run
         version = WeightVersion(run.progress.step, run.incarnation)
-        return await asyncio.to_thread(run.named.named, name, self._stage, version)
+        what = f"read {name}"
+        return await run.storage.ask(what, run.named.named, name, self._stage, version)
 
     async def _wait(self, what: str, answer: Awaitable[T]) -> T:
         name = f"the reference workers of stage {self._stage.name} to {what}"

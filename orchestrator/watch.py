@@ -21,6 +21,7 @@ from manta.orchestrator.pools import MailboxClient
 from manta.orchestrator.roster import roster
 from manta.orchestrator.run_context import RunContext
 from manta.orchestrator.status_writer import StatusWriter
+from manta.orchestrator.storage import in_thread
 
 _PLACES_SECONDS = 10.0
 """How often memory, and with it disks, are looked at: a worker can take 10% of a machine in less
@@ -67,7 +68,7 @@ async def _look_at_places(run: RunContext, health: Health) -> None:
         found = alarms.groups(run.ledger.broken, run.ledger.settled)
         for name, figures in health.hosts().items():
             found += alarms.host(name, figures)
-        free, newest = await asyncio.to_thread(_room, root)
+        free, newest = await in_thread(_room, root)
         found += alarms.run_directory(free, newest)
         for alarm in found:
             run.recorder.alarm(alarm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
@@ -104,6 +105,20 @@ class FragileFiles(fs.FileSystemHandler):  # type: ignore[misc]
         if there.is_file():
             return fs.FileInfo(path, fs.FileType.File, size=there.stat().st_size)
         return fs.FileInfo(path, fs.FileType.NotFound)
+
+
+class HangingFiles(FragileFiles):
+    """Requests of the kind `hangs_at` have no answer before `answers` is set."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.hangs_at: Request | None = None
+        self.answers = threading.Event()
+
+    def _breaks(self, kind: Request, path: str) -> bool:
+        if kind == self.hangs_at:
+            self.answers.wait(60)
+        return super()._breaks(kind, path)
 
 
 class _BreakingOff:

@@ -151,3 +151,22 @@ def test_nobody_waits_for_a_worker_without_a_name_and_a_deadline(path: Path) -> 
             name = dotted(node.value.func)
             is_bare = WORKERS & set(name[:-1]) and name[-1] not in WAITS_INSIDE
             assert not is_bare, f"{path}:{node.lineno}: put {'.'.join(name)} into Waits.wait"
+
+
+ASKS_NO_STORAGE = {
+    "controller_signs.py",
+    "draining_nodes.py",
+    "head_watch.py",
+    "health_watch.py",
+    "rank_places.py",
+    "unlisted_ranks.py",
+}
+"""Whose threads ask Ray or look at processes, which answer or fail."""
+
+
+@pytest.mark.parametrize("path", list(sources("orchestrator")), ids=relative)
+def test_nobody_waits_for_storage_in_a_thread_that_could_not_be_left_behind(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    bare = [node.lineno for node in calls if dotted(node.func)[-1:] == ["to_thread"]]
+    told = "put storage into Storage.ask, anything else into storage.in_thread"
+    assert not bare or path.name in ASKS_NO_STORAGE, f"{path}:{bare}: {told}"

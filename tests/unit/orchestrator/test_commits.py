@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -14,8 +15,9 @@ from manta.actors.stored_folder import StoredFolder, WrittenFile
 from manta.orchestrator.checkpoint import CheckpointFailed, Checkpoints
 from manta.orchestrator.commits import Commits
 from manta.orchestrator.run_state import RunState
+from manta.orchestrator.storage import Storage, StorageHangs
 from manta.orchestrator.wait import Waits
-from tests.fragile_files import FragileFiles
+from tests.fragile_files import FragileFiles, HangingFiles
 
 
 def state(step: int) -> RunState:
@@ -63,14 +65,19 @@ class Recorder:
 
 
 class Run:
-    def __init__(self, folder: Path, place: StoredFolder | None = None) -> None:
+    def __init__(
+        self, folder: Path, place: StoredFolder | None = None, deadline_seconds: float = 20.0
+    ) -> None:
         self.ranks, self.recorder = Ranks(folder), Recorder()
         self.checkpoints = Checkpoints(place or StoredFolder.at(str(folder)), keep=1)
+        self.waits = Waits()
+        self.storage = Storage(self.waits, deadline_seconds)
         self.commits = Commits(
             self.checkpoints,
             self.ranks,  # type: ignore[arg-type]
             self.recorder,  # type: ignore[arg-type]
-            Waits(),
+            self.waits,
+            self.storage,
             20.0,
         )
 
@@ -132,6 +139,27 @@ async def test_a_file_that_is_not_as_it_was_written_ends_the_run(tmp_path: Path)
     with pytest.raises(CheckpointFailed, match=r"does not hold the 7 bytes .* it is not there"):
         await run.commits.settled()
     await run.commits.close()
+
+
+@pytest.mark.parametrize("request_", ["look", "upload"])
+async def test_storage_that_hangs_ends_the_run_by_its_deadline(
+    tmp_path: Path, request_: Literal["look", "upload"]
+) -> None:
+    files = HangingFiles(tmp_path)
+    run = Run(tmp_path, files.folder("bucket"), deadline_seconds=0.2)
+    await run.commits.begin(4)
+    files.hangs_at = request_
+    run.commits.start(state(4), has_learner=False)
+    failing = asyncio.create_task(run.commits.failed())
+    await turns()
+    assert [each.name for each in run.waits.current()] == ["storage to commit checkpoint 4"]
+    with pytest.raises(StorageHangs, match=r"waited 0\.2 s for storage to commit checkpoint 4"):
+        await failing
+    with pytest.raises(StorageHangs):
+        await run.commits.begin(6)
+    await run.commits.close()
+    assert run.storage.hangs
+    files.answers.set()
 
 
 async def test_what_is_given_up_is_no_checkpoint(tmp_path: Path) -> None:

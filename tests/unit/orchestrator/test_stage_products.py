@@ -28,6 +28,8 @@ from manta.orchestrator.stage_products import (
     left_by,
     read_report,
 )
+from manta.orchestrator.storage import Storage
+from manta.orchestrator.wait import Waits
 from tests.unit.orchestrator.tiny_run import TINY, load
 
 TEXT = TINY.replace(
@@ -46,6 +48,7 @@ class Run:
         self.stages = {stage.name: stage for stage in self.run_file.stages}
         self.directory = RunDirectory(folder / "tiny")
         self.products, self.recorder = Products(self.directory.root), self
+        self.storage = Storage(Waits(), 60.0)
         self.progress = Progress("sample", 5, 2)
         self.checkpoints = Checkpoints(place, keep=1)
         self.model = build_model(self.run_file.model, 14, 3)

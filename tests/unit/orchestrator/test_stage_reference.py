@@ -26,6 +26,7 @@ from manta.orchestrator.progress import Progress
 from manta.orchestrator.reference_config import RefreshConfig, StageReferenceConfig
 from manta.orchestrator.run_state import RunState
 from manta.orchestrator.stage_reference import StageReference, refresh_of
+from manta.orchestrator.storage import Storage
 from manta.orchestrator.wait import Waits
 from tests.unit.orchestrator.tiny_run import load
 from tiny import tiny_model
@@ -95,6 +96,7 @@ class Run:
         self.progress = Progress("rl", 3, 0)
         self.checkpoints = Checkpoints(StoredFolder.at(str(folder / "checkpoints")), keep=9)
         self.waits, self.named, self.recorder = Waits(), Source(), self
+        self.storage = Storage(self.waits, 20.0)
         self.events: list[str] = []
 
     def parcel(self, version: WeightVersion, base: None, afresh: bool) -> Weights:
