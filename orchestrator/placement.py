@@ -88,8 +88,7 @@ def connect(working_dir: str, cluster_file: str | None = None) -> Cluster:
             raise ValueError(unreached(address, error)) from error
     if address and cluster_file is not None:
         _declare(node_types.read(cluster_file))
-    resources = _within_reach()
-    return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+    return within_reach(address)
 
 
 def _host_and_port(address: str) -> tuple[str, int] | None:
@@ -150,11 +149,17 @@ def _declare(cluster: ClusterFile) -> None:
 def offered_nodes() -> frozenset[str]:
     """The node resources that the cluster has, or may start nodes with; see
     `manta.orchestrator.role_resources`."""
-    there = _within_reach()
+    there = _resources()
     return frozenset(name for name in NODE_RESOURCES if there.get(name, 0) > 0)
 
 
-def _within_reach() -> dict[str, float]:
+def within_reach(address: str) -> Cluster:
+    """The cluster at `address`, which this process has joined, as it is now."""
+    resources = _resources()
+    return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+
+
+def _resources() -> dict[str, float]:
     """By resource, what the nodes have together, or what those have that the autoscaler may start,
     where that is more."""
     now: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]

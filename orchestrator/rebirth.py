@@ -40,6 +40,11 @@ class Rebirths:
         self._in_a_row = 0
         self._step: int | None = None
 
+    @property
+    def have_begun(self) -> bool:
+        """Has a life followed another?"""
+        return self._in_a_row > 0
+
     def follows(self, error: BaseException, step: int) -> bool:
         """Does another life follow one that `error` ended, with the checkpoint of `step` the newest
         (0: none)?"""
@@ -58,3 +63,8 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
             yield from leaves(inner)
     else:
         yield error
+
+
+def causes(error: BaseException) -> str:
+    """The innermost errors of nested groups, one a line."""
+    return "\n".join(dict.fromkeys(f"{type(each).__name__}: {each}" for each in leaves(error)))

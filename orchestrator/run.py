@@ -8,50 +8,49 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import time
 
 import ray
 
 from manta.actors.step_work import StartOrder
+from manta.envs.side_by_side import ending
+from manta.orchestrator.between_lives import end_between_lives
 from manta.orchestrator.build import Crew, build
 from manta.orchestrator.checkpoint import Checkpoints, Unreachable
 from manta.orchestrator.commits import Commits
 from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.draining_nodes import DrainingNodes
 from manta.orchestrator.elastic import Elastic, Sizes
-from manta.orchestrator.evaluate_stage import evaluate_stage
 from manta.orchestrator.feed import FeedState
-from manta.orchestrator.generate_stage import GenerateStage
 from manta.orchestrator.head_watch import lost_head, watch_head
 from manta.orchestrator.learner_group import Restarts
 from manta.orchestrator.learner_sizing import LearnerSizing
 from manta.orchestrator.learner_starts import LearnerStarts
 from manta.orchestrator.ledger import Entry, Ledger, truncate
 from manta.orchestrator.lives import Lives
-from manta.orchestrator.merge_stage import merge
+from manta.orchestrator.lost_room import await_room
 from manta.orchestrator.metrics import BEGINS_ANEW
 from manta.orchestrator.model_names import steps_named
 from manta.orchestrator.named_weights import NamedWeights
 from manta.orchestrator.no_room import with_advice
 from manta.orchestrator.past_life import PastLife
-from manta.orchestrator.placement import check_resources, connect, where_ray_is
+from manta.orchestrator.placement import check_resources, connect, where_ray_is, within_reach
 from manta.orchestrator.products import Products
 from manta.orchestrator.progress import Progress
-from manta.orchestrator.rebirth import Rebirths, leaves
+from manta.orchestrator.rebirth import Rebirths, causes
 from manta.orchestrator.recorder import Recorder
 from manta.orchestrator.resume import Asked, origin
 from manta.orchestrator.routing_watch import RoutingWatch
 from manta.orchestrator.run_context import RunContext
-from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.run_file import resolved
+from manta.orchestrator.run_stage import run_stage
 from manta.orchestrator.scorer_watch import ScorerWatch
 from manta.orchestrator.stage_products import leave, left_by
 from manta.orchestrator.status_writer import StatusWriter
+from manta.orchestrator.stop_signals import stop_on_signals
 from manta.orchestrator.storage import Storage, StorageHangs
 from manta.orchestrator.summary import State
-from manta.orchestrator.train_stage import TrainStage
-from manta.orchestrator.wait import Waits, unless_ended
+from manta.orchestrator.wait import Waits, unless, unless_ended
 from manta.orchestrator.watch import accompanied
 
 
@@ -71,23 +70,40 @@ def train(run_file: RunFile, lives: Lives, asked: Asked) -> int:
     past: PastLife | None = None
     with directory.lock():
         while True:
-            cluster = connect(os.getcwd(), run_file.run.cluster)
             try:
-                if past is not None and cluster.address:
-                    past.await_end_of_actors()
-                check_resources(run_file, cluster)
-                driver = _Driver(run_file, directory, lives, rebirths, asked)
-                lives.save(run_file)
-                code = asyncio.run(driver.run())
-                asked = Asked()
-                if code is not None:
-                    return code
-                past = PastLife()
-                past.end_learner()
-            finally:
-                ray.shutdown()
-            if not cluster.address:
-                past.await_end_of_processes()
+                ended = _live(run_file, lives, rebirths, asked, past)
+            except (ValueError, OSError, ray.exceptions.RayError) as error:
+                if not rebirths.have_begun:
+                    raise
+                return end_between_lives(directory, error)
+            if isinstance(ended, int):
+                return ended
+            past, asked = ended, Asked()
+
+
+def _live(
+    run_file: RunFile, lives: Lives, rebirths: Rebirths, asked: Asked, past: PastLife | None
+) -> int | PastLife:
+    """One life of the driver, after that of `past`: the exit code, or what is left of a life that
+    another is to follow."""
+    if past is not None:
+        past.await_end_of_processes()
+    cluster = connect(os.getcwd(), run_file.run.cluster)
+    try:
+        if past is None:
+            check_resources(run_file, cluster)
+        else:
+            past.await_end_of_actors()
+        driver = _Driver(run_file, lives, rebirths, asked, is_first=past is None)
+        lives.save(run_file)
+        code = asyncio.run(driver.run())
+        if code is not None:
+            return code
+        left = PastLife(has_own_ray=not cluster.address)
+        left.end_learner()
+        return left
+    finally:
+        ray.shutdown()
 
 
 class _Driver:
@@ -96,13 +112,14 @@ class _Driver:
     def __init__(
         self,
         run_file: RunFile,
-        directory: RunDirectory,
         lives: Lives,
         rebirths: Rebirths,
         asked: Asked,
+        is_first: bool,
     ) -> None:
+        directory = lives.directory
         self._run_file, self._directory = run_file, directory
-        self._lives, self._rebirths = lives, rebirths
+        self._lives, self._rebirths, self._is_first = lives, rebirths, is_first
         self._should_stop = asyncio.Event()
         self._waits = Waits()
         self._storage = Storage(self._waits, run_file.run.deadline_minutes * 60)
@@ -154,7 +171,7 @@ class _Driver:
             # Any part's failure, and nobody above hears of it: what is recorded, shown and told by
             # the exit code is why the run ended, and what it left is written down all the same
             except* Exception as errors:  # noqa: BLE001 - whatever ends the run is shown as its cause
-                told = _causes(errors)
+                told = causes(errors)
                 lost = lost_head(self._head)
                 error = lost or with_advice(told, self._directory.root, self._checkpoints)
                 state = "failed"
@@ -182,6 +199,10 @@ class _Driver:
 
     async def _work(self, recorder: Recorder, ledger: Ledger) -> State:
         """Builds the crew and goes through the stages; how the run ended."""
+        if not self._is_first:
+            await self._await_room(recorder)
+            if self._should_stop.is_set():
+                return "stopped"
         with recorder.phase("start_up"):
             order = self._starts.order(self._checkpoint)
             restarts = Restarts(
@@ -218,7 +239,7 @@ class _Driver:
             beside = [tasks.create_task(watch_head(self._head))]
             beside += [tasks.create_task(each.run(recorder.event)) for each in crew.seats]
             with run.recorder.phase("start_up"):
-                self._watch_signals(run.should_stop, run.recorder)
+                self._watch_signals(run.recorder)
                 await self._start(run, order)
             self._status.state = "running"
             # What is there now lives as long as the run: the collector need not go through it
@@ -350,39 +371,23 @@ class _Driver:
         has_ended = state.ends_stage and state.stage_step >= stages[index].steps
         return stages[index + has_ended :]
 
-    def _watch_signals(self, should_stop: asyncio.Event, recorder: Recorder) -> None:
-        """The first Ctrl-C (or SIGTERM) asks for a stop at the next step border; a second ends the
-        driver at once, like kill: what was not saved is made again on resume."""
-        loop = asyncio.get_running_loop()
-        main = asyncio.current_task()
-        assert main is not None
+    async def _await_room(self, recorder: Recorder) -> None:
+        """For nodes that the life before has lost, unless the run is to stop."""
+        self._watch_signals(recorder)
+        address, deadline_seconds = self._head, self._run_file.run.deadline_minutes * 60
+        room = await_room(
+            lambda: check_resources(self._run_file, within_reach(address)),
+            self._waits,
+            deadline_seconds,
+            recorder.event,
+        )
+        showing = asyncio.create_task(self._status.run())
+        async with ending(showing):
+            await unless(self._should_stop, unless_ended(room, watch_head(address)))
 
-        def on_signal() -> None:
-            if should_stop.is_set():
-                main.cancel()
-                return
-            should_stop.set()
+    def _watch_signals(self, recorder: Recorder) -> None:
+        def tell() -> None:
             self._status.state = "stopping"
             recorder.event("stopping: saving at the step's end; again to stop at once", {})
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, on_signal)
-
-
-async def run_stage(run: RunContext, stage: StageConfig, feed: FeedState | None) -> bool:
-    """One stage, from wherever the run stands in it; whether it came to its end."""
-    if stage.kind == "train":
-        return await TrainStage(run, stage).run(feed)
-    if stage.kind in ("generate", "annotate"):
-        return await GenerateStage(run, stage).run(feed)
-    if stage.kind == "evaluate":
-        await evaluate_stage(run, stage)
-    elif run.products.of(stage.name) is None:
-        await merge(run, stage)
-    return True
-
-
-def _causes(errors: BaseExceptionGroup[BaseException]) -> str:
-    """The innermost errors of nested groups, one a line."""
-    lines = [f"{type(error).__name__}: {error}" for error in leaves(errors)]
-    return "\n".join(dict.fromkeys(lines))
+        stop_on_signals(self._should_stop, tell)
