@@ -34,10 +34,16 @@ export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-2000} RAY_USAGE_STATS_ENABLED=0
 
 steps=()
 end() {
+  local code=$?
   trap - EXIT TERM INT
   for step in "${steps[@]}"; do kill -TERM "$step" 2> /dev/null || true; done
   for step in "${steps[@]}"; do wait "$step" 2> /dev/null || true; done
-  rm -rf "$folder"
+  rm -f "$folder/token"
+  if [ "$code" -eq 0 ]; then
+    rm -rf "$folder"
+  else
+    echo "exit code $code: the logs of ray start and of the submission stay in $folder" >&2
+  fi
 }
 trap end EXIT
 

@@ -18,6 +18,7 @@ from tests.e2e.heads import free_port
 
 pytestmark = pytest.mark.e2e
 
+COMMAND = ["deploy/slurm.sh", "tests/e2e/tiny.yaml"]
 SRUN = '#!/bin/bash\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n'
 SCONTROL = "#!/bin/bash\nprintf '%s\\n' localhost 127.0.0.1\n"
 MANTA = """\
@@ -50,6 +51,34 @@ def until(found: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
 
 
+def variables(folder: Path, own: Path, port: int) -> dict[str, str]:
+    """What Slurm and the user set; `own` has the stand-ins, the dashboard is at `port`."""
+    return {
+        **{name: value for name, value in runs.environment().items() if "RAY_A" not in name},
+        "PATH": f"{own}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_SUBMIT_DIR": str(runs.ROOT),
+        "SLURM_CPUS_ON_NODE": "1", "LEARNER_NODES": "1",
+        "MANTA_SLURM_FOLDER": str(folder),
+        "MANTA_PORT": str(free_port()), "MANTA_DASHBOARD_PORT": str(port),
+        "MANTA_AGENT_PORT": str(free_port()),
+    }  # fmt: skip
+
+
+def test_a_job_that_fails_leaves_its_logs_and_no_token(tmp_path: Path) -> None:
+    own = tmp_path / "bin"
+    stand_in(own, "srun", "#!/bin/bash\necho no room on this node\nexit 1\n")
+    stand_in(own, "scontrol", SCONTROL)
+    ended = subprocess.run(
+        COMMAND, cwd=runs.ROOT, env=variables(tmp_path, own, free_port()), timeout=60,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    folder = tmp_path / "slurm-7"
+    assert "Ray's head did not start on localhost:\nno room on this node\n" in ended.stderr
+    assert f"stay in {folder}\n" in ended.stderr
+    assert [path.name for path in folder.iterdir()] == ["ray-localhost.log"]
+
+
 def test_slurm_script(tmp_path: Path) -> None:
     own, session = tmp_path / "bin", Path("/tmp") / f"manta-slurm-{os.getpid()}"
     stand_in(own, "srun", SRUN)
@@ -57,19 +86,10 @@ def test_slurm_script(tmp_path: Path) -> None:
     stand_in(own, "manta", MANTA.format(python=sys.executable, root=runs.ROOT))
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    environment = {
-        **{name: value for name, value in runs.environment().items() if "RAY_A" not in name},
-        "PATH": f"{own}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_SUBMIT_DIR": str(runs.ROOT),
-        "SLURM_CPUS_ON_NODE": "1", "LEARNER_NODES": "1",
-        "MANTA_SLURM_FOLDER": str(tmp_path), "RAY_TMPDIR": str(session),
-        "MANTA_PORT": str(free_port()), "MANTA_DASHBOARD_PORT": str(port),
-        "MANTA_AGENT_PORT": str(free_port()),
-    }  # fmt: skip
-    command = ["deploy/slurm.sh", "tests/e2e/tiny.yaml", f"run.dir={tmp_path}"]
+    environment = variables(tmp_path, own, port) | {"RAY_TMPDIR": str(session)}
     process = subprocess.Popen(
-        command, cwd=runs.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
+        [*COMMAND, f"run.dir={tmp_path}"], cwd=runs.ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
         until((tmp_path / "started").exists, process)
