@@ -7,8 +7,8 @@ weights travel), `checkpoint_check`, `health_check`, `pool_check` (numbers of wo
 ones), `filter_check`,
 `curriculum_check`, `update_check`, `companion_check`, `condition_check` (tags), `teacher_check`,
 `adapter_check` (`model.lora`), `name_check` (what stages say of one another), `scorer_check`
-(`scorers`, and rewards that call them), `within_check` (`reward.within`) and `vllm_check` of
-`manta.orchestrator`.
+(`scorers`, and rewards that call them), `within_check` (`reward.within`), `fit_check` (a named
+cluster's nodes) and `vllm_check` of `manta.orchestrator`.
 `manta.orchestrator.survey` looks at tokenizer and data, `manta.algorithms.contradictions.check` at
 an algorithm alone, `manta.orchestrator.strict` at types.
 """
@@ -24,7 +24,7 @@ from manta.algorithms import contradictions
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.registry import build
 from manta.envs.rewards.formula import Formula
-from manta.orchestrator import node_types, survey
+from manta.orchestrator import survey
 from manta.orchestrator.adapter_check import adapter_problems
 from manta.orchestrator.backend_check import backend_problems, installed_deepspeed
 from manta.orchestrator.checkpoint_check import checkpoint_problems
@@ -35,6 +35,7 @@ from manta.orchestrator.config import EvaluateConfig, RewardConfig, RunFile, Sta
 from manta.orchestrator.critic_check import critic_problems
 from manta.orchestrator.curriculum_check import curriculum_problems
 from manta.orchestrator.filter_check import filter_problems
+from manta.orchestrator.fit_check import fit_problems
 from manta.orchestrator.health_check import health_problems
 from manta.orchestrator.installed_vllm import installed_vllm
 from manta.orchestrator.length_check import length_problems
@@ -64,6 +65,7 @@ def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
     """
     problems = [
         *_run(run_file),
+        *fit_problems(run_file),
         *model_problems(run_file),
         *_numbers(run_file),
         *pool_problems(run_file),
@@ -105,11 +107,6 @@ def _run(run_file: RunFile) -> Iterator[str]:
             f"run.name: '{run.name}' must be letters, digits, '.', '_' and '-', starting with a "
             "letter or digit: it names the run's folder"
         )
-    if run.cluster is not None:
-        try:
-            node_types.read(run.cluster)
-        except ValueError as error:
-            yield from (f"run.cluster: {told}" for told in str(error).splitlines())
 
 
 def _numbers(run_file: RunFile) -> Iterator[str]:

@@ -119,7 +119,12 @@ def _launcher_problems(tree: _Tree) -> list[str]:
             f"head_node_type: is {head!r}, must be one of available_node_types "
             f"({', '.join(types) or 'none'})"
         ]
-    return []
+    return [
+        f"available_node_types.{name}.resources: gives no CPUs: say how many a node has (CPU: 8; 0 "
+        "where no worker shall stand). Ray asks the cloud only when it starts nodes"
+        for name, each in types.items()
+        if "CPU" not in each["resources"]
+    ]
 
 
 def _of_launcher(path: str, tree: _Tree) -> ClusterFile:

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from ray.experimental.internal_kv import internal_kv_get_gcs_client
 
 from manta.actors.cores import available_cores
 from manta.orchestrator import node_types
+from manta.orchestrator.cluster_fit import requests, too_large
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.node_types import ClusterFile
 from manta.orchestrator.role_needs import role_needs
@@ -51,11 +52,20 @@ _SECRET = re.compile(r"(API_KEY|SECRET|PASSWORD|CREDENTIAL)", re.IGNORECASE)
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """`address` is empty for a Ray that this process started for itself. `cpus` and `gpus` are what
-    it has now, or what it was told that its autoscaler may bring it to, if that is more."""
+    it has now, or what it was told that its autoscaler may bring it to, if that is more; `nodes`
+    what each node has that is up, and each that the autoscaler may start."""
 
     address: str
     cpus: float
     gpus: float
+    nodes: tuple[Mapping[str, float], ...]
+
+    @property
+    def offered(self) -> frozenset[str]:
+        """The node resources of its nodes; see `manta.orchestrator.role_resources`."""
+        return frozenset(
+            name for name in NODE_RESOURCES if any(node.get(name, 0) > 0 for node in self.nodes)
+        )
 
 
 class NotEnoughResources(ValueError):
@@ -156,7 +166,7 @@ def offered_nodes() -> frozenset[str]:
 def within_reach(address: str) -> Cluster:
     """The cluster at `address`, which this process has joined, as it is now."""
     resources = _resources()
-    return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+    return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0), _nodes())
 
 
 def _resources() -> dict[str, float]:
@@ -168,8 +178,19 @@ def _resources() -> dict[str, float]:
     return {name: max(now.get(name, 0.0), most.get(name, 0.0)) for name in now | most}
 
 
+def _nodes() -> tuple[Mapping[str, float], ...]:
+    """What each node has that is up, and one of each type that the cluster was told of."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    up = [node["Resources"] for node in nodes if node["Alive"]]
+    # As in `_resources`
+    config = ray._private.state.state.get_cluster_config() or ClusterConfig()
+    groups = [group for group in config.node_group_configs if group.max_count != 0]
+    return (*up, *(dict(group.resources) for group in groups))
+
+
 def check_resources(run_file: RunFile, cluster: Cluster) -> None:
-    """Raises NotEnoughResources, saying what is there and what is asked by role."""
+    """Raises NotEnoughResources, saying what is there and what is asked by role: of all nodes
+    together, and by one worker of a single node."""
     needs = role_needs(run_file)
     for what, has, asks in (
         ("CPUs", cluster.cpus, [need.cpus for need in needs]),
@@ -184,6 +205,8 @@ def check_resources(run_file: RunFile, cluster: Cluster) -> None:
                 "lower the worker counts in the run file or use a larger cluster; where an "
                 "autoscaler may start nodes, name the file that says which (run.cluster)"
             )
+    if problems := too_large(requests(run_file, cluster.offered), cluster.nodes):
+        raise NotEnoughResources("\n".join(problems))
 
 
 @contextmanager

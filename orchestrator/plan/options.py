@@ -72,12 +72,14 @@ def options_of(chosen: argparse.Namespace) -> Options:
 
 
 def checkable(run_file: RunFile) -> RunFile:
-    """`run_file` without what depends on this machine: a run is planned where it need not run. The
-    engine's and the transport's own rules are left to `manta check` where it will."""
+    """`run_file` without what depends on this machine or a cluster: a run is planned where it need
+    not run, for devices that nobody has yet. The engine's and the transport's own rules are left to
+    `manta check` where it will."""
     rollout, publish, learner = run_file.rollout, run_file.publish, run_file.learner
     if rollout.engine == "vllm":
         rollout = replace(rollout, engine="embedded", devices=0, vllm=VllmSettings())
         publish = replace(publish, transport="object_store", path=None)
         if rollout.placement == "colocated":
             learner = replace(learner, workers=rollout.sizes.max)
-    return replace(run_file, rollout=rollout, publish=publish, learner=learner)
+    run = replace(run_file.run, cluster=None)
+    return replace(run_file, run=run, rollout=rollout, publish=publish, learner=learner)

@@ -15,7 +15,8 @@ from manta.orchestrator.placement import connect, offered_nodes
 def seen(cluster_file: str | None = None) -> str:
     cluster = connect(os.getcwd(), cluster_file)
     try:
-        return f"{cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs, {sorted(offered_nodes())}"
+        nodes = ", ".join(f"{node.get('CPU', 0):g}" for node in cluster.nodes)
+        return f"{cluster.cpus:g} CPUs ({nodes}), {cluster.gpus:g} GPUs, {sorted(offered_nodes())}"
     finally:
         ray.shutdown()
 

@@ -118,6 +118,6 @@ def test_what_an_autoscaler_may_start_counts_as_there(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "4 CPUs, 0 GPUs, []",
-        "304 CPUs, 12 GPUs, ['learner_node']",
+        "4 CPUs (4), 0 GPUs, []",
+        "304 CPUs (4, 4, 100), 12 GPUs, ['learner_node']",
     ]

@@ -167,6 +167,8 @@ def test_what_has_no_place_is_named_with_what_to_change(
          "max_workers: is 0, and the node types' min_workers come to 1"),
         (LAUNCHER, "head_node_type: head", "head_node_type: boss",
          "head_node_type: is 'boss', must be one of available_node_types (head, learner"),
+        (LAUNCHER, "CPU: 8, GPU: 1", "GPU: 1",
+         "available_node_types.rollout.resources: gives no CPUs: say how many a node has"),
         (LAUNCHER, "rollout_node: 1", "rollout_node: many",
          "available_node_types.rollout.resources.rollout_node: 'many' is not of type 'integer'"),
         (LAUNCHER, "upscaling_speed: 2.0", "upscale: 2.0",
@@ -234,3 +236,14 @@ def test_packing_leaves_gpus_to_those_that_need_them_and_counts_what_is_left_ove
     assert fit([doers, thinkers], cluster).problems == ()
     (problem,) = fit([Request("reward", 8, {"CPU": 2}), thinkers], cluster).problems
     assert "reward: 3 of 8 workers" in problem
+
+
+def test_packing_takes_every_node_up_before_it_leaves_workers_out() -> None:
+    small, large = NodeType("small", {"CPU": 1}, 0, 9), NodeType("large", {"CPU": 8}, 0, 9)
+    cluster = ClusterFile("x", "test", "x", (small, large), max_workers=1)
+    assert fit([Request("reward", 2, {"CPU": 1})], cluster).nodes == {"large": 1}
+    two = ClusterFile("x", "test", "x", (NodeType("node", {"CPU": 10}, 2, 2),))
+    uneven = [Request("learner", 2, {"CPU": 4}), Request("rollout", 4, {"CPU": 3})]
+    assert fit(uneven, two).nodes == {"node": 2}
+    (problem,) = fit([*uneven, Request("reward", 1, {"CPU": 1})], two).problems
+    assert "find no place even with every node up" in problem

@@ -35,9 +35,9 @@ def test_the_cluster_must_hold_the_least_and_the_plan_shows_the_most(tmp_path: P
     [need] = [need for need in role_needs(loaded) if need.role == "rollout"]
     assert need == RoleNeed("rollout", 2, 1.0, 0, more=399)
     assert str(need.sizes) == "2 to 401"
-    check_resources(loaded, Cluster("", 3.0, 0.0))
+    check_resources(loaded, Cluster("", 3.0, 0.0, ({"CPU": 3.0},)))
     with pytest.raises(NotEnoughResources, match="2 rollout x 1"):
-        check_resources(loaded, Cluster("", 2.0, 0.0))
+        check_resources(loaded, Cluster("", 2.0, 0.0, ({"CPU": 2.0},)))
 
 
 REFUSED = [
