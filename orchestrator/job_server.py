@@ -6,21 +6,24 @@ a run's files say, is `manta.orchestrator.runs`' concern.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import aiohttp
 import ray
 import requests
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from manta.actors.job_variables import new_name, packed
+from manta.envs.side_by_side import ending
 from manta.orchestrator.job_address import VARIABLE
 from manta.orchestrator.placement import refused
 
@@ -28,6 +31,10 @@ Status: TypeAlias = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILE
 
 SECONDS = 8.0
 """A server that has said nothing by then is not there."""
+ANSWER_SECONDS = 30.0
+"""A server that took a question and has said nothing by then hangs."""
+WORK_SECONDS = 120.0
+"""The same of what gives it something to do: a package to keep, a job to start or to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,7 @@ class JobServer:
         for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
             logging.getLogger(name).setLevel(logging.ERROR)
         with self._told():
-            self._client = JobSubmissionClient(self.address)
+            self._client = _Client(self.address)
 
     def submit(
         self,
@@ -110,10 +117,20 @@ class JobServer:
             return self._client.get_job_logs(id)
 
     async def follow(self, id: str) -> AsyncIterator[str]:
-        """What the job prints, from its start, as it comes, until it ends."""
+        """What the job prints, from its start, as it comes, until it ends. A job may print nothing
+        for long: meanwhile the server is asked now and then whether it is there."""
         with self._told():
-            async for text in self._client.tail_job_logs(id):
-                yield text
+            async with aclosing(self._client.tail_job_logs(id)) as texts:  # type: ignore[type-var]
+                while True:
+                    coming = asyncio.ensure_future(anext(texts, None))
+                    async with ending(coming):
+                        while not (await asyncio.wait({coming}, timeout=ANSWER_SECONDS))[0]:
+                            if (await asyncio.to_thread(self.job, id)).has_ended:
+                                return
+                    text = coming.result()
+                    if text is None:
+                        return
+                    yield text
 
     def stop(self, id: str) -> None:
         """SIGTERM to the driver; SIGKILL once the job's own patience is over."""
@@ -131,10 +148,20 @@ class JobServer:
             yield
         except ray.exceptions.AuthenticationError as error:
             raise ValueError(refused(self.address)) from error
-        except (ConnectionError, requests.RequestException) as error:
+        except (requests.ReadTimeout, TimeoutError) as error:
+            raise ValueError(_silent(self.address)) from error
+        except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
             raise ValueError(_unreachable(self.address, str(error))) from error
         except RuntimeError as error:
             raise ValueError(f"the cluster at {self.address} said no: {error}") from error
+
+
+class _Client(JobSubmissionClient):
+    """Ray's, whose requests may wait without end where no one says how long."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        seconds = ANSWER_SECONDS if method == "GET" else WORK_SECONDS
+        return super()._do_request(method, endpoint, timeout=seconds, **options)
 
 
 def _reach(address: str) -> None:
@@ -166,6 +193,14 @@ def _unreachable(address: str, why: str) -> str:
     return (
         f"no Ray job server answers at {address} ({why}): is the cluster up, and its dashboard's "
         "port reachable from here (ray dashboard cluster.yaml, or kubectl port-forward)?"
+    )
+
+
+def _silent(address: str) -> str:
+    return (
+        f"the Ray job server at {address} takes requests and does not answer them: does its head "
+        "hang, or have too much to do? Look at it (ray status there, its memory), then try again; "
+        "what was asked for may be done all the same: manta runs list"
     )
 
 

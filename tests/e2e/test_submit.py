@@ -88,6 +88,7 @@ def test_a_submitted_run_shows_how_far_it_is_keeps_secrets_and_stops_when_it_has
 
     logs = manta(cluster, "runs", "logs", id)
     assert "rl 1/500 | reward" in logs
+    assert manta(cluster, "runs", "logs", "-f", id) == f"{logs}{id}: stopped\n"
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     session = Path(cluster["SESSION_OF_TESTS"]) / "session_latest/logs"
     written += [path for path in session.rglob("*") if path.is_file()]
