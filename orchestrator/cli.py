@@ -31,6 +31,7 @@ from manta.orchestrator import (
 )
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.cross_check import cross_check
+from manta.orchestrator.file_trouble import file_trouble
 from manta.orchestrator.lives import Lives
 from manta.orchestrator.model_sizes import model_sizes
 from manta.orchestrator.plan import options as plan_options
@@ -89,8 +90,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with forgotten_at_the_end() if chosen.command == "train" else nullcontext():
             return _on_run_file(chosen)
     except ValueError as error:
-        print(f"manta {chosen.command}: {told(error)}", file=sys.stderr)
-        return 2
+        return _refused(chosen, told(error))
+    except OSError as error:
+        refused = file_trouble(error)
+        if refused is None:
+            raise
+        return _refused(chosen, refused)
+
+
+def _refused(chosen: argparse.Namespace, why: str) -> int:
+    print(f"manta {chosen.command}: {why}", file=sys.stderr)
+    return 2
 
 
 def _takes_overrides(chosen: argparse.Namespace) -> bool:

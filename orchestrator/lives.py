@@ -50,13 +50,22 @@ class Lives:
         return found
 
     def is_finished(self, run_file: RunFile) -> bool:
-        """Whether the run came to its end, with the steps that the run file asks for."""
-        if not self.directory.summary.exists() or not self.directory.config.exists():
+        """Whether the run came to its end, with the steps that the run file asks for.
+
+        Raises ValueError where its summary cannot be read.
+        """
+        path = self.directory.summary
+        if not path.exists() or not self.directory.config.exists():
             return False
-        summary = json.loads(self.directory.summary.read_text())
-        if summary["state"] != "finished":
-            return False
-        done = {stage["name"]: stage["steps"] for stage in summary["stages"]}
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            if summary["state"] != "finished":
+                return False
+            done = {stage["name"]: stage["steps"] for stage in summary["stages"]}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path} is no summary of a run ({error!r}): remove it to go on with the run"
+            ) from error
         return all(
             stage.kind == "evaluate" or done.get(stage.name, 0) >= stage.steps
             for stage in run_file.stages

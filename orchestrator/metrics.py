@@ -336,7 +336,7 @@ def _jsonable(value: Json) -> Json:
 
 def _whole_lines(path: Path) -> list[str]:
     lines = path.read_bytes().split(b"\n")
-    return [line.decode() for line in lines[:-1]]
+    return [line.decode(errors="replace") for line in lines[:-1]]
 
 
 def _parse(path: Path, number: int, text: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from manta.orchestrator.config import RunFile, StageConfig
 from manta.orchestrator.draining_nodes import DrainingNodes
 from manta.orchestrator.elastic import Elastic, Sizes
 from manta.orchestrator.feed import FeedState
+from manta.orchestrator.file_trouble import told_of
 from manta.orchestrator.head_watch import lost_head, watch_head
 from manta.orchestrator.learner_group import Restarts
 from manta.orchestrator.learner_sizing import LearnerSizing
@@ -94,8 +95,9 @@ def _live(
             check_resources(run_file, cluster)
         else:
             past.await_end_of_actors()
-        driver = _Driver(run_file, lives, rebirths, asked, is_first=past is None)
-        lives.save(run_file)
+        with told_of(f"the run directory {lives.directory.root} cannot be written"):
+            driver = _Driver(run_file, lives, rebirths, asked, is_first=past is None)
+            lives.save(run_file)
         code = asyncio.run(driver.run())
         if code is not None:
             return code

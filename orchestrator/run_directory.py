@@ -14,13 +14,15 @@ import secrets
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from manta.actors.file_on_disk import sync
 from manta.actors.stored_folder import StoredFolder
 from manta.orchestrator.config import RunFile
+from manta.orchestrator.file_trouble import file_trouble, told_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,9 @@ class RunDirectory:
     def checkpoints_at(self) -> StoredFolder:
         """The folder of the run's checkpoints. Raises ValueError where it cannot be opened."""
         if self.checkpoint_location.exists():
-            return StoredFolder.at(self.checkpoint_location.read_text(encoding="utf-8").strip())
+            with told_of("where the run keeps its checkpoints is not known"):
+                text = self.checkpoint_location.read_text(encoding="utf-8", errors="replace")
+            return StoredFolder.at(text.strip())
         return StoredFolder.at(str(self.checkpoints.absolute()))
 
     def place_checkpoints(self, path: str | None) -> None:
@@ -128,7 +132,7 @@ class RunDirectory:
     def create(self) -> None:
         """Makes the directory and its folders; what is there stays.
 
-        Raises ValueError where a file is in the way.
+        Raises ValueError where a file is in the way, or folders cannot be made there.
         """
         try:
             for folder in (self.root, self.checkpoints, self.trajectories):
@@ -137,6 +141,11 @@ class RunDirectory:
             raise ValueError(
                 f"{error.filename} is a file where the run directory {self.root} needs a folder: "
                 "move it away or choose another run.name"
+            ) from error
+        except OSError as error:
+            raise ValueError(
+                f"the run directory {self.root} (run.dir, run.name) cannot be made: "
+                f"{file_trouble(error) or error}"
             ) from error
 
     def discard_trajectories_after(self, step: int) -> None:
@@ -150,22 +159,39 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Holds the directory for this process; the kernel lets go when the process dies.
 
-        Raises ValueError, naming the other driver's process id and host, where one holds it.
+        Raises ValueError, naming the other driver's process id and host, where one holds it, or
+        where the directory cannot be written.
         """
-        with self.lock_file.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"run directory {self.root} is in use by {_holder(self.lock_file)}: wait for "
-                    "that run, stop it, or choose another run.name"
-                ) from error
-            file.truncate(0)
-            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-            file.flush()
+        with told_of(f"the run directory {self.root} (run.dir, run.name) cannot be written"):
+            file = self._held()
+        with file:
             yield
             # The file stays: deleting it would let two drivers lock two files of one name.
             file.truncate(0)
+
+    def _held(self) -> TextIO:
+        """The lock file, locked, with who holds it."""
+        file = self.lock_file.open("a+")
+        try:
+            self._take(file)
+        except BaseException:
+            # What could not be written cannot be on the way out either
+            with suppress(OSError):
+                file.close()
+            raise
+        return file
+
+    def _take(self, file: TextIO) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"run directory {self.root} is in use by {_holder(self.lock_file)}: wait for that "
+                "run, stop it, or choose another run.name"
+            ) from error
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        file.flush()
 
 
 def atomic_write(path: Path, text: str) -> None:

@@ -207,7 +207,9 @@ def test_wrong_cluster_files_exit_2_with_one_message(
 
 
 def test_wrong_words_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bytes.yaml").write_bytes(b"cluster_name: \xff")
     for arguments, message in (
+        ([str(tmp_path / "bytes.yaml")], "bytes.yaml: is not UTF-8 text: invalid start byte"),
         (["absent.yaml"], "absent.yaml: No such file or directory: name a cluster file"),
         ([str(LAUNCHER), str(CLUSTER)], "give one cluster file, not 2"),
         ([str(LAUNCHER), "rollout.workers=2"], "rollout.workers=2 sets a key of a run file"),

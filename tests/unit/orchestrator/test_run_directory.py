@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,29 @@ def test_creation_keeps_what_is_there_and_names_a_file_in_the_way(tmp_path: Path
     assert directory.checkpoints.is_dir()
     with pytest.raises(ValueError, match=r"metrics\.jsonl is a file where the run directory"):
         RunDirectory(directory.metrics).create()
+
+
+def test_a_directory_that_cannot_be_made_or_written_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"directory .*a \(run\.dir, run\.name\) cannot be made"):
+        RunDirectory(tmp_path / ("a" * 300)).create()
+    directory = RunDirectory(tmp_path)
+    directory.create()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # As a full disk does, the file is made and takes no bytes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with (
+            pytest.raises(ValueError, match="cannot be written: File too large: make room there"),
+            directory.lock(),
+        ):
+            raise AssertionError("nobody knows who holds it")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with directory.lock():
+        pass
+    directory.checkpoint_location.mkdir()
+    with pytest.raises(ValueError, match=r"its checkpoints is not known: .*: Is a dir"):
+        directory.checkpoints_at()
 
 
 def test_a_second_driver_is_refused_until_the_first_one_dies(tmp_path: Path) -> None:
