@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from manta.orchestrator.placement import LOCAL_DEFAULTS
+from manta.orchestrator.local_ray import LOCAL_DEFAULTS
 
 ROOT = Path(__file__).parent.parent
 _STARTED = "Ray runtime started"

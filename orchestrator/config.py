@@ -28,7 +28,8 @@ class RunConfig:
     healed within the run, such as a wait for workers of more than `deadline_minutes`, has it begin
     anew from its newest checkpoint, at most `max_restarts` times in a row without a newly committed
     one; then it ends with the error. `cluster` is the file of the cluster that it runs on, whose
-    autoscaler may start the nodes that the file declares."""
+    autoscaler may start the nodes that the file declares. `variables` are names of environment
+    variables that workers get although they hold secrets."""
 
     name: str
     seed: int = 0
@@ -38,6 +39,7 @@ class RunConfig:
     deterministic: bool = False
     max_restarts: int = 2
     cluster: str | None = None
+    variables: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

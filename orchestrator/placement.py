@@ -10,8 +10,7 @@ import json
 import logging
 import math
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,30 +22,14 @@ from manta.actors.cores import available_cores
 from manta.orchestrator import node_types
 from manta.orchestrator.cluster_fit import requests, too_large
 from manta.orchestrator.config import RunFile
+from manta.orchestrator.local_ray import environment_of_a_local_ray, restored_environment
 from manta.orchestrator.node_types import ClusterFile
 from manta.orchestrator.role_needs import role_needs
 from manta.orchestrator.role_resources import NODE_RESOURCES
 from manta.orchestrator.status import RayStatus
 from manta.orchestrator.tls_check import check_tls
 
-LOCAL_DEFAULTS = {
-    # Nothing is reported to anybody.
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # No workers ahead of need: they would import everything on a machine that is busy starting.
-    "RAY_enable_worker_prestart": "0",
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    # How often Ray Train looks at its ranks (2 s): a run's start and end wait for it.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # OpenMP threads wait by spinning. Where roles share cores, a spinning thread keeps the core
-    # from the very thread that it waits for (37 times slower, measured): soon they shall sleep.
-    "GOMP_SPINCOUNT": "2000",
-    # Ray gives its workers a niceness of 15: whatever else runs would starve them.
-    "RAY_worker_niceness": "0",
-}
-"""Environment variables of a local Ray's processes."""
 _MOST_NODES = 2**31 - 1
-_SECRET = re.compile(r"(API_KEY|SECRET|PASSWORD|CREDENTIAL)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +55,24 @@ class NotEnoughResources(ValueError):
     """The run asks for more than the cluster has."""
 
 
-def connect(working_dir: str, cluster_file: str | None = None) -> Cluster:
-    """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine alone (localhost only).
-    Nodes that the autoscaler of `cluster_file` may start count as there.
+def connect(
+    working_dir: str, cluster_file: str | None = None, handed_on: Collection[str] = ()
+) -> Cluster:
+    """Joins the cluster of RAY_ADDRESS, or starts Ray on this machine alone (localhost only, see
+    `manta.orchestrator.local_ray`). Nodes that the autoscaler of `cluster_file` may start count as
+    there.
 
-    Secrets in the environment stay in this process: workers of a local Ray do not inherit them.
-    They find plug-ins named `module:attribute` from `working_dir`; on a cluster, the job's own
-    working directory has them. A local Ray has as many CPUs as this process may use.
+    Secrets in the environment stay in this process: workers of a local Ray inherit only those that
+    are `handed_on`, by name. They find plug-ins named `module:attribute` from `working_dir`; on a
+    cluster, the job's own working directory has them. A local Ray has as many CPUs as this process
+    may use.
     """
     address = os.environ.get("RAY_ADDRESS", "")
     # What Ray would advise on the terminal (its token, its defaults) is settled here.
     logging.getLogger("ray").setLevel(logging.ERROR)
     if found := _host_and_port(address):
         check_tls(*found, os.environ)
-    with _without_secrets(), _joining() if address else _workers_of_a_local_ray(working_dir):
+    with _joining() if address else environment_of_a_local_ray(working_dir, handed_on):
         try:
             ray.init(
                 address or "local",
@@ -210,38 +197,8 @@ def check_resources(run_file: RunFile, cluster: Cluster) -> None:
 
 
 @contextmanager
-def _without_secrets() -> Iterator[None]:
-    with _environment() as environment:
-        for name in [name for name in environment if _SECRET.search(name)]:
-            del environment[name]
-        yield
-
-
-@contextmanager
 def _joining() -> Iterator[None]:
     """A cluster that does not answer soon is not there; Ray would try for 20 s."""
-    with _environment() as environment:
+    with restored_environment() as environment:
         environment.setdefault("RAY_gcs_server_port_wait_time_s", "6")
         yield
-
-
-@contextmanager
-def _workers_of_a_local_ray(working_dir: str) -> Iterator[None]:
-    """What they inherit: plug-ins on the Python path, and `LOCAL_DEFAULTS`."""
-    with _environment() as environment:
-        path = [working_dir, environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        for name, value in LOCAL_DEFAULTS.items():
-            environment.setdefault(name, value)
-        yield
-
-
-@contextmanager
-def _environment() -> Iterator[os._Environ[str]]:
-    """This process's environment, as it was before on the way out."""
-    before = dict(os.environ)
-    try:
-        yield os.environ
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

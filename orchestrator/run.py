@@ -89,7 +89,7 @@ def _live(
     another is to follow."""
     if past is not None:
         past.await_end_of_processes()
-    cluster = connect(os.getcwd(), run_file.run.cluster)
+    cluster = connect(os.getcwd(), run_file.run.cluster, run_file.run.variables)
     try:
         if past is None:
             check_resources(run_file, cluster)

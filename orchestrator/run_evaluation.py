@@ -50,7 +50,7 @@ def evaluate(run_file: RunFile, checkpoint: str | None) -> int:
     # No learner is there to stand beside
     rollout = replace(run_file.rollout, placement="disaggregated")
     alone = replace(run_file, stages=stages, publish=publish, rollout=rollout)
-    cluster = connect(os.getcwd(), run_file.run.cluster)
+    cluster = connect(os.getcwd(), run_file.run.cluster, run_file.run.variables)
     try:
         check_resources(alone, cluster)
         found = asyncio.run(_evaluate(alone, chosen, run_dir))

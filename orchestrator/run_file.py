@@ -47,7 +47,7 @@ _INHERITED_BY: Mapping[str, Collection[str]] = {"annotate": ("env", "reward"), "
 """By kind of stage, where it is not all of them."""
 
 _MAY_CHANGE = re.compile(
-    r"run\.(max_hours|deadline_minutes|dir|max_restarts|cluster)"
+    r"run\.(max_hours|deadline_minutes|dir|max_restarts|cluster|variables(\[\d+\])?)"
     r"|(track|publish|mismatch_guard|health)\..*"
     r"|checkpoint\.(every_steps|keep|keep_best|best_by)"
     r"|(rollout|learner|reference|environment|reward_workers)\.(workers(\.\w+)?|threads)"
@@ -104,10 +104,10 @@ def resolved(run_file: RunFile) -> dict[str, Json]:
 def fingerprint(run_file: RunFile) -> str:
     """SHA-256 over everything that may not change when a run is resumed.
 
-    May change: `run.max_hours`, `run.deadline_minutes`, `run.dir`, `run.cluster`, `track`,
-    `checkpoint` but for its `path`, `publish`, `mismatch_guard`, `health`, `steps` of a stage (it
-    may only grow, see `manta.orchestrator.run_changes`), worker counts and threads, the
-    learner's backend (all read one another's checkpoints).
+    May change: `run.max_hours`, `run.deadline_minutes`, `run.dir`, `run.cluster`,
+    `run.variables`, `track`, `checkpoint` but for its `path`, `publish`, `mismatch_guard`,
+    `health`, `steps` of a stage (it may only grow, see `manta.orchestrator.run_changes`), worker
+    counts and threads, the learner's backend (all read one another's checkpoints).
     """
     fixed = {
         path: value

@@ -46,6 +46,7 @@ MAY_USE_RAY = {
     "orchestrator/learner_group.py",
     "orchestrator/lane_pool.py",
     "orchestrator/living.py",
+    "orchestrator/local_ray.py",
     "orchestrator/past_life.py",
     "orchestrator/placement.py",
     "orchestrator/places.py",
