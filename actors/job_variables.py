@@ -3,9 +3,9 @@
 Owns how their values reach the job's processes. Ray shows a job's runtime environment to everybody
 who may list jobs, so the values are not in it: they lie in the cluster's key-value store under a
 random name, and only that name is in the runtime environment. Ray calls `take` in every worker
-process of the job as it starts; the driver inherits from the job's supervisor, and deletes them
-when the run ends. Who may run code on the cluster can read them until then. Ray loads only where
-there are some.
+process of the job as it starts; the driver takes them, and those that are for it alone, by itself,
+and deletes all when the run ends. Who may run code on the cluster can read them until then. Ray
+loads only where there are some.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ NAME = "MANTA_JOB_VARIABLES"
 """The environment variable that has the name of the values."""
 HOOK = "manta.actors.job_variables.take"
 """What Ray's `worker_process_setup_hook` is for such a job."""
+_EVERYBODYS, _DRIVERS = "everybodys", "drivers"
+_SECONDS = 30.0
+"""How long the cluster's store may take to answer."""
 
 
-class VariablesGone(RuntimeError):
+class VariablesGone(ValueError):
     """The values are not in the cluster's store any more."""
 
 
@@ -34,12 +37,13 @@ def new_name() -> str:
     return f"_ray_pkg_{secrets.token_hex(24)}.zip"
 
 
-def packed(values: Mapping[str, str]) -> bytes:
-    return json.dumps(dict(values)).encode()
+def packed(everybodys: Mapping[str, str], drivers: Mapping[str, str]) -> bytes:
+    """The values, as they are kept: `everybodys`, and those of the driver alone."""
+    return json.dumps({_EVERYBODYS: dict(everybodys), _DRIVERS: dict(drivers)}).encode()
 
 
 def take() -> None:
-    """Sets the job's variables in this process.
+    """Sets what every process of the job has in this one.
 
     Raises VariablesGone where they are not there: the cluster's head was restarted, or the job has
     ended.
@@ -49,34 +53,54 @@ def take() -> None:
         return
     from ray.experimental import internal_kv
 
-    found = internal_kv._internal_kv_get(f"gcs://{name}")
-    if found is None:
-        raise VariablesGone(
-            "the environment variables that this job was submitted with are gone from the cluster "
-            "(was its head restarted?): submit the run again, it goes on from its checkpoint"
-        )
-    os.environ.update(json.loads(found))
+    _set(internal_kv._internal_kv_get(_key(name)), _EVERYBODYS)
 
 
 @contextmanager
-def forgotten_at_the_end() -> Iterator[None]:
-    """Around a job's driver: takes the values out of the store when it is over, however it ends,
-    short of SIGKILL."""
+def for_the_driver() -> Iterator[None]:
+    """Around a job's driver: sets its variables, and takes the values out of the store when it is
+    over, however it ends, short of SIGKILL.
+
+    Raises ValueError where they are not there.
+    """
     name, address = os.environ.get(NAME), os.environ.get("RAY_ADDRESS")
     if name is None or address is None:
         yield
         return
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import RpcError
+
     # Until the run watches for it, a stop would end the process on the spot
     signal.signal(signal.SIGTERM, _leave)
     try:
+        try:
+            found = GcsClient(address=address).internal_kv_get(_key(name), None, _SECONDS)
+        except RpcError as error:
+            raise ValueError(
+                f"the cluster at {address} could not be asked for the job's variables "
+                f"({error}): submit the run again"
+            ) from error
+        _set(found, _EVERYBODYS, _DRIVERS)
         yield
     finally:
-        from ray._raylet import GcsClient  # type: ignore[attr-defined]
-        from ray.exceptions import RpcError
-
         # The driver has left the cluster by now; the store outlives it
         with suppress(RpcError):
-            GcsClient(address=address).internal_kv_del(f"gcs://{name}".encode(), False, None)
+            GcsClient(address=address).internal_kv_del(_key(name), False, None)
+
+
+def _key(name: str) -> bytes:
+    return f"gcs://{name}".encode()
+
+
+def _set(kept: bytes | None, *parts: str) -> None:
+    if kept is None:
+        raise VariablesGone(
+            "the environment variables that this job was submitted with are gone from the cluster "
+            "(was its head restarted?): submit the run again, it goes on from its checkpoint"
+        )
+    found = json.loads(kept)
+    for part in parts:
+        os.environ.update(found[part])
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -19,7 +19,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 import manta
-from manta.actors.job_variables import forgotten_at_the_end
+from manta.actors.job_variables import for_the_driver
 from manta.orchestrator import (
     batch_plan,
     cluster_check,
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen.overrides += rest
         if chosen.command == "plan":
             return _plan(chosen)
-        with forgotten_at_the_end() if chosen.command == "train" else nullcontext():
+        with for_the_driver() if chosen.command == "train" else nullcontext():
             return _on_run_file(chosen)
     except ValueError as error:
         return _refused(chosen, told(error))

@@ -89,13 +89,14 @@ class JobServer:
                 entrypoint_resources=resources,
             )
 
-    def keep(self, values: Mapping[str, str]) -> str:
-        """Brings a job's variables to the cluster's store; their name there."""
+    def keep(self, everybodys: Mapping[str, str], drivers: Mapping[str, str]) -> str:
+        """Brings a job's variables, and those of its driver alone, to the cluster's store; their
+        name there."""
         name = new_name()
         with self._told():
             # Ray's client has no public call for bytes that are no package
             answer = self._client._do_request(
-                "PUT", f"/api/packages/gcs/{name}", data=packed(values)
+                "PUT", f"/api/packages/gcs/{name}", data=packed(everybodys, drivers)
             )
         if answer.status_code != 200:
             raise ValueError(f"{self.address} did not take the environment variables")

@@ -23,8 +23,8 @@ from manta.orchestrator.resume import AUTO
 
 EXCLUDED = (".git", ".venv", "runs", "wandb", "__pycache__", ".mypy_cache", ".pytest_cache")
 """What of a working directory stays here, beside what its .gitignore names."""
-PASSED = ("WANDB_API_KEY",)
-"""Variables that travel without being named, if they are set."""
+DRIVERS = ("WANDB_API_KEY",)
+"""Variables that travel without being named, if they are set, to the driver alone."""
 RUN_NAME, RUN_DIR, STAGES, VARIABLES = "manta.run", "manta.dir", "manta.stages", "manta.variables"
 """What the metadata of a job calls the run, its directory, its stages and steps, and the names of
 the variables that it was given."""
@@ -43,7 +43,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="an environment variable whose value the job shall have; again for more",
+        help="an environment variable whose value the job shall have, beside run.variables; again "
+        "for more",
     )
     command.add_argument(
         "--wait", action="store_true", help="show what the run prints until it ends"
@@ -64,7 +65,9 @@ def submit(chosen: argparse.Namespace, loaded: RunFile) -> int:
     folder = _folder(chosen.working_dir)
     run_file = _inside(chosen.run_file, folder)
     _check_places(loaded, chosen.resume)
-    variables = _variables(chosen.env, os.environ)
+    variables = _variables(chosen.env, loaded.run.variables, os.environ)
+    drivers = {name: os.environ[name] for name in DRIVERS if os.environ.get(name)}
+    given = sorted({*variables, *drivers})
     address = address_of(chosen.address)
     prepare_token()
     from manta.orchestrator.job_server import JobServer
@@ -80,15 +83,15 @@ def submit(chosen: argparse.Namespace, loaded: RunFile) -> int:
         "excludes": _excludes(folder, loaded),
         "env_vars": environment,
     }
-    if variables:
-        environment[NAME] = server.keep(variables)
+    if given:
+        environment[NAME] = server.keep(variables, drivers)
         runtime_env["worker_process_setup_hook"] = HOOK
     metadata = {
         "manta": manta.__version__,
         RUN_NAME: loaded.run.name,
         RUN_DIR: str(Path(loaded.run.dir) / loaded.run.name),
         STAGES: " ".join(f"{stage.name}:{stage.steps}" for stage in loaded.stages),
-        VARIABLES: " ".join(sorted(variables)),
+        VARIABLES: " ".join(given),
     }
     asked = [] if chosen.resume == AUTO else ["--resume", chosen.resume]
     command = shlex.join(["manta", "train", run_file, *chosen.overrides, *asked])
@@ -153,9 +156,12 @@ def _check_places(loaded: RunFile, resume: str) -> None:
             )
 
 
-def _variables(named: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """The values of what was named, and of `PASSED`."""
-    found = {name: environment[name] for name in PASSED if environment.get(name)}
+def _variables(
+    named: Sequence[str], by_run_file: Sequence[str], environment: Mapping[str, str]
+) -> dict[str, str]:
+    """The values of what was named on the command line, which must be set here, and of what the run
+    file names, which the cluster may have by itself."""
+    found = {name: environment[name] for name in by_run_file if name in environment}
     for name in named:
         if "=" in name:
             raise ValueError(

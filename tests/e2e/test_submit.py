@@ -54,8 +54,13 @@ def is_kept(cluster: runs.Environment, name: str) -> bool:
 def test_a_submitted_run_shows_how_far_it_is_keeps_secrets_and_stops_when_it_has_saved(
     tmp_path: Path, cluster: runs.Environment
 ) -> None:
-    told = hashlib.sha256(SECRETS["HF_TOKEN"].encode()).hexdigest()
-    component = f"{{reward: 'tests.e2e.told:Told', name: HF_TOKEN, sha256: '{told}'}}"
+    told, drivers = (
+        hashlib.sha256(SECRETS[name].encode()).hexdigest() for name in ("HF_TOKEN", "WANDB_API_KEY")
+    )
+    component = (
+        f"{{reward: 'tests.e2e.told:Told', name: HF_TOKEN, sha256: '{told}', "
+        f"drivers: WANDB_API_KEY, drivers_sha256: '{drivers}'}}"
+    )
     printed = manta(
         {**cluster, **SECRETS}, "submit", "tests/e2e/tiny.yaml", f"run.dir={tmp_path}",
         "run.name=sent", "stages.rl.steps=500", "checkpoint.every_steps=100",

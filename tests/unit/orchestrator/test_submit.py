@@ -13,7 +13,7 @@ from manta.orchestrator import run_file
 from manta.orchestrator.cli import main
 from manta.orchestrator.display import DisplayState, read_step_line, step_line
 from manta.orchestrator.job_address import prepare_token
-from manta.orchestrator.submit import submit
+from manta.orchestrator.submit import _variables, submit
 from tests.unit.orchestrator.tiny_run import write
 
 SHARED = "run.dir=/shared/runs"
@@ -116,6 +116,14 @@ def test_a_file_is_only_read_where_its_data_is_elsewhere(tmp_path: Path) -> None
     )
     with pytest.raises(ValueError, match="which cluster"):
         submit(chosen, loaded)
+
+
+def test_variables_that_the_run_file_names_travel_where_they_are_set() -> None:
+    here = {"AWS_SESSION_TOKEN": "a", "HF_TOKEN": "b", "WANDB_API_KEY": "c"}
+    assert _variables(["HF_TOKEN"], ["AWS_SESSION_TOKEN", "ON_THE_NODES"], here) == {
+        "AWS_SESSION_TOKEN": "a",
+        "HF_TOKEN": "b",
+    }
 
 
 def test_a_step_is_read_back_from_its_line() -> None:
