@@ -22,7 +22,7 @@ from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import AlgorithmSettings
 from manta.algorithms.written_keys import Chosen, without_effect
 from manta.envs.records import Json
-from manta.orchestrator import strict, yaml_tree
+from manta.orchestrator import strict, uri_credentials, yaml_tree
 from manta.orchestrator.config import (
     ComponentConfig,
     EnvConfig,
@@ -83,9 +83,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunFile:
     for text in for_stages:
         root = _override(root, text, problems)
     root = _written_out(_inherit(root), problems)
+    problems += uri_credentials.problems(root)
     run_file = strict.read(_expand(root, problems), RunFile, problems)
     if problems or run_file is None:
-        raise RunFileError(problems)
+        raise RunFileError([uri_credentials.blackened(problem) for problem in problems])
     return run_file
 
 

@@ -303,3 +303,46 @@ def test_what_may_not_change_on_resume(tmp_path: Path, override: str, told: list
     assert [str(change) for change in changes(old, new)] == told
     shrinks = "may only grow" in told[0]
     assert (run_file.fingerprint(old) == run_file.fingerprint(new)) == shrinks
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIA:hush@bucket/kept",
+        "s3://AKIA:hush/hush+/x@bucket/kept",
+        "s3://AKIA:hush%2Fx@bucket/kept?region=eu",
+        "gs://hush@bucket/kept",
+        "abfss://container:hush@account.dfs.core.windows.net/kept",
+        "https://hush@host:8080/kept",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_shown(tmp_path: Path, uri: str) -> None:
+    told = "credentials in a URI would be written into the run directory and shown: remove"
+    text = TEXT + f"checkpoint: {{path: '{uri}'}}\n"
+    [problem] = refused(tmp_path, text=text)
+    assert problem.startswith(f"run.yaml:17: key 'checkpoint.path': {told}")
+    [problem] = refused(tmp_path, f"publish.path={uri}")
+    assert problem.startswith("override 'publish.path=")
+    assert f"key 'publish.path': {told}" in problem
+    for key in ("stages.rl.trajectories", "env.root", "checkpoint.pathh"):
+        assert told in " ".join(refused(tmp_path, f"{key}={uri}"))
+    shown = refused(tmp_path, f"checkpoint.keep={uri}", text=text)
+    assert len(shown) > 1
+    assert not [problem for problem in shown if "hush" in problem or "AKIA" in problem]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/kept@2?endpoint_override=localhost:9000",
+        "s3://bucket:9000/a@b",
+        "gs://anonymous@bucket/kept",
+        "abfss://container@account.dfs.core.windows.net/kept",
+        "http://[::1]:9000/a@b",
+        "file:///kept/a:b@c",
+        "/kept/a@b",
+        "text with s3://a:b@c in it",
+    ],
+)
+def test_a_uri_without_credentials_is_not(tmp_path: Path, uri: str) -> None:
+    assert load(tmp_path, f"checkpoint.path='{uri}'").checkpoint.path == uri
