@@ -56,6 +56,7 @@ from manta.orchestrator.vllm_check import vllm_problems
 from manta.orchestrator.within_check import within_problems
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def cross_check(run_file: RunFile, surveyed: Survey | None = None) -> list[str]:
@@ -107,6 +108,12 @@ def _run(run_file: RunFile) -> Iterator[str]:
             f"run.name: '{run.name}' must be letters, digits, '.', '_' and '-', starting with a "
             "letter or digit: it names the run's folder"
         )
+    for index, name in enumerate(run.variables):
+        if not _VARIABLE.fullmatch(name):
+            yield (
+                f"run.variables[{index}]: give the name alone, '{name.partition('=')[0]}': its "
+                "value is taken from the environment, so that it is not written down"
+            )
 
 
 def _numbers(run_file: RunFile) -> Iterator[str]:

@@ -31,6 +31,8 @@ def test_tokens_are_chosen_where_that_has_an_effect(tmp_path: Path, told: str) -
 
 
 REFUSED = [
+    ("run.variables=[HF_TOKEN, 'KEY=hush']", "run.variables[1]: give the name alone, 'KEY': its "
+     "value is taken from the environment"),
     ("run.name=a/b", "run.name: 'a/b' must be letters, digits, '.', '_' and '-', starting with a "
      "letter or digit: it names the run's folder"),
     ("run.cluster=absent.yaml", "run.cluster: absent.yaml: No such file or directory: name a "
