@@ -65,7 +65,9 @@ def environment_of_a_local_ray(working_dir: str, handed_on: Collection[str] = ()
             environment["RAY_TMPDIR"] = str(_own_folder())
         environment.pop("RAY_AUTH_TOKEN_PATH", None)
         environment.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN})
-        # Ray has read these two already
+        # A certificate is for the addresses that a node has in a cluster
+        environment["RAY_USE_TLS"] = "0"
+        # Ray has read all that already
         Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
         environment[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"

@@ -35,6 +35,7 @@ def test_it_is_closed_and_its_workers_inherit_no_secrets(tmp_path: Path) -> None
         # What a user has set for a cluster
         "RAY_AUTH_MODE": "disabled",
         "RAY_AUTH_TOKEN": "of-a-cluster",
+        "RAY_USE_TLS": "1",
     }
     done = subprocess.run(
         [sys.executable, "-m", "tests.e2e.own_ray", "AWS_SECRET_ACCESS_KEY", "NOT_SET"],
