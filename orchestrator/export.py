@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from rich.console import Console
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from manta.actors.backends.state_files import read_parameters, read_scalars
@@ -23,6 +24,7 @@ from manta.orchestrator import run_file as run_files
 from manta.orchestrator.build import tokenizer_name
 from manta.orchestrator.checkpoint import Checkpoints
 from manta.orchestrator.config import RunFile
+from manta.orchestrator.file_trouble import told_of
 from manta.orchestrator.run_directory import RunDirectory
 
 
@@ -31,14 +33,19 @@ def export(named: str, folder: Path) -> int:
     `folder`, which transformers and vLLM load: config.json, model.safetensors in the model's dtype,
     and the tokenizer's files where it has any.
 
-    Raises ValueError where there is no such checkpoint, it is damaged, or `folder` is not empty.
+    Raises ValueError where there is no such checkpoint, it is damaged, or `folder` is not empty or
+    cannot be written.
     """
     directory, step = _meant(named)
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: name a folder that is not there yet")
     run_file = run_files.load(directory.config)
     learner, step = _learner(directory, step)
-    has_tokenizer = write_checkpoint(run_file, learner, folder)
+    try:
+        with told_of(f"{folder} cannot be written"):
+            has_tokenizer = write_checkpoint(run_file, learner, folder)
+    except SafetensorError as error:
+        raise ValueError(f"{folder} cannot be written: {error}: make room there") from error
     console = Console()
     console.print(f"{folder}: the weights of step {step}", soft_wrap=True, highlight=False)
     if not has_tokenizer:

@@ -49,4 +49,7 @@ def told_of(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{what}: {file_trouble(error) or error}") from error
+        why = file_trouble(error)
+        if why is None:
+            raise
+        raise ValueError(f"{what}: {why}") from error

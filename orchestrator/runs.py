@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -140,7 +141,7 @@ def described(server: JobServer, job: Job) -> Iterator[str]:
     if job.metadata.get(VARIABLES):
         yield f"environment variables: {job.metadata[VARIABLES]}"
     directory = _directory(job)
-    readable = "" if directory.root.exists() else " (not readable from here)"
+    readable = "" if os.access(directory.root, os.R_OK) else " (not readable from here)"
     yield f"run directory: {directory.root}{readable}"
     if not job.has_ended:
         yield from held_up(directory)
@@ -166,10 +167,8 @@ def held_up(directory: RunDirectory) -> Iterator[str]:
 
 def state(job: Job) -> str:
     """A run that was stopped and saved ends well for Ray; its summary says what it was."""
-    summary = _directory(job).summary
-    if job.status == "SUCCEEDED" and summary.exists():
-        return str(json.loads(summary.read_text())["state"])
-    return _WORDS[job.status]
+    summary = _summary(_directory(job)) if job.status == "SUCCEEDED" else {}
+    return str(summary.get("state", _WORDS[job.status]))
 
 
 def follow_to_end(server: JobServer, id: str) -> int:
@@ -272,9 +271,30 @@ def _written(job: Job) -> Progress | None:
 
 
 def _metrics(directory: RunDirectory) -> Sequence[dict[str, object]]:
-    if not directory.metrics.exists():
-        return []
-    return [json.loads(line) for line in directory.metrics.read_text().split("\n")[:-1]]
+    """The lines that can be read from here."""
+    lines = [_mapping(line) for line in _text(directory.metrics).split("\n")[:-1]]
+    return [line for line in lines if line.keys() >= {"stage", "step"}]
+
+
+def _summary(directory: RunDirectory) -> dict[str, object]:
+    """Empty where there is none, or none that can be read from here."""
+    return _mapping(_text(directory.summary))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _mapping(text: str) -> dict[str, object]:
+    """Empty where it is none: one damaged file must not hide all other runs."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _figures(directory: RunDirectory) -> Iterator[str]:
@@ -285,11 +305,11 @@ def _figures(directory: RunDirectory) -> Iterator[str]:
         if found:
             step, value = found[-1]
             yield f"{name}: {value:.4g} at step {step}"
-    if directory.summary.exists():
-        summary = json.loads(directory.summary.read_text())
-        yield f"summary: {summary['state']} after {duration(summary['seconds'])}"
-        if summary["error"]:
-            yield f"error: {summary['error']}"
+    summary = _summary(directory)
+    if isinstance(seconds := summary.get("seconds"), int | float):
+        yield f"summary: {summary.get('state')} after {duration(seconds)}"
+    if summary.get("error"):
+        yield f"error: {summary['error']}"
 
 
 def _since(job: Job) -> str:

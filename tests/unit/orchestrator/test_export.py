@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +140,22 @@ def test_a_run_without_checkpoint_and_a_folder_in_use_are_refused(
     assert "holds no checkpoint: let the run come to its first one" in capsys.readouterr().err
     assert main(["export", str(run.root), str(tmp_path)]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("room", [0, 600])
+def test_a_folder_that_cannot_be_written_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], room: int
+) -> None:
+    """A file that may take no more bytes, as on a full disk; and a file where a folder is meant."""
+    run = TrainedRun(tmp_path, (4,))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        assert main(["export", str(run.root), str(tmp_path / "out")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    told = capsys.readouterr().err
+    assert told.startswith(f"manta export: {tmp_path}/out cannot be written: ")
+    assert "File too large" in told and "make room there" in told
+    assert main(["export", str(run.root), str(run.root / "config.yaml")]) == 2
+    assert "File exists: something else stands where it is needed" in capsys.readouterr().err

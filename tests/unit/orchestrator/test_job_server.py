@@ -1,4 +1,4 @@
-"""A job server that takes requests and never answers them: no command waits for it without end."""
+"""A job server that never answers, and run directories that cannot be read: what commands do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -133,3 +134,33 @@ def test_a_run_that_prints_nothing_is_followed_while_its_server_answers(
     start = time.monotonic()
     assert asyncio.run(followed()) == []
     assert 0.9 < time.monotonic() - start < 10
+
+
+def test_a_run_directory_that_cannot_be_read_hides_no_other_run(
+    head: Head,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    runs = [
+        {**TINY, "submission_id": f"{name}-1", "status": "SUCCEEDED",
+         "metadata": {"manta.run": name, "manta.dir": str(tmp_path / name)}}
+        for name in ("torn", "empty", "folders", "well")
+    ]  # fmt: skip
+    monkeypatch.setitem(ANSWERS, "/api/jobs/", runs)
+    for name, text in (("torn", "{"), ("empty", "{}"), ("well", '{"state": "stopped"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(text)
+        (tmp_path / name / "metrics.jsonl").write_bytes(b"\xff\n{}\n[]\n")
+    for name in ("summary.json", "metrics.jsonl"):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+    with (tmp_path / "well/metrics.jsonl").open("a") as file:
+        file.write('{"stage": "rl", "step": 3}\n')
+    assert main(["runs", "list", "--address", head.address]) == 0
+    rows = [line.split()[:4] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [
+        ["torn-1", "finished", "-", "-"],
+        ["empty-1", "finished", "-", "-"],
+        ["folders-1", "finished", "-", "-"],
+        ["well-1", "stopped", "rl", "3"],
+    ]
