@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from manta.actors.collectives import gather_texts
 from manta.algorithms.tokens import LossTerms
 
 
@@ -25,12 +27,9 @@ class Totals:
     def combine(self, group: dist.ProcessGroup) -> None:
         """Every rank's totals, taken in rank order. A rank without rows does not know the names,
         which is why names travel with the numbers."""
-        gathered: list[tuple[dict[str, float], dict[str, float]]] = [
-            ({}, {}) for _ in range(dist.get_world_size(group))
-        ]
-        dist.all_gather_object(gathered, (self._sums, self._maxima), group=group)
+        gathered = gather_texts(json.dumps([self._sums, self._maxima]), group)
         self._sums, self._maxima = {"loss": 0.0}, {}
-        for sums, maxima in gathered:
+        for sums, maxima in map(json.loads, gathered):
             self._take(sums, maxima)
 
     def values(self) -> dict[str, float]:
