@@ -26,6 +26,7 @@ from manta.actors.job_variables import new_name, packed
 from manta.envs.side_by_side import ending
 from manta.orchestrator.job_address import VARIABLE
 from manta.orchestrator.placement import refused
+from manta.orchestrator.storage import in_thread
 
 Status: TypeAlias = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 
@@ -126,7 +127,7 @@ class JobServer:
                     coming = asyncio.ensure_future(anext(texts, None))
                     async with ending(coming):
                         while not (await asyncio.wait({coming}, timeout=ANSWER_SECONDS))[0]:
-                            if (await asyncio.to_thread(self.job, id)).has_ended:
+                            if (await in_thread(self.job, id)).has_ended:
                                 return
                     text = coming.result()
                     if text is None:

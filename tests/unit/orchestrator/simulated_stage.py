@@ -132,6 +132,8 @@ class SimulatedStage:
     """`steps` steps of `prompts` groups out of `feed`."""
 
     num_tasks = NUM_TASKS
+    earlier: Sequence[Entry] = ()
+    """Of the lives before this one."""
 
     def __init__(
         self,
@@ -188,7 +190,9 @@ class SimulatedStage:
     async def _after(self, step: int) -> None:
         """Every group that was admitted is settled once, or outstanding, in any state."""
         state = self.loop.feed_state(step)
-        assert not problems(self.entries, state, self.num_tasks, given_up_after=MAX_ATTEMPTS)
+        entries = [*self.earlier, *self.entries]
+        found = problems(entries, state, self.num_tasks, given_up_after=MAX_ATTEMPTS)
+        assert not found, found
 
 
 def order() -> EpochOrder:

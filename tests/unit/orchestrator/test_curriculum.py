@@ -215,8 +215,10 @@ Told = tuple[str, tuple[int, int], int, str, str]
 
 
 class Stage(SimulatedStage):
-    """A stage under a curriculum, from the start or from `state` at `step`; `states` by step, each
-    with the entries that the ledger had."""
+    """A stage under a curriculum, from the start or from `state` at `step`, where the ledger had
+    the `earlier` entries; `states` by step, each with the entries that the ledger had."""
+
+    num_tasks = TASKS
 
     def __init__(
         self,
@@ -226,6 +228,7 @@ class Stage(SimulatedStage):
         algorithm: str,
         step: int = 0,
         state: FeedState | None = None,
+        earlier: Sequence[Entry] = (),
         prompts: int = PROMPTS,
         is_all_right: bool = False,
     ) -> None:
@@ -243,25 +246,31 @@ class Stage(SimulatedStage):
         )  # fmt: skip
         self.supply.curriculum = curriculum
         self.loop._progress.step = self.loop._progress.stage_step = step
-        self.states: dict[int, tuple[FeedState, int]] = {}
+        lost = () if state is None else state.outstanding
+        self.earlier = [*earlier, *(Entry("rl", g, "dropped", step, STOPPED) for g in lost)]
+        self.states: dict[int, tuple[FeedState, list[Entry]]] = {}
 
     async def _after(self, step: int) -> None:
         await super()._after(step)
         state = through_json(self.loop.feed_state(step))
-        self.states[step] = (state, len(self.told))
+        self.states[step] = (state, self.entries)
 
     @property
     def told(self) -> list[Told]:
-        return [told(entry) for entry in self.entries if entry.outcome != "dropped"]
+        return told(self.entries)
 
 
 STEPS = 14
+STOPPED = "the run stopped before it was trained"
 
 
-def told(entry: Entry) -> Told:
-    """All but the attempt."""
-    group = (entry.group.epoch, entry.group.position)
-    return entry.outcome, group, entry.step, entry.reason, entry.content_hash
+def told(entries: Sequence[Entry]) -> list[Told]:
+    """What became of the places, without the attempts."""
+    return [
+        (e.outcome, (e.group.epoch, e.group.position), e.step, e.reason, e.content_hash)
+        for e in entries
+        if e.outcome != "dropped"
+    ]
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
@@ -280,12 +289,12 @@ def test_a_stage_resumed_at_any_step_goes_on_as_if_it_had_not_stopped(
     assert outcomes == {"trained", "skipped"} | ({"filtered"} if algorithm == "dapo" else set())
     last = max(epoch for _, (epoch, _), *_ in whole.told)
     assert last >= 4
-    for step, (state, length) in whole.states.items():
+    for step, (state, earlier) in whole.states.items():
         if step == STEPS:
             continue
-        again = Stage(tmp_path / str(step), feed_of, BAND, algorithm, step, state)
+        again = Stage(tmp_path / str(step), feed_of, BAND, algorithm, step, state, earlier)
         virtual_clock.run(again.run())
-        assert again.told == whole.told[length:]
+        assert told(earlier) + again.told == whole.told
         assert {s: strip(state) for s, (state, _) in again.states.items()} == {
             s: strip(state) for s, (state, _) in whole.states.items() if s > step
         }
@@ -308,11 +317,11 @@ def test_feeds_that_take_what_finishes_first_lose_and_repeat_nothing(
 ) -> None:
     whole = Stage(tmp_path / "whole", feed_of, BAND, "grpo")
     virtual_clock.run(whole.run())
-    state, length = whole.states[7]
+    state, earlier = whole.states[7]
     assert state.epoch > 0
-    again = Stage(tmp_path / "again", feed_of, BAND, "grpo", 7, state)
+    again = Stage(tmp_path / "again", feed_of, BAND, "grpo", 7, state, earlier)
     virtual_clock.run(again.run())
-    for history in (whole.told, whole.told[:length] + again.told):
+    for history in (whole.told, told(earlier) + again.told):
         places = [place for _, place, *_ in history]
         assert len(places) == len(set(places))
         tasks = [(epoch, task_of(each)) for each in history for epoch in [each[1][0]]]
@@ -334,7 +343,7 @@ def test_where_all_would_be_left_out_all_come_and_it_is_told_once(tmp_path: Path
     stage = Stage(tmp_path, feed_of, BAND, "grpo", prompts=TASKS, is_all_right=True)
     virtual_clock.run(stage.run())
     assert {outcome for outcome, *_ in stage.told} == {"trained"}
-    told = [alarm for alarm in stage.recorder.alarms if alarm.kind == "empty epoch"]
-    assert [alarm.what for alarm in told] == [
+    alarms = [alarm for alarm in stage.recorder.alarms if alarm.kind == "empty epoch"]
+    assert [alarm.what for alarm in alarms] == [
         "the curriculum would have left every task out of epoch 1, and takes them all"
     ]

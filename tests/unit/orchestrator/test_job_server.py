@@ -112,7 +112,7 @@ def test_so_is_one_that_hangs_while_a_run_is_sent(head: Head) -> None:
     with pytest.raises(ValueError, match="does not answer them: does its head hang"):
         server.submit("true", "tiny-2", {}, {})
     with pytest.raises(ValueError, match="does not answer them"):
-        server.keep({"NAME": "value"})
+        server.keep({"NAME": "value"}, {})
     with pytest.raises(ValueError, match="does not answer them"):
         server.delete("tiny-1")
 
