@@ -253,6 +253,17 @@ class PlaceAlarms:
         return True
 
 
+def incomplete_evaluation(broken: int) -> Alarm:
+    """Of one in which so many held-out tasks broke in every attempt."""
+    return Alarm(
+        "evaluation",
+        f"{broken} held-out tasks broke in every attempt: the accuracy is that of the others",
+        "an environment, a reward or an engine fails at them",
+        "evaluate again (manta eval) once it does not; until then compare this accuracy with no "
+        "other",
+    )
+
+
 def _learner_idle(metrics: Mapping[str, float]) -> float | None:
     busy = [metrics[name] for name in metrics if name.startswith("time/learner/")]
     if not busy or metrics.get(STEP, 0.0) <= 0:

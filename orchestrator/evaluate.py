@@ -22,7 +22,8 @@ _TASKS_PER_CALL = 64
 class Evaluation:
     """`accuracy`: share of samples whose `metric` component is above 0.5 (absent: it is not).
     `gold_logprob`: mean log-prob per token of the gold answers, if asked for. `gold_reward`: mean
-    and standard deviation of the reward's gold component, where it names one."""
+    and standard deviation of the reward's gold component, where it names one. `num_broken`: tasks
+    that could not be made in any attempt, and count in nothing else here."""
 
     accuracy: float
     reward: float
@@ -31,6 +32,7 @@ class Evaluation:
     gold_logprob: float | None
     reward_std: float = 0.0
     gold_reward: tuple[float, float] | None = None
+    num_broken: int = 0
 
 
 class NothingEvaluated(RuntimeError):
@@ -55,8 +57,8 @@ async def evaluate(
     results = await asyncio.gather(*(_made(pool, lane, block) for block in blocks))
     groups = [group for block in results for group in block]
     summaries = [group for group in groups if not isinstance(group, Broken)]
+    broken = [group for group in groups if isinstance(group, Broken)]
     if not summaries:
-        broken = [group for group in groups if isinstance(group, Broken)]
         reasons = sorted({group.reason for group in broken})
         kind = EvaluationLost if all(group.is_lost for group in broken) else NothingEvaluated
         raise kind(
@@ -80,6 +82,7 @@ async def evaluate(
         gold_logprob=gold,
         reward_std=float(np.std(rewards)),
         gold_reward=None if held_against is None else _moments(_component(summaries, held_against)),
+        num_broken=len(broken),
     )
 
 

@@ -17,11 +17,13 @@ from manta.orchestrator.learner_group import LearnerLost
 from manta.orchestrator.publish import EnginesDied
 from manta.orchestrator.reference_pool import ReferenceLost
 from manta.orchestrator.seats import NoWorkerLeft
+from manta.orchestrator.supply import GroupsLost
 from manta.orchestrator.wait import DeadlineMissed
 
 _HEALED = (
     LearnerLost,
     EvaluationLost,
+    GroupsLost,
     EnginesDied,
     NoWorkerLeft,
     ReferenceLost,

@@ -24,7 +24,7 @@ from manta.actors.step_work import StepReport
 from manta.algorithms.catalogue import compares_samples
 from manta.envs.records import GroupSummary, Json
 from manta.orchestrator import reward_gap
-from manta.orchestrator.alarms import Alarm, StepAlarms
+from manta.orchestrator.alarms import Alarm, StepAlarms, incomplete_evaluation
 from manta.orchestrator.config import RunFile
 from manta.orchestrator.curriculum import Curriculum
 from manta.orchestrator.display import Display, DisplayState
@@ -206,6 +206,7 @@ class Recorder:
             reward_gap.PROXY: evaluation.reward,
             "eval/length": evaluation.mean_tokens,
             "eval/samples": float(evaluation.num_samples),
+            "eval/broken": float(evaluation.num_broken),
         }
         if evaluation.gold_logprob is not None:
             metrics["eval/gold_logprob"] = evaluation.gold_logprob
@@ -219,6 +220,8 @@ class Recorder:
         for alarm in self._learning.line(metrics):
             self.alarm(alarm)
         self.event_text(f"{progress.stage} step {progress.stage_step}: {text}")
+        if evaluation.num_broken:
+            self.alarm(incomplete_evaluation(evaluation.num_broken))
 
     def watch(self, turns: DeviceTurns) -> None:
         """From now on every step says how its time was shared on a device."""

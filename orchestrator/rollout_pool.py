@@ -264,6 +264,11 @@ class RolloutPool:
         ended = (self._close(engine) for engine in self._engines.values())
         await asyncio.gather(*ended, return_exceptions=True)
 
+    async def routed(self) -> None:
+        """Returns never; raises RayActorError the moment the router is gone. Every call to an
+        engine fails from then on, so that a thousand groups break within a second."""
+        await self.router.stay.remote()
+
     async def figures(self) -> RouterFigures:
         return await self.router.figures.remote()
 

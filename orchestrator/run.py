@@ -238,7 +238,8 @@ class _Driver:
             sizing = LearnerSizing(ranks, crew.learner, crew.client, lambda: draining.now)
             watches.append(sizing.run)
         async with asyncio.TaskGroup() as tasks:
-            beside = [tasks.create_task(watch_head(self._head))]
+            gone = (watch_head(self._head), crew.rollout.routed())
+            beside = [tasks.create_task(each) for each in gone]
             beside += [tasks.create_task(each.run(recorder.event)) for each in crew.seats]
             with run.recorder.phase("start_up"):
                 self._watch_signals(run.recorder)

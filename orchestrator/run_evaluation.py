@@ -13,6 +13,7 @@ from rich.console import Console
 from manta.actors.step_work import StartOrder
 from manta.actors.stored_folder import StoredFolder
 from manta.actors.weights import Weights
+from manta.orchestrator.alarms import incomplete_evaluation
 from manta.orchestrator.build import Crew, build
 from manta.orchestrator.checkpoint import Checkpoint, Checkpoints
 from manta.orchestrator.config import RunFile, StageConfig
@@ -62,6 +63,8 @@ def evaluate(run_file: RunFile, checkpoint: str | None) -> int:
         f"accuracy {found.accuracy:.1%} over {found.num_samples} samples of the held-out tasks of "
         f"stage {stage.name}, reward {found.reward:.3f}, {found.mean_tokens:.1f} tokens an answer"
     )
+    if found.num_broken:
+        console.print(str(incomplete_evaluation(found.num_broken)), soft_wrap=True)
     if found.gold_logprob is not None:
         console.print(f"gold answers: {found.gold_logprob:.4f} log-prob per token")
     return 0

@@ -63,7 +63,9 @@ def read_report(products: Products, stage: str) -> Evaluation:
     """What an evaluate stage found. Raises ValueError where its product is missing or damaged."""
     file = products.folder(f"stage:{stage}", "report") / REPORT
     report = json.loads(file.read_text(encoding="utf-8"))
-    return Evaluation(**{field.name: report[field.name] for field in fields(Evaluation)})
+    # A report of an earlier version may lack a field that has a default
+    known = {field.name for field in fields(Evaluation)} & report.keys()
+    return Evaluation(**{name: report[name] for name in known})
 
 
 def left_by(products: Products) -> dict[str, str]:

@@ -35,6 +35,10 @@ class NothingIsMade(RuntimeError):
     """Every group breaks: the world is gone, and going on would use up the data."""
 
 
+class GroupsLost(NothingIsMade):
+    """Every one of them went with a worker that was lost: workers of another life may stay."""
+
+
 class Exhausted(RuntimeError):
     """A feed that ends has nothing more to take."""
 
@@ -89,7 +93,7 @@ class Supply:
         self._changed = asyncio.Condition()
         self._dropped: list[tuple[GroupId, str]] = []
         self._attempts = Attempts()
-        self._dropped_in_a_row = 0
+        self._dropped_in_a_row: list[Broken] = []
 
     async def run(self) -> None:
         """Admits whenever slots are free, until cancelled. A worker's bug ends it, and
@@ -212,7 +216,7 @@ class Supply:
         if self._ages.drops:
             self._unaged.append(group)
         self._calls.pop(group[:2], None)
-        self._dropped_in_a_row = 0
+        self._dropped_in_a_row = []
         self._attempts.forget(group[:2])
 
     def _retry(self, broken: Sequence[Broken]) -> list[Admission]:
@@ -229,9 +233,11 @@ class Supply:
             self.feed.drop(outcome.id)
             self._calls.pop(place, None)
             self._attempts.forget(place)
-            self._dropped_in_a_row += 1
-            if self._dropped_in_a_row == MAX_DROPPED_IN_A_ROW:
-                raise NothingIsMade(
+            self._dropped_in_a_row.append(outcome)
+            if len(self._dropped_in_a_row) == MAX_DROPPED_IN_A_ROW:
+                are_lost = all(each.is_lost for each in self._dropped_in_a_row)
+                kind = GroupsLost if are_lost else NothingIsMade
+                raise kind(
                     f"the last {MAX_DROPPED_IN_A_ROW} groups broke in every attempt and "
                     f"none was made in between; the last one, {outcome.id}: {outcome.reason}"
                 )

@@ -13,6 +13,7 @@ from manta.envs.sources.order import EpochOrder
 from manta.envs.step_records import Update
 from manta.orchestrator.curriculum import Curriculum
 from manta.orchestrator.curriculum_settings import CurriculumSettings
+from manta.orchestrator.evaluate import Evaluation
 from manta.orchestrator.feed import Feed
 from manta.orchestrator.metrics import read_metrics
 from manta.orchestrator.progress import Progress
@@ -81,6 +82,17 @@ def test_a_step_s_figures_and_histograms_and_a_warning_told_once(tmp_path: Path)
     assert notes.alerts == ["tiny: ratio drift"]
     assert [told.partition(": the")[0] for told in done.alarms] == ["rl step 8: ratio drift"]
     assert done.figures()["alarms"] == 1
+
+
+def test_an_evaluation_without_some_of_its_tasks_says_so_each_time(tmp_path: Path) -> None:
+    recorder, notes, progress = recorder_of(tmp_path), Notes(), Progress("rl", step=4)
+    recorder._tracker = notes
+    for num_broken in (0, 3, 1):
+        recorder.evaluation(progress, Evaluation(0.5, 0.5, 2.0, 8, None, num_broken=num_broken))
+    done = recorder.finish("finished", {}, None, {})
+    lines = read_metrics(tmp_path / "tiny" / "metrics.jsonl")
+    assert [line.values["eval/broken"] for line in lines] == [0, 3, 1]
+    assert [told.partition(" held-out tasks broke")[0][-1] for told in done.alarms] == ["3", "1"]
 
 
 def test_histograms_need_no_tracker_and_are_cut_back_with_the_metrics(

@@ -12,6 +12,7 @@ from manta.envs.records import GroupId
 from manta.envs.sources.order import EpochOrder
 from manta.orchestrator.attempts import MAX_ATTEMPTS, MAX_LOSSES
 from manta.orchestrator.feed import Feed
+from manta.orchestrator.rebirth import Rebirths
 from manta.orchestrator.supply import (
     MAX_DROPPED_IN_A_ROW,
     Finished,
@@ -161,6 +162,20 @@ async def test_a_world_that_is_gone_does_not_use_up_the_data() -> None:
         await asyncio.wait_for(supply.run(), 5)
     assert caught.group_contains(NothingIsMade, match="the engine is gone")
     assert len({call[0].position for call in pool.calls}) < MAX_DROPPED_IN_A_ROW + 8
+
+
+@pytest.mark.parametrize(("num_lost", "is_healed"), [(100, True), (9, False)])
+async def test_groups_that_all_went_with_workers_are_another_life_s_to_make(
+    num_lost: int, is_healed: bool
+) -> None:
+    def script(admission: Admission) -> Outcome:
+        return Broken(admission.id, "gone", is_lost=admission.id.position < num_lost)
+
+    supply = supply_of(ScriptedPool(script), slots=8)
+    with pytest.raises(ExceptionGroup) as caught:
+        await asyncio.wait_for(supply.run(), 5)
+    assert caught.group_contains(NothingIsMade, match="gone")
+    assert Rebirths(1).follows(caught.value, 0) == is_healed
 
 
 async def test_many_broken_groups_are_no_end_of_the_world() -> None:
