@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -233,7 +234,8 @@ class VllmEngine:
         """Ends vLLM's processes at once; requests under way fail."""
         found: list[list[int]] = []
         with suppress(EngineDeadError):
-            found = cast(list[list[int]], await on_every_worker(self._llm, "manta_processes"))
+            answers = await on_every_worker(self._llm, "manta_processes", os.getpid())
+            found = cast(list[list[int]], answers)
         processes = Processes(each for pair in found for each in pair)
         self._llm.shutdown(timeout=0)
         processes.kill()

@@ -24,6 +24,10 @@ from manta.actors.models.spec import LoraSpec, ModelSpec
 from manta.envs.records import Json
 
 EXTENSION = "manta.actors.engines.vllm_worker.WorkerExtension"
+IN_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""vLLM's executor for one process. It refuses that for a CPU under the name `uni`, since it sets
+OpenMP's variables for processes below the core only; those that Manta sets (see `_variables`) the
+core has from its start."""
 _FEWEST_BATCHED_TOKENS = 8192
 
 
@@ -58,7 +62,7 @@ def engine_arguments(
         "tensor_parallel_size": own.tensor_parallel,
         "data_parallel_size": own.data_parallel,
         "enable_prefix_caching": own.prefix_caching,
-        "distributed_executor_backend": "mp",
+        "distributed_executor_backend": _executor(settings),
         "disable_log_stats": True,
         "enable_log_requests": False,
     }
@@ -73,6 +77,14 @@ def engine_arguments(
         # Compiling takes longer than a small run, and a compiler that need not be there.
         arguments |= {"enforce_eager": True, "block_size": CPU_BLOCK}
     return arguments | dict(own.options)
+
+
+def _executor(settings: EngineSettings) -> str:
+    """Where vLLM computes: in processes of its own, or in the engine core, which spares one that
+    would import everything again."""
+    own = settings.vllm
+    is_one = own.tensor_parallel == own.data_parallel == 1
+    return IN_CORE if settings.devices == 0 and is_one else "mp"
 
 
 def _adapter(lora: LoraSpec) -> Mapping[str, object]:

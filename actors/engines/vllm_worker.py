@@ -52,9 +52,9 @@ class WorkerExtension:
     _weight_update_active: bool
     _arrivals: Arrivals | None = None
 
-    def manta_processes(self) -> tuple[int, int]:
-        """This one and its parent, the engine core."""
-        return os.getpid(), os.getppid()
+    def manta_processes(self, owner: int) -> list[int]:
+        """This one and, where that is another, the engine core, a child of process `owner`."""
+        return sorted({os.getpid(), os.getppid()} - {owner})
 
     def manta_draw_by_counter(self) -> None:
         """From now on a token follows from its sample's seed and place, as in the embedded engine,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from manta.actors.engine_calls import EngineCalls
 from manta.actors.engines.embedded import EmbeddedEngine
 from manta.actors.engines.protocol import Engine
 from manta.actors.engines.sampler import truncate
+from manta.actors.engines.settings import EngineSettings, VllmSettings
 from manta.actors.engines.vllm_weights import first_other
 from manta.actors.leases import Ask, Leases, Ticket
 from manta.actors.models.causal import build_model, model_state
@@ -229,6 +231,36 @@ async def test_weights_of_another_model_are_refused_by_name(vllm: Engine) -> Non
 async def test_the_environment_is_as_it_was_before_vllm_started(vllm: Engine) -> None:
     names = ("LD_PRELOAD", "VLLM_WORKER_MULTIPROC_METHOD", "TORCHDYNAMO_DISABLE")
     assert [name for name in names if name in os.environ] == []
+
+
+async def test_one_model_on_a_cpu_takes_one_process_beside_this_one(vllm: VllmEngine) -> None:
+    from manta.actors.engines.vllm_weights import on_every_worker
+
+    if devices():
+        pytest.skip("needs a machine without GPUs")
+    [[core]] = await on_every_worker(vllm._llm, "manta_processes", os.getpid())  # type: ignore[misc]
+    assert psutil.Process(core).ppid() == os.getpid()
+    assert not psutil.Process(core).children()
+
+
+@pytest.mark.parametrize(
+    ("settings", "executor"),
+    [
+        (EngineSettings(engine="vllm"), "UniProcExecutor"),
+        (EngineSettings(engine="vllm", devices=1), "mp"),
+        (EngineSettings(engine="vllm", vllm=VllmSettings(tensor_parallel=2)), "mp"),
+        (EngineSettings(engine="vllm", vllm=VllmSettings(data_parallel=2)), "mp"),
+    ],
+)
+async def test_several_parts_of_a_model_or_gpus_have_processes_of_their_own(
+    settings: EngineSettings, executor: str
+) -> None:
+    from manta.actors.engines.vllm_folder import ServedModel
+    from manta.actors.engines.vllm_start import engine_arguments
+
+    served = ServedModel("folder", {}, None, None, None)
+    found = engine_arguments(settings, MODEL, served)["distributed_executor_backend"]
+    assert str(found).rpartition(".")[2] == executor
 
 
 async def test_one_worker_s_other_hash_is_what_the_receipt_shows() -> None:
