@@ -1,9 +1,9 @@
 """Weights on their way from the rollout worker to vLLM's own processes on the same machine.
 
-The bytes go through a file that only this user can read, in shared memory where there is room, and
-that is gone when the load is done. These processes are ours: they run the same code as the same
-user, so the file needs no signature; the hash that each takes is the proof that what arrived is
-what was sent.
+The bytes go through a file without a name, in shared memory where there is room. Other processes of
+this user reach it by way of this one, with which it is gone at the latest. These processes are
+ours: they run the same code as the same user, so the file needs no signature; the hash that each
+takes is the proof that what arrived is what was sent.
 """
 
 from __future__ import annotations
@@ -77,13 +77,12 @@ def check_shapes(weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> Non
 
 @contextmanager
 def _file(weights: Weights) -> Iterator[str]:
-    number, path = tempfile.mkstemp(".weights", "manta-", folder_for(len(weights.data)))
-    try:
-        with os.fdopen(number, "wb") as file:
-            file.write(weights.data.data)
-        yield path
-    finally:
-        os.unlink(path)
+    """A path to the bytes. A file with a name would outlive a process that is killed meanwhile,
+    with all the memory that the model takes."""
+    with tempfile.TemporaryFile(dir=folder_for(len(weights.data))) as file:
+        file.write(weights.data.data)
+        file.flush()
+        yield f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
 
 def folder_for(size: int) -> Path:
