@@ -8,7 +8,7 @@ asking and counting. When ranks take their places is decided elsewhere.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from ray.util.placement_group import (
     PlacementGroup,
@@ -29,10 +29,11 @@ class RankPlaces:
         that are `leaving`."""
         while len(self._sought) < number:
             self._sought.append(placement_group([self._bundle]))
-        nodes = await asyncio.to_thread(self._nodes)
+        # Meanwhile another may seek or release
+        nodes = await asyncio.to_thread(_nodes, tuple(self._sought))
         for group in self._spare(nodes, len(self._sought) - number):
             self._give_up(group)
-        found = [node for group, node in nodes.items() if group in self._sought]
+        found = [nodes.get(group) for group in self._sought]
         return sum(node is not None and node not in leaving for node in found)
 
     def release(self) -> None:
@@ -40,21 +41,23 @@ class RankPlaces:
         for group in list(self._sought):
             self._give_up(group)
 
-    def _nodes(self) -> dict[PlacementGroup, str | None]:
-        """By place the node that it is on, if it was found."""
-        found: dict[PlacementGroup, str | None] = {}
-        for group in self._sought:
-            told = placement_group_table(group)
-            is_there = told["state"] == "CREATED"
-            found[group] = told["bundles_to_node_id"].get(0) if is_there else None
-        return found
-
     def _spare(
         self, nodes: Mapping[PlacementGroup, str | None], number: int
     ) -> list[PlacementGroup]:
         """`number` of them, those that were not found first."""
-        return sorted(self._sought, key=lambda group: nodes[group] is not None)[: max(0, number)]
+        unfound_first = sorted(self._sought, key=lambda group: nodes.get(group) is not None)
+        return unfound_first[: max(0, number)]
 
     def _give_up(self, group: PlacementGroup) -> None:
         self._sought.remove(group)
         remove_placement_group(group)
+
+
+def _nodes(groups: Iterable[PlacementGroup]) -> dict[PlacementGroup, str | None]:
+    """By place the node that it is on, if it was found."""
+    found: dict[PlacementGroup, str | None] = {}
+    for group in groups:
+        told = placement_group_table(group)
+        is_there = told.get("state") == "CREATED"
+        found[group] = told["bundles_to_node_id"].get(0) if is_there else None
+    return found
