@@ -60,6 +60,8 @@ def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asynci
     """Like `asyncio.to_thread`, whose threads the event loop and the process would wait for at
     their ends, for as long as they hang."""
     answer: Future[T] = Future()
+    # Whoever gives up waiting for it cannot cancel it: the thread goes on
+    answer.set_running_or_notify_cancel()
 
     def run() -> None:
         try:

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from manta.orchestrator.storage import Storage, StorageHangs
+from manta.orchestrator.storage import Storage, StorageHangs, in_thread
 from manta.orchestrator.wait import Waits
 
 
@@ -54,6 +54,18 @@ async def test_what_was_given_up_has_ended_before_anybody_else_begins() -> None:
     answers.set()
     await settling
     assert not storage.hangs
+
+
+@pytest.mark.filterwarnings("error")
+async def test_a_thread_whose_caller_has_given_up_ends_in_peace() -> None:
+    answers, threads = threading.Event(), set(threading.enumerate())
+    answer = in_thread(answers.wait, 20)
+    [thread] = set(threading.enumerate()) - threads
+    answer.cancel()
+    await asyncio.sleep(0)
+    answers.set()
+    await asyncio.to_thread(thread.join, 20)
+    assert answer.cancelled()
 
 
 ENDS = """
