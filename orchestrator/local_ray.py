@@ -19,6 +19,8 @@ from pathlib import Path
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+from manta.actors.restored_environment import restored_environment
+
 LOCAL_DEFAULTS = {
     # Nothing is reported to anybody.
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -73,17 +75,6 @@ def environment_of_a_local_ray(working_dir: str, handed_on: Collection[str] = ()
         environment[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
         with _at_localhost():
             yield
-
-
-@contextmanager
-def restored_environment() -> Iterator[os._Environ[str]]:
-    """This process's environment, as it was before on the way out."""
-    before = dict(os.environ)
-    try:
-        yield os.environ
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @contextmanager

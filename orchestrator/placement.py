@@ -19,10 +19,11 @@ from ray.core.generated.autoscaler_pb2 import ClusterConfig  # type: ignore[attr
 from ray.experimental.internal_kv import internal_kv_get_gcs_client
 
 from manta.actors.cores import available_cores
+from manta.actors.restored_environment import restored_environment
 from manta.orchestrator import node_types
 from manta.orchestrator.cluster_fit import requests, too_large
 from manta.orchestrator.config import RunFile
-from manta.orchestrator.local_ray import environment_of_a_local_ray, restored_environment
+from manta.orchestrator.local_ray import environment_of_a_local_ray
 from manta.orchestrator.node_types import ClusterFile
 from manta.orchestrator.role_needs import role_needs
 from manta.orchestrator.role_resources import NODE_RESOURCES

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import get_args
 
 from vllm.config.lora import MaxLoRARanks
@@ -21,6 +20,7 @@ from manta.actors.engines.kv_memory import CPU_BLOCK, CPU_BYTES, default_cpu_byt
 from manta.actors.engines.settings import EngineSettings
 from manta.actors.engines.vllm_folder import ServedModel
 from manta.actors.models.spec import LoraSpec, ModelSpec
+from manta.actors.restored_environment import restored_environment
 from manta.envs.records import Json
 
 EXTENSION = "manta.actors.engines.vllm_worker.WorkerExtension"
@@ -35,7 +35,10 @@ def start(
     settings: EngineSettings, spec: ModelSpec, served: ServedModel, direct: str | None = None
 ) -> AsyncLLM:
     """vLLM with `served` loaded; returns when its processes are ready (about 12 s on a CPU)."""
-    with _environment(_variables(settings, spec, served)):
+    # vLLM adds variables too, such as libraries to load before all others, which are not for
+    # whatever starts here later.
+    with restored_environment() as environment:
+        environment.update(_variables(settings, spec, served))
         arguments = AsyncEngineArgs(**engine_arguments(settings, spec, served, direct))
         return AsyncLLM.from_engine_args(arguments)
 
@@ -133,16 +136,3 @@ def _variables(settings: EngineSettings, spec: ModelSpec, served: ServedModel) -
         # For the token after the last, which is never fed (see `max_model_len`).
         variables["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
     return variables
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """`variables` for vLLM's processes; afterwards this one's are as before. vLLM adds some too,
-    such as libraries to load before all others, which are not for whatever starts here later."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

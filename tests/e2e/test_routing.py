@@ -17,6 +17,7 @@ import ray
 from manta.actors.engines.settings import EngineSettings, SimulatedSettings
 from manta.actors.lanes import Admission, Lane
 from manta.actors.models.spec import ModelSpec
+from manta.actors.restored_environment import restored_environment
 from manta.actors.reward import RewardWorker
 from manta.actors.router_figures import RouterFigures
 from manta.actors.transports.object_store import ObjectStoreTransport
@@ -84,18 +85,16 @@ class Pools:
 
 @pytest.fixture(scope="module")
 def pools(cluster: runs.Environment) -> Iterator[Pools]:
-    before = dict(os.environ)
-    os.environ.update(cluster)
-    os.environ["PYTHONPATH"] = str(runs.ROOT)
-    ray.init(log_to_driver=False)
-    try:
-        made = Pools()
-        asyncio.run(made.open())
-        yield made
-    finally:
-        ray.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
+    with restored_environment() as environment:
+        environment.update(cluster)
+        environment["PYTHONPATH"] = str(runs.ROOT)
+        ray.init(log_to_driver=False)
+        try:
+            made = Pools()
+            asyncio.run(made.open())
+            yield made
+        finally:
+            ray.shutdown()
 
 
 def admissions(*positions: int) -> list[Admission]:
