@@ -78,7 +78,7 @@ def build(
     have said where they are (`RolloutPool.start_beside`)."""
     needs = {need.role: need for need in role_needs(run_file)}
     cpus = {role: need.cpus for role, need in needs.items()}
-    deadline = run_file.run.deadline_minutes * 60
+    deadline = run_file.run.deadline_seconds
     name = tokenizer_name(run_file)
     vocab_size = build_tokenizer(name).vocab_size
     model = ModelSource(run_file.model, vocab_size, run_file.run.seed)

@@ -41,6 +41,10 @@ class RunConfig:
     cluster: str | None = None
     variables: tuple[str, ...] = ()
 
+    @property
+    def deadline_seconds(self) -> float:
+        return self.deadline_minutes * 60
+
 
 @dataclass(frozen=True, slots=True)
 class EnvConfig:
@@ -336,7 +340,7 @@ class RunFile:
     @property
     def start_seconds(self) -> float:
         """What a worker may take to start."""
-        return self.health.start_seconds or self.run.deadline_minutes * 60
+        return self.health.start_seconds or self.run.deadline_seconds
 
     @property
     def needs_rollout(self) -> bool:

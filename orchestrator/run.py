@@ -124,7 +124,7 @@ class _Driver:
         self._lives, self._rebirths, self._is_first = lives, rebirths, is_first
         self._should_stop = asyncio.Event()
         self._waits = Waits()
-        self._storage = Storage(self._waits, run_file.run.deadline_minutes * 60)
+        self._storage = Storage(self._waits, run_file.run.deadline_seconds)
         keeping = run_file.checkpoint
         directory.place_checkpoints(keeping.path)
         self._checkpoints = Checkpoints(
@@ -309,7 +309,7 @@ class _Driver:
                 recorder,
                 self._waits,
                 self._storage,
-                self._run_file.run.deadline_minutes * 60,
+                self._run_file.run.deadline_seconds,
             ),
             ledger=ledger,
             recorder=recorder,
@@ -377,7 +377,7 @@ class _Driver:
     async def _await_room(self, recorder: Recorder) -> None:
         """For nodes that the life before has lost, unless the run is to stop."""
         self._watch_signals(recorder)
-        address, deadline_seconds = self._head, self._run_file.run.deadline_minutes * 60
+        address, deadline_seconds = self._head, self._run_file.run.deadline_seconds
         room = await_room(
             lambda: check_resources(self._run_file, within_reach(address)),
             self._waits,

@@ -58,7 +58,7 @@ class RunContext:
 
     @property
     def deadline_seconds(self) -> float:
-        return self.run_file.run.deadline_minutes * 60
+        return self.run_file.run.deadline_seconds
 
     def stop_when_late(self) -> None:
         """Asks for a stop once `run.max_hours` are over."""

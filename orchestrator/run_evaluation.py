@@ -100,7 +100,7 @@ async def _evaluate(run_file: RunFile, checkpoint: Checkpoint, run_dir: Path) ->
         return await waits.wait(
             "the workers to start and evaluate the checkpoint",
             _examine(run_file, crew, checkpoint, waits),
-            run_file.run.deadline_minutes * 60,
+            run_file.run.deadline_seconds,
         )
     finally:
         await crew.rollout.close()
@@ -113,7 +113,7 @@ async def _examine(
     [stage] = run_file.stages
     assert stage.evaluate is not None
     lane = eval_lane(run_file, stage, stage.evaluate)
-    num_tasks = await open_lane(crew, lane, waits, run_file.run.deadline_minutes * 60)
+    num_tasks = await open_lane(crew, lane, waits, run_file.run.deadline_seconds)
     return await evaluate_lane(crew.environment, lane, stage.evaluate, num_tasks)
 
 

@@ -76,7 +76,7 @@ def submit(chosen: argparse.Namespace, loaded: RunFile) -> int:
     id = f"{loaded.run.name}-{secrets.token_hex(3)}"
     environment = {
         # Ray's own stop then waits as long for the driver as the driver does for its workers
-        "RAY_JOB_STOP_WAIT_TIME_S": str(round(loaded.run.deadline_minutes * 60)),
+        "RAY_JOB_STOP_WAIT_TIME_S": str(round(loaded.run.deadline_seconds)),
     }
     runtime_env: dict[str, object] = {
         "working_dir": str(folder),
