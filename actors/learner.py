@@ -17,7 +17,7 @@ import ray.train
 from ray.actor import ActorHandle
 from ray.train.collective import broadcast_from_rank_zero
 
-from manta.actors.backends.settings import LearnerSettings
+from manta.actors.backends.settings import ON_CPU, ON_GPU, LearnerSettings
 from manta.actors.cores import available_cores
 from manta.actors.device_place import DevicePlace
 from manta.actors.hand_over import HandOver
@@ -81,6 +81,7 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
     job = config["job"]
     context = ray.train.get_context()
     rank_index, world_size = context.get_world_rank(), context.get_world_size()
+    _meet(job, context.get_local_rank(), rank_index, world_size)
     threads = job.settings.threads or max(1, available_cores() // context.get_local_world_size())
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(job.deterministic)
@@ -113,6 +114,23 @@ def learner_loop(config: dict[str, LearnerJob]) -> None:
         ray.get(job.mailbox.report.remote(step, rank_index, incarnation, report))
     rank.save(step, work.save_to)
     rank.close()
+
+
+def _meet(job: LearnerJob, local_rank: int, rank: int, world_size: int) -> None:
+    """The ranks become a process group; each has its device."""
+    import torch
+    from ray.train.torch import get_device
+
+    from manta.actors.rendezvous import join_process_group
+
+    # DeepSpeed takes its device from it
+    os.environ["LOCAL_RANK"] = str(local_rank)
+    if job.settings.devices:
+        # Those of all ranks on the node can be seen here
+        torch.cuda.set_device(get_device())
+    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    backend = ON_GPU if job.settings.devices else ON_CPU
+    join_process_group(backend, rank, world_size, host, broadcast_from_rank_zero)
 
 
 def _enlist(job: LearnerJob, rank: int, world_size: int) -> StartOrder:

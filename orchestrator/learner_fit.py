@@ -11,13 +11,14 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from manta.actors.backends.settings import ON_CPU, ON_GPU
 from manta.actors.learner import LearnerJob, learner_loop
 from manta.actors.learner_falls import LearnerFalls, fall_of
 from manta.actors.step_work import Fall
@@ -31,7 +32,23 @@ _START_FAILURES = 3
 THREAD = "learner-fit"
 
 
-class _Trainer(TorchTrainer):
+class _SharedDevices(Backend):
+    """Ranks find each other by themselves (`manta.actors.rendezvous`): Ray Train's way for torch
+    would listen on all interfaces, and load torch here and in its controller. A rank sees the
+    devices of all ranks of its node, by which NCCL reaches from one to the other."""
+
+    share_cuda_visible_devices = True
+
+
+class Ranks(BackendConfig):
+    """What Ray Train does for ranks before their loop begins: nothing but their devices."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _SharedDevices
+
+
+class RankTrainer(DataParallelTrainer):
     """Without two of Ray Train's helpers, each a process that starts with the group.
 
     One hands out data sets, of which there are none. The other frees the group's places where only
@@ -39,10 +56,9 @@ class _Trainer(TorchTrainer):
     outlive the driver: for good, where no dashboard tells it that the controller is dead.
     """
 
-    def _create_default_callbacks(self) -> list[object]:
+    def _create_default_callbacks(self) -> list[Any]:
         left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
-        # mypy sees Ray Train's first version
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if not isinstance(callback, left_out)]
 
 
@@ -61,10 +77,10 @@ class LearnerFit:
         anew whenever some fall, and tells the mailbox; else the first fall is the end."""
         # Its controller, a process of its own, goes by what this one's environment says
         os.environ.setdefault(_WATCHER, "0")
-        self._trainer = _Trainer(
+        self._trainer = RankTrainer(
             learner_loop,
             train_loop_config={"job": job},
-            torch_config=TorchConfig(backend=ON_GPU if job.settings.devices else ON_CPU),
+            backend_config=Ranks(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=ranks,
                 use_gpu=resources.get("GPU", 0) > 0,
