@@ -214,8 +214,8 @@ async def test_samples_run_on_over_a_publish_and_each_token_has_its_version_s_lo
     for completion, (first, second) in await over_a_publish(engine, prefix, sampling):
         border = completion.weight_versions[1].start
         found = completion.logprobs
-        np.testing.assert_allclose(found[:border], first[:border], atol=CLOSE)
-        np.testing.assert_allclose(found[border:], second[border:], atol=CLOSE)
+        np.testing.assert_allclose(found[:border], first[:border], CLOSE, CLOSE)
+        np.testing.assert_allclose(found[border:], second[border:], CLOSE, CLOSE)
         assert np.abs(found[:border] - second[:border]).max() > 0.1
         assert np.abs(found[border:] - first[border:]).max() > 0.1
 
@@ -224,7 +224,7 @@ async def test_kept_keys_and_values_serve_on_under_the_next_adapter(keeping: Vll
     prefix = np.tile(np.arange(20, dtype=np.int32), 4)
     for completion, (first, second) in await over_a_publish(keeping, prefix, Sampling()):
         border = completion.weight_versions[1].start
-        np.testing.assert_allclose(completion.logprobs[:border], first[:border], atol=CLOSE)
+        np.testing.assert_allclose(completion.logprobs[:border], first[:border], CLOSE, CLOSE)
         gap = np.abs(completion.logprobs[border:] - second[border:]).max()
         assert gap > 1e-3, "keys and values were computed anew"
     assert await gap_to(keeping, merged(adapter(2))) < CLOSE, "nobody else meets the old ones"
