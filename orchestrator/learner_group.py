@@ -96,10 +96,10 @@ class LearnerGroup:
         """Has so many places kept for further ranks; how many there are, on nodes that stay."""
         return await self._places.seek(places, leaving)
 
-    async def regroup(self) -> None:
+    async def regroup(self, why: str) -> None:
         """Has the ranks leave, for as many as there is place for then: between two steps, with a
-        checkpoint of the last one."""
-        self._regroups, self.wish = self.wish, ""
+        checkpoint of the last one. `why` was the wish when the step began."""
+        self._regroups, self.wish = why, ""
         await self._client.dismiss()
 
     async def close(self) -> None:

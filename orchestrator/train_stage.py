@@ -46,6 +46,7 @@ class TrainStage:
         self._save_at = steps_named(run.run_file)
         self._saving_to: str | None = None
         self._regroups_at: int | None = None
+        self._regroups_for = ""
 
     async def run(self, feed_state: FeedState | None) -> bool:
         """From wherever the run stands in this stage to its end, or to a stop; whether it came to
@@ -202,13 +203,15 @@ class TrainStage:
         await run.commits.settled()
         await run.waits.wait(
             "the mailbox to tell the learner ranks to leave",
-            run.crew.learner.regroup(),
+            run.crew.learner.regroup(self._regroups_for),
             run.deadline_seconds,
         )
 
     async def _save_to(self, step: int) -> str | None:
         learner = self._run.crew.learner
         assert learner is not None
+        # By the end of the step it may wish for something else, or for nothing
+        self._regroups_for = learner.wish
         self._regroups_at = step if learner.wish and not self._is_last(step) else None
         self._saving_to = await self._run.commits.begin(step) if self._is_saved(step) else None
         return self._saving_to

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -11,8 +13,10 @@ import ray
 from manta.actors.learner_falls import GroupsLost, fall_of
 from manta.actors.step_work import Fall
 from manta.actors.stored_folder import StoredFolder
+from manta.actors.worker_range import RankRange
+from manta.orchestrator import learner_group
 from manta.orchestrator.checkpoint import Checkpoints
-from manta.orchestrator.learner_group import LearnerFailed, LearnerLost, judge
+from manta.orchestrator.learner_group import LearnerFailed, LearnerGroup, LearnerLost, judge
 from manta.orchestrator.learner_starts import LearnerStarts
 from manta.orchestrator.lives import Lives
 from manta.orchestrator.rebirth import Rebirths
@@ -66,6 +70,38 @@ def test_a_group_that_died_is_followed_so_many_times_in_a_row() -> None:
     ) as e:
         judge(falls, most=2)
     assert not isinstance(e.value, LearnerLost), "another life would meet the same"
+
+
+class OneRank:
+    """A group of ranks that leave when they are told to, and what is said of it."""
+
+    def __init__(self) -> None:
+        self.ended: asyncio.Future[Fall | None] = asyncio.get_running_loop().create_future()
+        self.settings = SimpleNamespace(ranks=RankRange(1, 1))
+        self.told: list[Fall] = []
+
+    async def dismiss(self) -> None:
+        self.ended.set_result(None)
+
+    async def fell(self, fall: Fall) -> None:
+        self.told.append(fall)
+
+
+async def test_ranks_that_were_sent_away_are_followed_although_nothing_is_wished_any_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ranks: Any = OneRank()
+    monkeypatch.setattr(learner_group, "LearnerFit", lambda *_: ranks)
+    group = LearnerGroup(ranks, {}, tmp_path, ranks, restarts=None)
+    group.wish = "nodes of its ranks are leaving"
+    why = group.wish
+    await asyncio.sleep(0)
+    group.wish = ""
+    await group.regroup(why)
+    await asyncio.sleep(0.05)
+    assert ranks.told == [Fall("regrouped", (why,))]
+    assert not group.has_ended
+    await group.close()
 
 
 def test_lost_groups_end_the_life_and_refusals_the_run() -> None:
