@@ -56,8 +56,6 @@ class Restarts:
 
 
 class LearnerGroup:
-    """`wish` says why it should be followed by one of other ranks, if it should (`regroup`)."""
-
     def __init__(
         self,
         job: LearnerJob,
@@ -74,7 +72,9 @@ class LearnerGroup:
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._fit: LearnerFit | None = None
         self._regroups = ""
-        self.ranks, self.wish = 0, ""
+        self.ranks = 0
+        self._standing = restarts.starts.incarnation if restarts else None
+        self._wish: tuple[int | None, str] = (None, "")
         self._tasks: set[asyncio.Task[None]] = set()
         self._spawn(self._watch())
 
@@ -92,6 +92,17 @@ class LearnerGroup:
         """Engines that hold what the ranks' processes lend them would have to go with them."""
         return self._restarts is not None
 
+    @property
+    def wish(self) -> str:
+        """Why the ranks should be followed by others (`regroup`); empty where they should stay."""
+        incarnation, why = self._wish
+        return why if incarnation == self._standing else ""
+
+    def wish_of(self, incarnation: int, why: str) -> None:
+        """What is seen of the ranks of `incarnation`. It counts for nothing where they have been
+        told to leave meanwhile: others follow them, for whom all may be well."""
+        self._wish = (incarnation, why)
+
     async def seek(self, places: int, leaving: Collection[str]) -> int:
         """Has so many places kept for further ranks; how many there are, on nodes that stay."""
         return await self._places.seek(places, leaving)
@@ -99,7 +110,7 @@ class LearnerGroup:
     async def regroup(self, why: str) -> None:
         """Has the ranks leave, for as many as there is place for then: between two steps, with a
         checkpoint of the last one. `why` was the wish when the step began."""
-        self._regroups, self.wish = why, ""
+        self._regroups, self._standing = why, None
         await self._client.dismiss()
 
     async def close(self) -> None:
@@ -204,6 +215,7 @@ class LearnerGroup:
             what = "read the checkpoint that the learner group goes on from"
             order = await restarts.storage.ask(what, restarts.starts.again)
             replays = await self._client.restart(order)
+            self._standing = order.incarnation
             before = self.ranks
             if self._fit is not None and self._fit.ended.done():
                 await self._start()

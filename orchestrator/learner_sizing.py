@@ -68,11 +68,11 @@ class LearnerSizing:
             await asyncio.sleep(_SECONDS)
 
     async def look(self) -> None:
-        nodes = [beat.member.node for beat in await self._client.heartbeats()]
-        if len(nodes) != self._group.ranks:
+        beats = await self._client.heartbeats()
+        if not beats or len(beats) != self._group.ranks:
             # Between two groups
-            self._group.wish = ""
             return
+        nodes = [beat.member.node for beat in beats]
         draining = self._draining()
         leaving = [draining[node] for node in nodes if node in draining]
         staying = len(nodes) - len(leaving)
@@ -83,4 +83,4 @@ class LearnerSizing:
         ends = [end / 1000 - time.time() for end in leaving if end]
         left = min(ends, default=float("inf"))
         seen = Places(staying, len(leaving), found, now - self._since, left)
-        self._group.wish = wish(self._sizes, seen)
+        self._group.wish_of(beats[0].incarnation, wish(self._sizes, seen))

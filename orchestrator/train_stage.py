@@ -45,7 +45,6 @@ class TrainStage:
         self._first = run.progress.step - run.progress.stage_step
         self._save_at = steps_named(run.run_file)
         self._saving_to: str | None = None
-        self._regroups_at: int | None = None
         self._regroups_for = ""
 
     async def run(self, feed_state: FeedState | None) -> bool:
@@ -162,8 +161,8 @@ class TrainStage:
 
     def _is_saved(self, step: int) -> bool:
         every = self._run.run_file.checkpoint.every_steps
-        is_due = (step - self._first) % every == 0 or step in {*self._save_at, self._regroups_at}
-        return self._is_last(step) or is_due
+        is_due = (step - self._first) % every == 0 or step in self._save_at
+        return self._is_last(step) or is_due or bool(self._regroups_for)
 
     def _is_examined(self, step: int) -> bool:
         return self._is_last(step) or self._examiner.is_due(step - self._first)
@@ -189,7 +188,7 @@ class TrainStage:
             # Also at the end: the stage goes on from there where its steps are raised
             others = self._reference_saving()
             self._run.checkpoint(state, self._is_last(step), has_learner=True, others=others)
-        if step == self._regroups_at and not self._run.should_stop.is_set():
+        if self._regroups_for and not self._run.should_stop.is_set():
             await self._regroup()
         self._run.stop_when_late()
 
@@ -211,8 +210,7 @@ class TrainStage:
         learner = self._run.crew.learner
         assert learner is not None
         # By the end of the step it may wish for something else, or for nothing
-        self._regroups_for = learner.wish
-        self._regroups_at = step if learner.wish and not self._is_last(step) else None
+        self._regroups_for = "" if self._is_last(step) else learner.wish
         self._saving_to = await self._run.commits.begin(step) if self._is_saved(step) else None
         return self._saving_to
 

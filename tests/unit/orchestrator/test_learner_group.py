@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,14 +12,22 @@ import pytest
 import ray
 
 from manta.actors.learner_falls import GroupsLost, fall_of
-from manta.actors.step_work import Fall
+from manta.actors.step_work import Fall, StartOrder
 from manta.actors.stored_folder import StoredFolder
 from manta.actors.worker_range import RankRange
+from manta.envs.records import Json
 from manta.orchestrator import learner_group
 from manta.orchestrator.checkpoint import Checkpoints
-from manta.orchestrator.learner_group import LearnerFailed, LearnerGroup, LearnerLost, judge
+from manta.orchestrator.learner_group import (
+    LearnerFailed,
+    LearnerGroup,
+    LearnerLost,
+    Restarts,
+    judge,
+)
 from manta.orchestrator.learner_starts import LearnerStarts
 from manta.orchestrator.lives import Lives
+from manta.orchestrator.metrics import LEARNER_REGROUPS
 from manta.orchestrator.rebirth import Rebirths
 from manta.orchestrator.run_directory import RunDirectory
 from manta.orchestrator.run_state import RunState
@@ -73,33 +82,69 @@ def test_a_group_that_died_is_followed_so_many_times_in_a_row() -> None:
 
 
 class OneRank:
-    """A group of ranks that leave when they are told to, and what is said of it."""
+    """Ranks that leave when they are told to, where the next start from, and what is said of it."""
 
     def __init__(self) -> None:
-        self.ended: asyncio.Future[Fall | None] = asyncio.get_running_loop().create_future()
         self.settings = SimpleNamespace(ranks=RankRange(1, 1))
-        self.told: list[Fall] = []
+        self.incarnation = 0
+        self.told: asyncio.Queue[Mapping[str, Json]] = asyncio.Queue()
+        self._falls: asyncio.Queue[Fall] = asyncio.Queue()
+
+    def fit(self, *_: object) -> OneRank:
+        self.ended: asyncio.Future[Fall | None] = asyncio.get_running_loop().create_future()
+        return self
 
     async def dismiss(self) -> None:
         self.ended.set_result(None)
 
     async def fell(self, fall: Fall) -> None:
-        self.told.append(fall)
+        self._falls.put_nowait(fall)
+
+    async def fall(self, number: int) -> Fall:
+        return await self._falls.get()
+
+    async def ask(self, what: str, ask: Callable[[], StartOrder]) -> StartOrder:
+        return ask()
+
+    def again(self) -> StartOrder:
+        self.incarnation += 1
+        return StartOrder(1, self.incarnation, "", None)
+
+    def has_read(self) -> None:
+        pass
+
+    async def restart(self, order: StartOrder) -> int:
+        return 0
+
+    async def started(self, incarnation: int) -> None:
+        pass
+
+    def event(self, kind: str, facts: Mapping[str, Json]) -> None:
+        self.told.put_nowait({"kind": kind, **facts})
 
 
-async def test_ranks_that_were_sent_away_are_followed_although_nothing_is_wished_any_more(
+async def test_ranks_that_were_sent_away_are_followed_and_nothing_more_is_wished_of_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     ranks: Any = OneRank()
-    monkeypatch.setattr(learner_group, "LearnerFit", lambda *_: ranks)
-    group = LearnerGroup(ranks, {}, tmp_path, ranks, restarts=None)
-    group.wish = "nodes of its ranks are leaving"
+    monkeypatch.setattr(learner_group, "LearnerFit", ranks.fit)
+    restarts = Restarts(ranks, ranks, 0, ranks.event, start_seconds=9)
+    group = LearnerGroup(ranks, {}, tmp_path, ranks, restarts)
+    group.wish_of(0, "nodes of its ranks are leaving")
     why = group.wish
+    # What is seen next may be another thing: it is sent away for what it wished
+    group.wish_of(0, "")
     await asyncio.sleep(0)
-    group.wish = ""
     await group.regroup(why)
-    await asyncio.sleep(0.05)
-    assert ranks.told == [Fall("regrouped", (why,))]
+    # A look that began before then
+    group.wish_of(0, "nodes of its ranks are leaving")
+    assert group.wish == ""
+    told = await ranks.told.get()
+    assert (told["kind"], told["why"]) == (LEARNER_REGROUPS, "nodes of its ranks are leaving")
+    group.wish_of(0, "nodes of its ranks are leaving")
+    assert group.wish == ""
+    group.wish_of(1, "there is place for 2 ranks")
+    assert group.wish == "there is place for 2 ranks"
     assert not group.has_ended
     await group.close()
 
