@@ -26,7 +26,7 @@ from manta.actors.job_variables import new_name, packed
 from manta.envs.side_by_side import ending
 from manta.orchestrator.job_address import VARIABLE
 from manta.orchestrator.placement import refused
-from manta.orchestrator.storage import in_thread
+from manta.orchestrator.side_thread import in_thread
 
 Status: TypeAlias = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 

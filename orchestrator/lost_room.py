@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from manta.envs.records import Json
 from manta.orchestrator.placement import NotEnoughResources
-from manta.orchestrator.storage import in_thread
+from manta.orchestrator.side_thread import in_thread
 from manta.orchestrator.wait import DeadlineMissed, Waits
 
 _LOOK_SECONDS = 1.0

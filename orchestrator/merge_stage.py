@@ -11,8 +11,8 @@ from manta.orchestrator.config import StageConfig
 from manta.orchestrator.model_names import SoupName, parse_mixed
 from manta.orchestrator.named_weights import NamedWeights
 from manta.orchestrator.run_context import RunContext
+from manta.orchestrator.side_thread import in_thread
 from manta.orchestrator.stage_products import leave_weights
-from manta.orchestrator.storage import in_thread
 
 
 async def merge(run: RunContext, stage: StageConfig) -> None:

@@ -16,7 +16,7 @@ from manta.orchestrator.actor_pool import ActorPool
 from manta.orchestrator.pools import ask_each, start
 from manta.orchestrator.scorers import role
 from manta.orchestrator.seats import Seats
-from manta.orchestrator.storage import in_thread
+from manta.orchestrator.side_thread import in_thread
 
 
 class _Scorer(ActorPool[ScorerWorker]):

@@ -1,18 +1,17 @@
 """Storage as the driver asks it: beside its event loop, under a name and by a deadline.
 
 A network file system that does not answer holds whoever asks it, and nobody can end a thread that
-it holds. Owns these threads, for which neither the event loop nor the process waits at its end, and
-what is known of those that are still at work. What is read and written is others' business.
+it holds. Owns what is known of what was asked and is still at work. What is read and written is
+others' business.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any, ParamSpec, TypeVar
 
+from manta.orchestrator.side_thread import in_thread
 from manta.orchestrator.wait import DeadlineMissed, Waits
 
 P = ParamSpec("P")
@@ -54,20 +53,3 @@ class Storage:
                 await self._waits.wait(name, asyncio.wait(self._at_work), self._deadline_seconds)
             except DeadlineMissed:
                 self.hangs = True
-
-
-def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-    """Like `asyncio.to_thread`, whose threads the event loop and the process would wait for at
-    their ends, for as long as they hang."""
-    answer: Future[T] = Future()
-    # Whoever gives up waiting for it cannot cancel it: the thread goes on
-    answer.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            answer.set_result(work(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001 - whoever awaits the answer has it
-            answer.set_exception(error)
-
-    threading.Thread(target=run, name="storage", daemon=True).start()
-    return asyncio.wrap_future(answer)

@@ -20,8 +20,8 @@ from manta.orchestrator.learner_group import LearnerGroup
 from manta.orchestrator.pools import MailboxClient
 from manta.orchestrator.roster import roster
 from manta.orchestrator.run_context import RunContext
+from manta.orchestrator.side_thread import in_thread
 from manta.orchestrator.status_writer import StatusWriter
-from manta.orchestrator.storage import in_thread
 
 _PLACES_SECONDS = 10.0
 """How often memory, and with it disks, are looked at: a worker can take 10% of a machine in less

@@ -162,12 +162,13 @@ ASKS_NO_STORAGE = {
     "rank_places.py",
     "unlisted_ranks.py",
 }
-"""Whose threads ask Ray or look at processes, which answer or fail."""
+"""Whose threads ask Ray or look at processes, which answer or fail: they are waited for, since one
+that is in Ray's code as the process ends may abort it."""
 
 
 @pytest.mark.parametrize("path", list(sources("orchestrator")), ids=relative)
 def test_nobody_waits_for_storage_in_a_thread_that_could_not_be_left_behind(path: Path) -> None:
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     bare = [node.lineno for node in calls if dotted(node.func)[-1:] == ["to_thread"]]
-    told = "put storage into Storage.ask, anything else into storage.in_thread"
+    told = "put storage into Storage.ask, anything else into side_thread.in_thread"
     assert not bare or path.name in ASKS_NO_STORAGE, f"{path}:{bare}: {told}"

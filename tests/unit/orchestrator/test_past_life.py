@@ -38,6 +38,7 @@ def test_one_that_has_gone_meanwhile_is_none(worker: subprocess.Popen[bytes]) ->
         os.kill(pid, signal.SIGKILL)
 
     await_end([worker.pid], 0.0, kill)
+    assert worker.returncode == -signal.SIGKILL
 
 
 def test_one_that_cannot_be_killed_is_told(worker: subprocess.Popen[bytes]) -> None:
