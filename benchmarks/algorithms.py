@@ -1,11 +1,13 @@
 """Every preset on one small task: from one warm start, as many samples each, on three seeds.
 
-A supervised warm start on sums of two digits, then a stage for every preset that learns from its
-own samples, each from the weights of the warm start; a few presets share a run, and what a kept
-folder holds is not run again. Nothing is tuned by preset: what the table says under a learning rate
-that serves GRPO well says little of which one is best, and much of whether each of them learns. The
-samples are those that train: a preset that leaves groups out draws others in their place. pass@8,
-entropy and length are those of the last tenth of the training steps.
+A supervised warm start on sums of two digits, then a stage for every preset, each from the weights
+of the warm start and on samples of its own; a few presets share a run, and what a kept folder holds
+is not run again. Losses of pairs and labels learn from fresh samples too. What else a preset is
+given, and which have no stage, is in `benchmarks.algorithms_runs`. Nothing is tuned by preset: what
+the table says under a learning rate that serves GRPO well says little of which one is best, and
+much of whether each of them learns. The samples are those that train: a preset that leaves groups
+out draws others in their place. pass@8, entropy and length are those of the last tenth of the
+training steps.
 
     taskset -c 2,3 python -m benchmarks.algorithms [--seeds N] [--steps N] [--only PRESET ...]
         [--keep FOLDER]
@@ -28,9 +30,8 @@ import yaml
 
 from benchmarks import manta_side
 from benchmarks.algorithms_picture import draw
+from benchmarks.algorithms_runs import presets, run_file, stage_name
 from benchmarks.report import RESULTS, Figure, write
-from manta.algorithms.presets import PRESETS
-from manta.envs.records import Json
 from manta.orchestrator.metrics import (
     ACCURACY,
     ENTROPY,
@@ -42,34 +43,10 @@ from manta.orchestrator.metrics import (
 
 CLAIM = "Every preset gains held-out accuracy over its warm start, on every seed, equal samples"
 LEAST_GAIN = 0.1
-WARM = "warm-start"
 PRESETS_PER_RUN = 6
-SAMPLES_PER_STEP = 1024
-SAMPLES_PER_PROMPT = 16
-LEARNING_RATE = 2e-4
 PASS_AT_8 = "pass_at/8"
 TRAINING_ACCURACY = "reward/correct"
 FEW_STEPS = 5
-_ROOT = Path(__file__).parent.parent
-
-MAX_NEW_TOKENS = 8
-NUM_TASKS = 10_000
-"""No fewer than there are sums of two digits."""
-
-OWN: Mapping[str, Mapping[str, Json]] = {
-    "dr_grpo": {"constant_length": MAX_NEW_TOKENS},
-    "gdpo": {"component_weights": {"correct": 1.0, "number": 0.1}},
-    "prof": {"filters": [{"name": "process_consistency", "process": "short", "keep": 8}]},
-    # Twice the policy's, as in the paper: the preset's is for a model of seven billion parameters
-    "prime": {"implicit_reward": {"learning_rate": 2 * LEARNING_RATE}},
-}
-"""What a preset cannot do without, or leaves to the task."""
-
-PAID_WITHIN = ("mapo", "rto")
-"""They are nothing without rewards within samples."""
-
-ONE_UPDATE = ("reinforce", "reinforce_to_go", "remax", "grao", "rloo", "opo", "max_rl")
-"""Those that are made for one update a step; the others make two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,71 +65,6 @@ class Learnt:
     @property
     def gain(self) -> float:
         return self.after - self.before
-
-
-def presets() -> list[str]:
-    """Those that learn from samples of the policy and their rewards; not from rewards within
-    samples, of which this task has none, nor under tags, which the warm start does not know."""
-    return [
-        name
-        for name, preset in PRESETS.items()
-        if preset.samples_from == "policy"
-        and preset.reads_rewards
-        and name not in PAID_WITHIN
-        and preset.condition is None
-    ]
-
-
-def run_file(name: str, folder: Path, seed: int, steps: int, names: Sequence[str]) -> Json:
-    demo = yaml.safe_load((_ROOT / "recipes" / "demo.yaml").read_text(encoding="utf-8"))
-    held_out = {"every_steps": steps, "prompts": 512, "metric": "correct"}
-    [warm] = [stage for stage in demo["stages"] if stage["name"] == WARM]
-    return {
-        **demo,
-        "run": {"name": name, "seed": seed, "dir": str(folder)},
-        "reward": {**demo["reward"], "formula": "correct"},
-        "rollout": {**demo["rollout"], "max_new_tokens": MAX_NEW_TOKENS},
-        "evaluate": held_out,
-        "stages": [warm, *(part for name in names for part in stages(name, steps))],
-        "checkpoint": {"every_steps": steps, "keep": 1},
-    }
-
-
-def stage_name(preset: str) -> str:
-    return preset.replace("_", "-")
-
-
-def stages(name: str, steps: int) -> list[dict[str, Json]]:
-    """That of the preset; before it, where it compares samples with those of the reference, one
-    that writes one of every task."""
-    own = stage(name, steps)
-    if PRESETS[name].companion != "written":
-        return [own]
-    written: dict[str, Json] = {
-        "name": f"{own['name']}-reference",
-        "kind": "generate",
-        "model": f"stage:{WARM}",
-        "algorithm": "reinforce",
-        "steps": math.ceil(NUM_TASKS / SAMPLES_PER_STEP),
-        "prompts_per_step": SAMPLES_PER_STEP,
-    }
-    return [written, {**own, "companions_from": f"stage:{written['name']}"}]
-
-
-def stage(name: str, steps: int) -> dict[str, Json]:
-    # Without groups to compare, and where two of a group make a pair, as many more prompts instead
-    samples = PRESETS[name].samples_per_prompt
-    if samples > 1 and not PRESETS[name].is_paired:
-        samples = SAMPLES_PER_PROMPT
-    return {
-        "name": stage_name(name),
-        "algorithm": {"name": name, "samples_per_prompt": samples, **OWN.get(name, {})},
-        "start_from": f"stage:{WARM}",
-        "steps": steps,
-        "prompts_per_step": SAMPLES_PER_STEP // samples,
-        "updates_per_step": 1 if name in ONE_UPDATE else 2,
-        "learning_rate": LEARNING_RATE,
-    }
 
 
 def learn(folder: Path, seed: int, steps: int, names: Sequence[str]) -> dict[str, Learnt]:

@@ -7,24 +7,25 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import algorithms
+from benchmarks import algorithms, algorithms_runs
 from manta.orchestrator import run_file, survey
 from manta.orchestrator.cross_check import cross_check
 from manta.orchestrator.metrics import MetricsLine
 
 
-def test_every_preset_that_samples_is_in_a_run_that_can_start(tmp_path: Path) -> None:
-    names = algorithms.presets()
+def test_every_preset_is_in_a_run_that_can_start(tmp_path: Path) -> None:
+    names = algorithms_runs.presets()
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(algorithms.run_file("all", tmp_path, 1, 5, names)))
+    path.write_text(yaml.safe_dump(algorithms_runs.run_file("all", tmp_path, 1, 5, names)))
     loaded = run_file.load(str(path))
     assert cross_check(loaded, survey.look(loaded)) == []
-    of_presets = [stage for stage in loaded.stages[1:] if stage.kind == "train"]
+    before = {algorithms_runs.WARM, algorithms_runs.TEACHER["name"]}
+    of_presets = [s for s in loaded.stages if s.kind == "train" and s.name not in before]
     assert [stage.algorithm.name for stage in of_presets if stage.algorithm] == names
     for stage in of_presets:
         assert stage.algorithm is not None
         samples = stage.prompts_per_step * stage.algorithm.samples_per_prompt
-        assert samples == algorithms.SAMPLES_PER_STEP
+        assert samples == algorithms_runs.SAMPLES_PER_STEP
         assert stage.start_from == "stage:warm-start"
 
 

@@ -1,0 +1,162 @@
+"""The runs of `benchmarks.algorithms`: a warm start, and a stage for every preset that follows.
+
+Owns what a preset is given beyond its own settings, and what has to be there before its stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from manta.algorithms.presets import PRESETS
+from manta.envs.records import Json
+
+WARM = "warm-start"
+SAMPLES_PER_STEP = 1024
+SAMPLES_PER_PROMPT = 16
+LEARNING_RATE = 2e-4
+MAX_NEW_TOKENS = 8
+NUM_TASKS = 10_000
+"""No fewer than there are sums of two digits."""
+_ROOT = Path(__file__).parent.parent
+
+NO_STAGE = ("sft", "dpo", "reward_model", "c_rlft", "leti")
+"""The warm start itself; what is `online_dpo` from samples; one that leaves no policy; those that
+put tags before prompts, which the warm start does not know."""
+
+FROM_SAMPLES: Mapping[str, Json] = {"samples_from": "policy"}
+"""Where the preset's own answers are given ones: the task's are right, every one."""
+
+TOP_K: Mapping[str, Json] = {"teacher": {"top_k": 4}}
+"""The task's vocabulary has 14 tokens, fewer than the presets' 64."""
+
+OWN: Mapping[str, Mapping[str, Json]] = {
+    "dr_grpo": {"constant_length": MAX_NEW_TOKENS},
+    "gdpo": {"component_weights": {"correct": 1.0, "number": 0.1}},
+    "prof": {"filters": [{"name": "process_consistency", "process": "short", "keep": 8}]},
+    # Twice the policy's, as in the paper: the preset's is for a model of seven billion parameters
+    "prime": {"implicit_reward": {"learning_rate": 2 * LEARNING_RATE}},
+    "madpo": FROM_SAMPLES,
+    "ipo": FROM_SAMPLES,
+    "simpo": FROM_SAMPLES,
+    "kto": {**FROM_SAMPLES, "reference_point": "samples"},
+    "weighted_sft": FROM_SAMPLES,
+    "topk_distillation": TOP_K,
+    "align_distil": TOP_K,
+}
+"""What a preset cannot do without, or leaves to the task."""
+
+ONE_UPDATE = ("reinforce", "reinforce_to_go", "remax", "grao", "rloo", "opo", "max_rl")
+"""Those that are made for one update a step; the others make two."""
+
+TEACHER: Mapping[str, Json] = {
+    "name": "teacher",
+    "algorithm": "sft",
+    "start_from": f"stage:{WARM}",
+    "steps": 450,
+    "prompts_per_step": 128,
+    "learning_rate": 1e-3,
+    "decay": "linear",
+    "evaluate": None,
+}
+
+TAUGHT = ("distillation", "topk_distillation", "align_distil", "rto")
+"""Those that learn from a model that knows more: 450 more steps of worked sums."""
+
+SCORERS: Mapping[str, Json] = {
+    "teacher": {"model": "stage:teacher", "kind": "logprobs"},
+    "before": {"model": f"stage:{WARM}", "kind": "logprobs"},
+}
+
+STAGES: Mapping[str, Mapping[str, Json]] = {
+    "distillation": {"reference": {"model": "stage:teacher"}},
+    "topk_distillation": {"reference": {"model": "stage:teacher"}},
+    # Its authors train the two models on preferences, and on the same ones reversed
+    "align_distil": {
+        "reference": {
+            "combine": {"stage:teacher": 1},
+            "contrast": {"toward": "stage:teacher", "away": f"stage:{WARM}"},
+        }
+    },
+    "mapo": {
+        "reward": {
+            "formula": "correct",
+            "within": {"turn": 1.0},
+            "components": {"correct": "exact", "turn": {"reward": "by_turn", "rule": "exact"}},
+        }
+    },
+    # Its authors' tokens are paid by a model that DPO has trained
+    "rto": {
+        "reward": {
+            "formula": "correct",
+            "within": {"likely": 1.0},
+            "components": {
+                "correct": "exact",
+                "likely": {"reward": "token_log_ratio", "scorer": "teacher", "against": "before"},
+            },
+        }
+    },
+}
+"""What the stage of a preset has beside its algorithm."""
+
+
+def presets() -> list[str]:
+    return [name for name in PRESETS if name not in NO_STAGE]
+
+
+def run_file(name: str, folder: Path, seed: int, steps: int, names: Sequence[str]) -> Json:
+    demo = yaml.safe_load((_ROOT / "recipes" / "demo.yaml").read_text(encoding="utf-8"))
+    held_out = {"every_steps": steps, "prompts": 512, "metric": "correct"}
+    [warm] = [stage for stage in demo["stages"] if stage["name"] == WARM]
+    teacher = [TEACHER] if set(names) & set(TAUGHT) else []
+    return {
+        **demo,
+        "run": {"name": name, "seed": seed, "dir": str(folder)},
+        "reward": {**demo["reward"], "formula": "correct"},
+        **({"scorers": SCORERS} if "rto" in names else {}),
+        "rollout": {**demo["rollout"], "max_new_tokens": MAX_NEW_TOKENS},
+        "evaluate": held_out,
+        "stages": [warm, *teacher, *(part for name in names for part in stages(name, steps))],
+        "checkpoint": {"every_steps": steps, "keep": 1},
+    }
+
+
+def stage_name(preset: str) -> str:
+    return preset.replace("_", "-")
+
+
+def stages(name: str, steps: int) -> list[dict[str, Json]]:
+    """That of the preset; before it, where it compares samples with those of the reference, one
+    that writes one of every task."""
+    own = stage(name, steps)
+    if PRESETS[name].companion != "written":
+        return [own]
+    written: dict[str, Json] = {
+        "name": f"{own['name']}-reference",
+        "kind": "generate",
+        "model": f"stage:{WARM}",
+        "algorithm": "reinforce",
+        "steps": math.ceil(NUM_TASKS / SAMPLES_PER_STEP),
+        "prompts_per_step": SAMPLES_PER_STEP,
+    }
+    return [written, {**own, "companions_from": f"stage:{written['name']}"}]
+
+
+def stage(name: str, steps: int) -> dict[str, Json]:
+    # Without groups to compare, and where two of a group make a pair, as many more prompts instead
+    samples = PRESETS[name].samples_per_prompt
+    if samples > 1 and not PRESETS[name].is_paired:
+        samples = SAMPLES_PER_PROMPT
+    return {
+        "name": stage_name(name),
+        "algorithm": {"name": name, "samples_per_prompt": samples, **OWN.get(name, {})},
+        "start_from": f"stage:{WARM}",
+        "steps": steps,
+        "prompts_per_step": SAMPLES_PER_STEP // samples,
+        "updates_per_step": 1 if name in ONE_UPDATE else 2,
+        "learning_rate": LEARNING_RATE,
+        **STAGES.get(name, {}),
+    }
