@@ -23,9 +23,10 @@ NUM_TASKS = 10_000
 """No fewer than there are sums of two digits."""
 _ROOT = Path(__file__).parent.parent
 
-NO_STAGE = ("sft", "dpo", "reward_model", "c_rlft", "leti")
+NO_STAGE = ("sft", "dpo", "reward_model", "c_rlft", "leti", "rto")
 """The warm start itself; what is `online_dpo` from samples; one that leaves no policy; those that
-put tags before prompts, which the warm start does not know."""
+put tags before prompts, which the warm start does not know; one whose two scorers, beside the
+others' reference, are more workers than two cores have shares for."""
 
 FROM_SAMPLES: Mapping[str, Json] = {"samples_from": "policy"}
 """Where the preset's own answers are given ones: the task's are right, every one."""
@@ -63,13 +64,8 @@ TEACHER: Mapping[str, Json] = {
     "evaluate": None,
 }
 
-TAUGHT = ("distillation", "topk_distillation", "align_distil", "rto")
+TAUGHT = ("distillation", "topk_distillation", "align_distil")
 """Those that learn from a model that knows more: 450 more steps of worked sums."""
-
-SCORERS: Mapping[str, Json] = {
-    "teacher": {"model": "stage:teacher", "kind": "logprobs"},
-    "before": {"model": f"stage:{WARM}", "kind": "logprobs"},
-}
 
 STAGES: Mapping[str, Mapping[str, Json]] = {
     "distillation": {"reference": {"model": "stage:teacher"}},
@@ -86,17 +82,6 @@ STAGES: Mapping[str, Mapping[str, Json]] = {
             "formula": "correct",
             "within": {"turn": 1.0},
             "components": {"correct": "exact", "turn": {"reward": "by_turn", "rule": "exact"}},
-        }
-    },
-    # Its authors' tokens are paid by a model that DPO has trained
-    "rto": {
-        "reward": {
-            "formula": "correct",
-            "within": {"likely": 1.0},
-            "components": {
-                "correct": "exact",
-                "likely": {"reward": "token_log_ratio", "scorer": "teacher", "against": "before"},
-            },
         }
     },
 }
@@ -116,7 +101,6 @@ def run_file(name: str, folder: Path, seed: int, steps: int, names: Sequence[str
         **demo,
         "run": {"name": name, "seed": seed, "dir": str(folder)},
         "reward": {**demo["reward"], "formula": "correct"},
-        **({"scorers": SCORERS} if "rto" in names else {}),
         "rollout": {**demo["rollout"], "max_new_tokens": MAX_NEW_TOKENS},
         "evaluate": held_out,
         "stages": [warm, *teacher, *(part for name in names for part in stages(name, steps))],
