@@ -50,8 +50,9 @@ OWN: Mapping[str, Mapping[str, Json]] = {
 }
 """What a preset cannot do without, or leaves to the task."""
 
-ONE_UPDATE = ("reinforce", "reinforce_to_go", "remax", "grao", "rloo", "opo", "max_rl")
-"""Those that are made for one update a step; the others make two."""
+ONE_UPDATE = ("reinforce", "reinforce_to_go", "remax", "grao", "rloo", "opo", "max_rl", "kto")
+"""Those that are made for one update a step; the others make two. With two `kto` fell from 28% of
+the sums to none within 35 steps, with one it rose to 51% in 50."""
 
 TEACHER: Mapping[str, Json] = {
     "name": "teacher",
