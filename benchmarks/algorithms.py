@@ -144,6 +144,35 @@ def figures(found: Mapping[str, Sequence[Learnt]]) -> list[Figure]:
     return made
 
 
+def markdown(found: Mapping[str, Sequence[Learnt]]) -> str:
+    """A table of means over the seeds, the best accuracy first."""
+
+    def line(name: str, runs: Sequence[Learnt]) -> str:
+        gains = [run.gain for run in runs]
+        cells = [
+            f"`{name}`",
+            f"{mean(run.after for run in runs):.1%}",
+            f"{100 * min(gains):+.1f} to {100 * max(gains):+.1f}",
+            _said(mean(run.pass_at_8 for run in runs), ".1%"),
+            _said(mean(run.entropy for run in runs), ".2f"),
+            _said(mean(run.length for run in runs), ".2f"),
+            _said(mean(run.samples_needed for run in runs), ",.0f"),
+            f"{mean(run.seconds for run in runs):.0f}",
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    best_first = sorted(found, key=lambda name: -mean(run.after for run in found[name]))
+    head = [
+        "| preset | accuracy | gain, points | pass@8 | entropy | tokens | samples to +10 | s |",
+        f"|{' --- |' * 8}",
+    ]
+    return "\n".join([*head, *(line(name, found[name]) for name in best_first)]) + "\n"
+
+
+def _said(value: float, form: str) -> str:
+    return "" if math.isnan(value) else f"{value:{form}}"
+
+
 def _mean(name: str, what: str, values: Sequence[float], unit: str = "") -> Figure:
     return Figure(f"{name}: {what}", mean(values), unit, None, None, "higher", values)
 
@@ -169,6 +198,7 @@ def main() -> None:
         ["ray", "torch", "transformers"],
         len(os.sched_getaffinity(0)),
     )
+    (RESULTS / "algorithms.md").write_text(markdown(found), encoding="utf-8")
     draw(
         {
             name: [(run.before, run.after, run.pass_at_8, run.entropy) for run in runs]

@@ -23,13 +23,14 @@ NUM_TASKS = 10_000
 """No fewer than there are sums of two digits."""
 _ROOT = Path(__file__).parent.parent
 
-NO_STAGE = ("sft", "dpo", "reward_model", "c_rlft", "leti", "rto")
-"""The warm start itself; what is `online_dpo` from samples; one that leaves no policy; those that
-put tags before prompts, which the warm start does not know; one whose two scorers, beside the
-others' reference, are more workers than two cores have shares for."""
+NO_STAGE = ("sft", "dpo", "reward_model")
+"""The warm start itself; what is `online_dpo` from samples; one that leaves no policy."""
 
 FROM_SAMPLES: Mapping[str, Json] = {"samples_from": "policy"}
 """Where the preset's own answers are given ones: the task's are right, every one."""
+
+CONDITION: dict[str, Json] = {"tags": ["=", ""], "bounds": [0.5]}
+"""Right answers stand under the prompts that the warm start knows, wrong ones under a tag."""
 
 TOP_K: Mapping[str, Json] = {"teacher": {"top_k": 4}}
 """The task's vocabulary has 14 tokens, fewer than the presets' 64."""
@@ -45,6 +46,9 @@ OWN: Mapping[str, Mapping[str, Json]] = {
     "simpo": FROM_SAMPLES,
     "kto": {**FROM_SAMPLES, "reference_point": "samples"},
     "weighted_sft": FROM_SAMPLES,
+    "c_rlft": {**FROM_SAMPLES, "condition": CONDITION},
+    # Nobody says anything after a sum: there is no feedback to learn from
+    "leti": {"condition": CONDITION, "train_feedback": False},
     "topk_distillation": TOP_K,
     "align_distil": TOP_K,
 }
@@ -65,8 +69,13 @@ TEACHER: Mapping[str, Json] = {
     "evaluate": None,
 }
 
-TAUGHT = ("distillation", "topk_distillation", "align_distil")
+TAUGHT = ("rto", "distillation", "topk_distillation", "align_distil")
 """Those that learn from a model that knows more: 450 more steps of worked sums."""
+
+SCORERS: Mapping[str, Json] = {
+    "teacher": {"model": "stage:teacher", "kind": "logprobs"},
+    "before": {"model": f"stage:{WARM}", "kind": "logprobs"},
+}
 
 STAGES: Mapping[str, Mapping[str, Json]] = {
     "distillation": {"reference": {"model": "stage:teacher"}},
@@ -83,6 +92,17 @@ STAGES: Mapping[str, Mapping[str, Json]] = {
             "formula": "correct",
             "within": {"turn": 1.0},
             "components": {"correct": "exact", "turn": {"reward": "by_turn", "rule": "exact"}},
+        }
+    },
+    # Its authors' tokens are paid by a model that DPO has trained
+    "rto": {
+        "reward": {
+            "formula": "correct",
+            "within": {"likely": 1.0},
+            "components": {
+                "correct": "exact",
+                "likely": {"reward": "token_log_ratio", "scorer": "teacher", "against": "before"},
+            },
         }
     },
 }
@@ -102,6 +122,7 @@ def run_file(name: str, folder: Path, seed: int, steps: int, names: Sequence[str
         **demo,
         "run": {"name": name, "seed": seed, "dir": str(folder)},
         "reward": {**demo["reward"], "formula": "correct"},
+        **({"scorers": SCORERS} if "rto" in names else {}),
         "rollout": {**demo["rollout"], "max_new_tokens": MAX_NEW_TOKENS},
         "evaluate": held_out,
         "stages": [warm, *teacher, *(part for name in names for part in stages(name, steps))],

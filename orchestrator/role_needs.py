@@ -18,10 +18,8 @@ from manta.orchestrator.scorers import called_in, role
 SHARED_CPUS = 0.5
 """What a worker of a computing role reserves when `threads` is 0: it shares the node's cores, and
 phases that alternate do not need them at the same time."""
-SCORER_CPUS = 0.25
-"""The same of a scorer, which computes in short bursts and may stand beside others of its kind."""
 WAITING_CPUS = 0.1
-"""What a worker reserves that mostly waits for others."""
+"""What a worker reserves that mostly waits for others, or computes in short bursts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ def role_needs(run_file: RunFile) -> tuple[RoleNeed, ...]:
         needs.append(RoleNeed("reward", sizes.min, WAITING_CPUS, 0, sizes.span))
     for name in called_in(run_file):
         scorer = run_file.scorers[name]
-        cpus = float(scorer.threads) or SCORER_CPUS
+        cpus = float(scorer.threads) or WAITING_CPUS
         needs.append(RoleNeed(role(name), scorer.workers, cpus, scorer.devices))
     if stages_with_reference(run_file):
         reference = run_file.reference

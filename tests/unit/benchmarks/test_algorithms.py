@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,8 @@ def test_a_stage_is_read_from_its_evaluations_and_its_last_tenth() -> None:
     assert learnt.pass_at_8 != learnt.pass_at_8, "not measured is not a number"
     least = algorithms.figures({"grpo": [learnt]})[0]
     assert least.holds()
+    shown = algorithms.markdown({"grpo": [learnt, learnt], "ppo": [replace(learnt, after=0.75)]})
+    assert [line.split(" | ")[:4] for line in shown.splitlines()[2:]] == [
+        ["| `ppo`", "75.0%", "+50.0 to +50.0", ""],
+        ["| `grpo`", "50.0%", "+25.0 to +25.0", ""],
+    ], "the best one first, and nothing where nothing was measured"

@@ -53,7 +53,7 @@ def test_a_run_that_learns_from_a_scorer(tmp_path: Path) -> None:
     assert f"scorer judge: {tmp_path / 'rm'}" in told
     assert "what trains is held against 'correct', the gold reward" in told
     assert not any("scorer" in line for line in describe(good, good.stages[0], survey.look(good)))
-    assert ("scorer judge", 2, 0.25) in placement_needs(good)
+    assert ("scorer judge", 2, 0.1) in placement_needs(good)
     assert model_folder(good.scorers["judge"], Products(tmp_path)) == str(tmp_path / "rm")
     lane = train_lane(good, good.stages[1], Products(tmp_path))
     assert lane.reward is not None and lane.reward.scorers == ("judge",)

@@ -71,7 +71,6 @@ async def test_a_thread_whose_caller_has_given_up_ends_in_peace() -> None:
 
 ENDS = """
 import asyncio, threading
-from manta.orchestrator.side_thread import in_thread
 from manta.orchestrator.storage import Storage, StorageHangs
 from manta.orchestrator.wait import Waits
 try:
