@@ -18,6 +18,8 @@ WARM = "warm-start"
 SAMPLES_PER_STEP = 1024
 SAMPLES_PER_PROMPT = 16
 LEARNING_RATE = 2e-4
+ROWS_PER_CALL = 256
+"""Samples that travel together, in groups of one or of many."""
 MAX_NEW_TOKENS = 8
 NUM_TASKS = 10_000
 """No fewer than there are sums of two digits."""
@@ -124,6 +126,7 @@ def run_file(name: str, folder: Path, seed: int, steps: int, names: Sequence[str
         "reward": {**demo["reward"], "formula": "correct"},
         **({"scorers": SCORERS} if "rto" in names else {}),
         "rollout": {**demo["rollout"], "max_new_tokens": MAX_NEW_TOKENS},
+        "environment": {"groups_per_call": ROWS_PER_CALL // max(map(_samples, names))},
         "evaluate": held_out,
         "stages": [warm, *teacher, *(part for name in names for part in stages(name, steps))],
         "checkpoint": {"every_steps": steps, "keep": 1},
@@ -152,10 +155,7 @@ def stages(name: str, steps: int) -> list[dict[str, Json]]:
 
 
 def stage(name: str, steps: int) -> dict[str, Json]:
-    # Without groups to compare, and where two of a group make a pair, as many more prompts instead
-    samples = PRESETS[name].samples_per_prompt
-    if samples > 1 and not PRESETS[name].is_paired:
-        samples = SAMPLES_PER_PROMPT
+    samples = _samples(name)
     return {
         "name": stage_name(name),
         "algorithm": {"name": name, "samples_per_prompt": samples, **OWN.get(name, {})},
@@ -166,3 +166,10 @@ def stage(name: str, steps: int) -> dict[str, Json]:
         "learning_rate": LEARNING_RATE,
         **STAGES.get(name, {}),
     }
+
+
+def _samples(preset: str) -> int:
+    """Of a prompt. Without groups to compare, and where two of a group make a pair, there are as
+    many more prompts instead."""
+    published = PRESETS[preset].samples_per_prompt
+    return published if published == 1 or PRESETS[preset].is_paired else SAMPLES_PER_PROMPT
