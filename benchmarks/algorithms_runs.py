@@ -31,8 +31,13 @@ NO_STAGE = ("sft", "dpo", "reward_model")
 FROM_SAMPLES: Mapping[str, Json] = {"samples_from": "policy"}
 """Where the preset's own answers are given ones: the task's are right, every one."""
 
-CONDITION: dict[str, Json] = {"tags": ["=", ""], "bounds": [0.5]}
-"""Right answers stand under the prompts that the warm start knows, wrong ones under a tag."""
+TAGGED: Mapping[str, Json] = {
+    "condition": {"tags": ["=", ""], "bounds": [0.5]},
+    "reward_temperature": 0.4,
+}
+"""Right answers stand under the prompts that the warm start knows, wrong ones under a tag. These
+weigh a twelfth: with more the policy learnt them before it told the tags apart, and fell to none
+of the sums within 50 steps."""
 
 TOP_K: Mapping[str, Json] = {"teacher": {"top_k": 4}}
 """The task's vocabulary has 14 tokens, fewer than the presets' 64."""
@@ -48,9 +53,9 @@ OWN: Mapping[str, Mapping[str, Json]] = {
     "simpo": FROM_SAMPLES,
     "kto": {**FROM_SAMPLES, "reference_point": "samples"},
     "weighted_sft": FROM_SAMPLES,
-    "c_rlft": {**FROM_SAMPLES, "condition": CONDITION},
+    "c_rlft": {**FROM_SAMPLES, **TAGGED},
     # Nobody says anything after a sum: there is no feedback to learn from
-    "leti": {"condition": CONDITION, "train_feedback": False},
+    "leti": {**TAGGED, "train_feedback": False},
     "topk_distillation": TOP_K,
     "align_distil": TOP_K,
 }
@@ -169,7 +174,8 @@ def stage(name: str, steps: int) -> dict[str, Json]:
 
 
 def _samples(preset: str) -> int:
-    """Of a prompt. Without groups to compare, and where two of a group make a pair, there are as
-    many more prompts instead."""
-    published = PRESETS[preset].samples_per_prompt
-    return published if published == 1 or PRESETS[preset].is_paired else SAMPLES_PER_PROMPT
+    """Of a prompt; where there are one or two, there are as many more prompts instead."""
+    settings = PRESETS[preset]
+    if settings.is_paired:
+        return max(2, settings.samples_per_prompt)
+    return 1 if settings.samples_per_prompt == 1 else SAMPLES_PER_PROMPT
