@@ -290,7 +290,7 @@ class Learner:
                 return terms
             if tally is not None:
                 tally.add(of_tokens, current_T)
-            seen = self._objective.seen(of_tokens, on_cpu, self._tally)
+            seen = self._objective.seen(of_tokens, on_cpu)
             return replace(terms, sums={**seen, **terms.sums})
 
         return self._apply(coupled.micro_batches, wants, loss, rates)

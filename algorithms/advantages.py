@@ -233,14 +233,16 @@ def _named(group_N: Tensor, at_N: Tensor) -> list[int]:
 
 
 def _of_components(settings: AlgorithmSettings, step: StepRewards) -> Tensor:
+    """A component that no row of the step has is absent like one that some rows lack."""
     weights = settings.component_weights or dict.fromkeys(step.components, 1.0)
-    missing = sorted(weights.keys() - step.components.keys())
-    if missing or not weights:
+    if not weights.keys() & step.components.keys():
         raise ValueError(
-            f"component_weights names {missing}, the rewards have the components "
+            f"component_weights names {sorted(weights)}, the rewards have the components "
             f"{sorted(step.components)}: name some of these"
         )
-    return decoupled(step.components, weights, step.group_N, settings.std_epsilon)
+    absent_N = torch.full_like(step.rewards_N, math.nan)
+    components = {name: step.components.get(name, absent_N) for name in weights}
+    return decoupled(components, weights, step.group_N, settings.std_epsilon)
 
 
 def _known_companions(step: StepRewards) -> Tensor:

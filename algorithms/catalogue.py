@@ -121,6 +121,20 @@ def compares_samples(settings: AlgorithmSettings) -> bool:
     )
 
 
+def idles_on_equal_rewards(settings: AlgorithmSettings) -> bool:
+    """Does a prompt whose samples have equal rewards train, and teach nothing? Losses of pairs and
+    the filter `zero_variance` put another one in its place; a given answer beside the samples,
+    what is paid for length and rewards of tokens make equal ones differ."""
+    return (
+        compares_samples(settings)
+        and not settings.is_paired
+        and all(told.name != "zero_variance" for told in settings.filters)
+        and settings.companion == "none"
+        and settings.advantage not in ("length_penalized", "decoupled")
+        and settings.implicit_reward is None
+    )
+
+
 def reference_top_k(settings: AlgorithmSettings) -> int:
     """Of how many tokens the reference is to say how likely they are, where each trained token
     stands; 0: of the sampled one alone."""

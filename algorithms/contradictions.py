@@ -135,6 +135,7 @@ def _row_advantage(settings: AlgorithmSettings) -> Iterator[str]:
 
 def _numbers(settings: AlgorithmSettings) -> list[str]:
     problems = []
+    reads = ADVANTAGE_KINDS[settings.advantage].reads
     for name in ("clip_low", "clip_high", "tau_positive", "tau_negative", "rho"):
         value, usual = getattr(settings, name), getattr(_DEFAULTS, name)
         if not 0 < value < math.inf:
@@ -158,13 +159,13 @@ def _numbers(settings: AlgorithmSettings) -> list[str]:
         problems.append(
             f"turn_weight is {settings.turn_weight:g}, it must be at least 0 and at most 1"
         )
-    reads_k = "pass_k" in ADVANTAGE_KINDS[settings.advantage].reads
-    if reads_k and not 1 <= settings.pass_k <= max(1, settings.samples_per_prompt):
+    if "pass_k" in reads and not 1 <= settings.pass_k <= max(1, settings.samples_per_prompt):
         problems.append(
             f"pass_k is {settings.pass_k}, it must be at least 1 and at most samples_per_prompt "
             f"({settings.samples_per_prompt})"
         )
-    if settings.divide_by_std and not (settings.std_epsilon > 0):
+    divides = "divide_by_std" not in reads or settings.divide_by_std
+    if "std_epsilon" in reads and divides and not 0 < settings.std_epsilon < math.inf:
         problems.append(
             f"std_epsilon is {settings.std_epsilon}, it must be above 0: a group of equal rewards "
             "would divide by 0"
@@ -245,6 +246,12 @@ def _off_policy(settings: AlgorithmSettings) -> list[str]:
             f"off_policy.correction is {told.correction} but proximal is {settings.proximal}: the "
             "clipped ratio to the engine's log-probs holds that weight already, set proximal to "
             "learner"
+        )
+    is_of_rows = LOSS_KINDS[settings.loss].needs_row_advantage
+    if told.correction != "none" and told.level == "token" and is_of_rows:
+        problems.append(
+            f"off_policy.level is token, and the loss {settings.loss} is of whole rows: set it to "
+            "sequence, or loss to gspo_token or clipped_surrogate"
         )
     return problems
 

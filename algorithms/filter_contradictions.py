@@ -12,6 +12,9 @@ from manta.algorithms.catalogue import FILTER_READS
 from manta.algorithms.part_settings import GROUP_FILTERS, FilterSettings
 from manta.algorithms.settings import AlgorithmSettings
 
+_BY_SHARE = ("pass_at_k", "max_likelihood", "length_penalized", "difficulty_weighted")
+"""Advantages that estimate from a prompt's samples how often it is solved."""
+
 
 def filter_problems(settings: AlgorithmSettings) -> Iterator[str]:
     """What is wrong, one sentence each."""
@@ -26,12 +29,14 @@ def filter_problems(settings: AlgorithmSettings) -> Iterator[str]:
             "the filter zero_variance would drop every group of one: set samples_per_prompt to 2 "
             "or more, or remove it"
         )
+    if "zero_variance" in names and settings.advantage == "decoupled":
+        yield (
+            "the filter zero_variance looks at the whole reward, and advantage decoupled at each "
+            "component: groups of equal rewards may teach, remove it or take accuracy_band"
+        )
     for told in settings.filters:
-        if told.name == "accuracy_band" and not 0 <= told.low <= told.high <= 1:
-            yield (
-                f"the filter accuracy_band keeps shares from {told.low:g} to {told.high:g}: let "
-                "low and high be within 0 to 1, low the smaller one (0.2 and 0.8 in PRIME)"
-            )
+        if told.name == "accuracy_band":
+            yield from _band(settings, told)
         if told.name not in GROUP_FILTERS:
             yield from _of_samples(settings, told)
 
@@ -48,16 +53,30 @@ def _unread_by_filter(told: FilterSettings) -> Iterator[str]:
             )
 
 
+def _band(settings: AlgorithmSettings, told: FilterSettings) -> Iterator[str]:
+    count = max(1, settings.samples_per_prompt)
+    if not 0 <= told.low <= told.high <= 1:
+        yield (
+            f"the filter accuracy_band keeps shares from {told.low:g} to {told.high:g}: let "
+            "low and high be within 0 to 1, low the smaller one (0.2 and 0.8 in PRIME)"
+        )
+    elif not any(told.low <= right / count <= told.high for right in range(count + 1)):
+        yield (
+            f"the filter accuracy_band keeps shares from {told.low:g} to {told.high:g}, and of "
+            f"{count} samples no number is such a share: widen it, or raise samples_per_prompt"
+        )
+
+
 def _of_samples(settings: AlgorithmSettings, told: FilterSettings) -> Iterator[str]:
     if not 2 <= told.keep < settings.samples_per_prompt:
         yield (
             f"the filter {told.name} keeps {told.keep} of samples_per_prompt "
             f"({settings.samples_per_prompt}): set keep to 2 or more, and below samples_per_prompt"
         )
-    if settings.advantage in ("pass_at_k", "max_likelihood"):
+    if settings.advantage in _BY_SHARE:
         yield (
-            f"advantage {settings.advantage} estimates what random samples of a prompt get, and "
-            f"the filter {told.name} chooses them by reward: change one of the two"
+            f"advantage {settings.advantage} goes by how many of a prompt's samples are right, and "
+            f"the filter {told.name} chooses samples by reward: change one of the two"
         )
     after = settings.filters[settings.filters.index(told) + 1 :]
     if any(each.name == "accuracy_band" for each in after):

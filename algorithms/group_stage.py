@@ -103,7 +103,7 @@ def _weighed(settings: AlgorithmSettings, step: StepRewards) -> GroupStage:
         kept_N = kept_N & ~step.is_companion_N
     columns = {**_columns(kept_N.float()), "advantage": advantage_N.float()}
     if settings.implicit_reward is not None:
-        is_right_N = step.rewards_N.double() > settings.implicit_reward.outcome_above
+        is_right_N = step.rewards_N > settings.implicit_reward.outcome_above
         columns["label"] = is_right_N.float()
     return GroupStage(columns, filtered)
 
@@ -158,7 +158,7 @@ def _paired(
 def _labelled(
     settings: AlgorithmSettings, rewards_N: Tensor, group_N: Tensor, eligible_N: Tensor
 ) -> GroupStage:
-    label_N = (rewards_N.double() > settings.desirable_above).float()
+    label_N = (rewards_N > settings.desirable_above).float()
     columns = {**_columns(eligible_N.float()), "label": label_N}
     return GroupStage(columns, _without(group_N, eligible_N, NONE_KEPT))
 

@@ -34,7 +34,7 @@ def imitation(
     if settings.keep_best:
         keep_N &= best_of_groups(rewards_N, group_N, eligible_N, settings.keep_best)
     if settings.keep_above is not None:
-        keep_N &= rewards_N.double() > settings.keep_above
+        keep_N &= rewards_N > settings.keep_above
     weight_N = torch.ones(len(rewards_N), dtype=torch.float64, device=rewards_N.device)
     if settings.reward_temperature is not None:
         exponent_N = torch.where(keep_N, rewards_N.double() / settings.reward_temperature, 0.0)

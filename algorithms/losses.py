@@ -106,7 +106,7 @@ def cispo(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
     `clip_low` of 1 or more is no lower bound, as in the report. The clip fractions are of tokens
     whose weight a bound changed, whatever their advantage.
     """
-    ratio_T = torch.exp(tokens.logprob_T.detach() - tokens.proximal_T)
+    ratio_T = _ratio(tokens.logprob_T.detach() - tokens.proximal_T)
     low, high = 1.0 - settings.clip_low, 1.0 + settings.clip_high
     loss_T = -ratio_T.clamp(low, high) * tokens.advantage_T * tokens.logprob_T
     figures = {"clip_fraction_low": ratio_T < low, "clip_fraction_high": ratio_T > high}
@@ -169,7 +169,7 @@ def rover(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
     next_T[:-1] = torch.where(goes_on_T, value_T[1:], 0.0)
     target_T = tokens.advantage_T + settings.successor_weight * next_T
     loss_T = (settings.rho * rise_T - target_T).square()
-    return Surrogate(loss_T, torch.exp(rise_T), {"successor_value": next_T})
+    return Surrogate(loss_T, _ratio(rise_T), {"successor_value": next_T})
 
 
 def clip_cov(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
@@ -197,7 +197,7 @@ def kl_cov(settings: AlgorithmSettings, tokens: RatioTokens) -> Surrogate:
     log_ratio_T = tokens.logprob_T - tokens.proximal_T
     ratio_T = _ratio(log_ratio_T)
     selected_T = _chosen(tokens)
-    moved_T = torch.where(selected_T, log_ratio_T, 0.0)
+    moved_T = torch.where(selected_T, log_ratio_T.clamp(max=LARGEST_LOG_RATIO), 0.0)
     kl_T = moved_T.abs()
     if settings.covariance.estimator != "absolute":
         kl_T = estimate(settings.covariance.estimator, torch.zeros_like(moved_T), moved_T)

@@ -72,15 +72,17 @@ class Objective:
 
         `sums`: `loss` and `policy_loss` under the loss's own weights; under `mean_T` (so they are
         means over the update's trained tokens) `kl_reference` (the settings' estimator, where the
-        batch has reference log-probs) with `kl_reference_k1` and `kl_reference_k3`, `entropy` (if
-        wanted), and for losses with a ratio `ratio_mean` (a masked token counts as 1, in its row's
-        ratio too), the loss's own figures (`clip_fraction_low`, `clip_fraction_high` and the like:
-        `manta.algorithms.losses`), `kl_behaviour` and `kl_behaviour_k1`, the k3 and k1 estimates of
-        KL(behaviour || policy), and with a correction its `weight_mean`. `maxima`: `ratio_max`.
+        batch has reference log-probs, and of sampled tokens alone: of others it is no estimate)
+        with `kl_reference_k1` and `kl_reference_k3`, `entropy` (if wanted), and for losses with a
+        ratio `ratio_mean` (a masked token counts as 1, in its row's ratio too), the loss's own
+        figures (`clip_fraction_low`, `clip_fraction_high` and the like: `manta.algorithms.losses`),
+        `kl_behaviour` and `kl_behaviour_k1`, the k3 and k1 estimates of KL(behaviour || policy),
+        and with a correction its `weight_mean`. `maxima`: `ratio_max`.
         `policy_gradient` and `teacher_kl` report of these what needs no ratio, the latter also what
-        `manta.algorithms.teacher_kl` does. Where given tokens stand among
-        sampled ones, `entropy` and `kl_behaviour` are means over the sampled ones (`sampled_T`).
-        With a critic its terms come on top (`critic_loss`). `tally` counts the ratios.
+        `manta.algorithms.teacher_kl` does. Where given tokens stand among sampled ones,
+        `entropy`, `kl_behaviour` and `kl_reference` are means over the sampled ones (`sampled_T`).
+        With a critic its terms come on top (`critic_loss`). `tally` counts the ratios, and the
+        importance weights of losses that weigh tokens by advantages.
 
         Raises ValueError where the batch lacks log-probs that the settings need.
         """
@@ -90,10 +92,12 @@ class Objective:
         loss_T, means, drift = policy.loss_T, policy.means, policy.drift
         if batch.reference_T is not None:
             reference_T = _only(active_T, batch.reference_T)
-            means["kl_reference"] = kl.estimate(self.settings.kl.estimator, logprob_T, reference_T)
-            means |= _from_reference(logprob_T.detach(), reference_T)
+            kl_T = kl.estimate(self.settings.kl.estimator, logprob_T, reference_T)
             if self.settings.kl.placement == "loss" and self.settings.kl.coef != 0.0:
-                loss_T = loss_T + self.settings.kl.coef * means["kl_reference"]
+                loss_T = loss_T + self.settings.kl.coef * kl_T
+            drift |= _sampled_alone(
+                batch, {"kl_reference": kl_T, **_from_reference(logprob_T, reference_T)}
+            )
         elif self.settings.needs_reference:
             raise ValueError(
                 f"kl.coef is {self.settings.kl.coef} but the batch has no reference log-probs: run "
@@ -113,21 +117,19 @@ class Objective:
         sums["loss"] = loss.detach()
         return LossTerms(loss, sums, policy.maxima)
 
-    def seen(
-        self, batch: TokenBatch, stats: Mapping[str, Tensor], tally: StepTally | None = None
-    ) -> dict[str, Tensor]:
+    def seen(self, batch: TokenBatch, stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What `loss` reports of the policy itself, as sums, for a loss that is not made here
         (`manta.algorithms.coupled`): `kl_behaviour` and `kl_behaviour_k1`, `kl_reference_k1` and
         `kl_reference_k3`, `entropy`, as far as batch and statistics have them."""
         active_T = _active(batch)
         current_T = _only(active_T, stats["logprob"].detach())
-        means: dict[str, Tensor] = {}
+        drift = _drift(batch, current_T, active_T)
         if batch.reference_T is not None:
-            means = _from_reference(current_T, _only(active_T, batch.reference_T))
-        drift = _drift(batch, current_T, active_T, tally)
+            reference_T = _only(active_T, batch.reference_T)
+            drift |= _sampled_alone(batch, _from_reference(current_T, reference_T))
         if "entropy" in stats:
             drift["entropy"] = _only(active_T, stats["entropy"])
-        return _sums(batch, means, drift)
+        return _sums(batch, {}, drift)
 
     def critic_loss(self, batch: TokenBatch, stats: Mapping[str, Tensor]) -> LossTerms:
         """`critic.loss_coef * sum(mean_T * value_T)`, the part of `loss` that is the critic's: the
@@ -170,9 +172,9 @@ class Objective:
         if LOSS_KINDS[self.settings.loss].is_plain:
             return self._plain(batch, logprob_T, active_T, tally)
         if LOSS_KINDS[self.settings.loss].needs_likeliest:
-            return self._taught(batch, logprob_T, stats["likeliest"], active_T, tally)
+            return self._taught(batch, logprob_T, stats["likeliest"], active_T)
         if self.settings.loss not in LOSSES:
-            drift = _drift(batch, logprob_T.detach(), active_T, tally)
+            drift = _drift(batch, logprob_T.detach(), active_T)
             return _Policy(cross_entropy(logprob_T), {}, {}, drift)
         current_T = logprob_T.detach()
         proximal_T = batch.start_T
@@ -222,7 +224,6 @@ class Objective:
         logprob_T: Tensor,
         likeliest_TK: Tensor,
         active_T: Tensor,
-        tally: StepTally | None,
     ) -> _Policy:
         """Of a loss over what the reference, the teacher, finds likely."""
         teacher_TK, weight_T = batch.teacher_TK, batch.teacher_weight_T
@@ -234,7 +235,7 @@ class Objective:
         # Equal distributions where a token does not count: no loss and no gradient
         policy_TK = torch.where(active_T[:, None], likeliest_TK, teacher_TK)
         loss_T = teacher_kl(self.settings.teacher.interpolation, teacher_TK, policy_TK)
-        drift = _drift(batch, logprob_T.detach(), active_T, tally)
+        drift = _drift(batch, logprob_T.detach(), active_T)
         return _Policy(weight_T * loss_T, figures(teacher_TK, policy_TK), {}, drift)
 
     def _off_policy_weight(self, batch: TokenBatch, active_T: Tensor) -> Tensor:
@@ -274,18 +275,27 @@ def _sums(
     return sums | {name: (of_sampled_T * mean_T.detach()).sum() for name, mean_T in drift.items()}
 
 
-def _from_reference(current_T: Tensor, reference_T: Tensor) -> dict[str, Tensor]:
+def _from_reference(logprob_T: Tensor, reference_T: Tensor) -> dict[str, Tensor]:
+    current_T = logprob_T.detach()
     return {
         "kl_reference_k1": kl.k1(current_T, reference_T),
         "kl_reference_k3": kl.k3(current_T, reference_T),
     }
 
 
+def _sampled_alone(batch: TokenBatch, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`figures` at tokens that somebody sampled, 0 at others; none where nobody did."""
+    if batch.behaviour_T is None:
+        return {}
+    is_sampled_T = ~batch.behaviour_T.isnan()
+    return {name: _only(is_sampled_T, values_T.detach()) for name, values_T in figures.items()}
+
+
 def _drift(
     batch: TokenBatch,
     current_T: Tensor,
     active_T: Tensor,
-    tally: StepTally | None,
+    tally: StepTally | None = None,
     ratio_T: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """How far the current policy is from the one that sampled, which is the p of KL(p || q);

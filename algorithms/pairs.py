@@ -6,12 +6,16 @@ Owns who is compared with whom. What a pair's loss is, is `manta.algorithms.coup
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from manta.algorithms.settings import PairsName
+
+Rewards = TypeVar("Rewards", float, Tensor)
+ROUNDING = 2.0**-24
+"""By how much, relative to it, a number that is rounded to float32 may move."""
 
 
 class Pairs(NamedTuple):
@@ -55,10 +59,16 @@ def with_companion(pairs: Pairs, is_companion_K: Tensor) -> Pairs:
     return Pairs(pairs.chosen_P[is_beside_P], pairs.rejected_P[is_beside_P])
 
 
+def short_of(margin: float, higher: Rewards, lower: Rewards) -> Rewards:
+    """By how much rewards that were rounded to float32 miss a margin: 0.9 and 0.8 miss none of
+    0.1."""
+    return margin - (higher - lower) - ROUNDING * (abs(higher) + abs(lower))
+
+
 def far_apart(pairs: Pairs, rewards_K: Tensor, margin: float) -> Pairs:
     """The pairs whose rewards differ by `margin` at least."""
     values_K = rewards_K.double()
-    apart_P = values_K[pairs.chosen_P] - values_K[pairs.rejected_P] >= margin
+    apart_P = short_of(margin, values_K[pairs.chosen_P], values_K[pairs.rejected_P]) <= 0
     return Pairs(pairs.chosen_P[apart_P], pairs.rejected_P[apart_P])
 
 

@@ -35,7 +35,7 @@ PREFERENCE_PRESETS: Mapping[str, AlgorithmSettings] = MappingProxyType(
             keep_best=1,
         ),
         # Rejection sampling, Yuan et al., arXiv 2308.01825: all samples that are right, for rewards
-        # of 0 and 1. 8 of them is ours.
+        # of 0 and 1. 8 of them is ours. Theirs differ in their equations: not looked at here.
         "rejection_sampling": AlgorithmSettings(
             name="rejection_sampling",
             samples_per_prompt=8,

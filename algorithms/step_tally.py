@@ -17,6 +17,8 @@ from manta.algorithms.mismatch import QUANTILES
 from manta.algorithms.rank_sums import AllReduce
 
 ADVANTAGE_QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95}
+LARGEST_LOG_WEIGHT = 300.0
+"""The square of a larger weight would be no float64."""
 _RATIO, _ADVANTAGE = range(2)
 _SUMS = 4
 
@@ -53,7 +55,8 @@ class StepTally:
         if behaviour_T is None:
             return
         counts_T = counts_T & ~behaviour_T.isnan()
-        weight_T = torch.exp((current_T[counts_T] - behaviour_T[counts_T]).double())
+        log_weight_T = (current_T[counts_T] - behaviour_T[counts_T]).double()
+        weight_T = torch.exp(log_weight_T.clamp(max=LARGEST_LOG_WEIGHT))
         self._add(_RATIO, weight_T)
 
     def add_advantages(self, advantage_T: Tensor, counts_T: Tensor) -> None:

@@ -89,8 +89,8 @@ class Relabeller:
 
 
 def class_of(reward: float, bounds: Sequence[float]) -> int:
-    """How many of the rising `bounds` a reward is above."""
-    return sum(reward > bound for bound in bounds)
+    """How many of the rising `bounds` a reward is above, in float32 as everywhere else."""
+    return int(np.count_nonzero(np.float32(reward) > np.asarray(bounds, np.float32)))
 
 
 def _under(

@@ -13,7 +13,7 @@ import torch
 
 from manta.algorithms.filters import GroupSamples, Selection, select
 from manta.algorithms.group_stage import NO_PAIR, NONE_KEPT, group_stage
-from manta.algorithms.pairs import Pairs
+from manta.algorithms.pairs import Pairs, short_of
 from manta.algorithms.settings import AlgorithmSettings
 from manta.envs.records import COMPANION, Bool, GroupSummary
 from manta.envs.step_records import StepPlan
@@ -24,7 +24,9 @@ def selection(
 ) -> Selection:
     """Which samples of a group train, and why none does where that is so."""
     everything = tuple(range(len(summary.rewards)))
-    rewards = summary.rewards[_can_train(summary, masks_truncated)].astype(np.float64)
+    if not np.isfinite(summary.rewards).all():
+        return Selection(everything)  # to be refused by name, where rewards are read
+    rewards = summary.rewards[_can_train(summary, masks_truncated)]
     if settings.is_paired and not _has_pair(settings, summary, masks_truncated):
         by = f" by {settings.pair_margin:g} or more" if settings.pair_margin else ""
         which = "no two samples that can train have rewards that differ"
@@ -35,7 +37,7 @@ def selection(
     if bound is not None and not (rewards > bound).any():
         told = f"{NONE_KEPT}: no sample that can train has a reward above {bound:g}"
         return Selection((), told)
-    if not settings.filters or not np.isfinite(summary.rewards).all():
+    if not settings.filters:
         return Selection(everything)
     parts = {name: values.tolist() for name, values in summary.components.items()}
     beside = None
@@ -55,14 +57,14 @@ def _has_pair(settings: AlgorithmSettings, summary: GroupSummary, masks_truncate
     """Whether any two rows that are compared differ in reward, by the margin at least."""
     whole = _with_companion(settings, summary)
     can_train = _can_train(whole, masks_truncated)
-    rewards = whole.rewards.astype(np.float64)
-    of_samples = rewards[: len(summary.rewards)][can_train[: len(summary.rewards)]]
-    if settings.pairs != "companion":
-        between = float(np.ptp(of_samples)) if len(of_samples) else 0.0
-    else:
-        apart = np.abs(of_samples - rewards[-1])
-        between = float(apart.max(initial=0.0)) if can_train[-1] else 0.0
-    return between > 0 and between >= settings.pair_margin
+    samples = slice(len(summary.rewards))
+    compared = whole.rewards[samples][can_train[samples]].tolist()
+    if settings.pairs == "companion":
+        beside = float(whole.rewards[-1])
+        farthest = max(compared, key=lambda reward: abs(reward - beside), default=beside)
+        compared = [farthest, beside] if can_train[-1] else []
+    low, high = min(compared, default=0.0), max(compared, default=0.0)
+    return high > low and short_of(settings.pair_margin, high, low) <= 0
 
 
 def _can_train(summary: GroupSummary, masks_truncated: bool) -> Bool:

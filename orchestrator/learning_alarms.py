@@ -85,8 +85,8 @@ def entropy_collapse(history: History) -> Alarm | None:
         "entropy collapse",
         f"the policy's entropy fell from {start:.3g} to {now:.2g} nats a token",
         "its samples hardly differ any more, so that there is little left to learn from",
-        "raise algorithm.clip_high (0.28 in DAPO) or algorithm.entropy_coef, lower the learning "
-        "rate, or go back to an earlier checkpoint",
+        "lower the learning rate, raise algorithm.clip_high (0.28 in DAPO) or entropy_coef where "
+        "the loss has them, or go back to an earlier checkpoint",
     )
 
 
@@ -206,7 +206,7 @@ def idle_groups(history: History) -> Alarm | None:
         f"{median(shares[-STEPS:]):.0%} of the groups have equal rewards, and teach nothing",
         cause,
         f"give it {advice} tasks or more samples of each, or let others take the places of such "
-        "groups (algorithm.filters: [zero_variance])",
+        "groups (algorithm.filters: [zero_variance], with a loss that takes filters)",
     )
 
 
@@ -238,14 +238,14 @@ class LearningAlarms:
         self,
         lines: Iterable[Mapping[str, float]] = (),
         told: Iterable[str] = (),
-        compares: bool = True,
+        can_idle: bool = True,
     ) -> None:
         """A stage begins, or goes on: `lines` and kinds `told` of it are from an earlier life.
-        Where it does not compare the samples of a prompt, equal rewards teach as others do."""
+        Without `can_idle` equal rewards of a prompt's samples teach as others do."""
         self._history, self._told = History(lines), set(told)
         needs: dict[_Function, bool] = {
             drifting_ratios: self._trusts_logprobs,
-            idle_groups: compares,
+            idle_groups: can_idle,
         }
         self._functions = [each for each in LEARNING_ALARMS if needs.get(each, True)]
 

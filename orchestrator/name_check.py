@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from manta.actors.transports.settings import DIRECT
 from manta.algorithms.catalogue import compares_samples
+from manta.algorithms.contradictions import check
 from manta.envs.records import Json
 from manta.envs.tokenizer import FileTokenizer, build_tokenizer
 from manta.orchestrator.combination_check import combination_problems
@@ -139,7 +141,7 @@ def _trajectories(run_file: RunFile, stage: StageConfig) -> Iterator[str]:
             f"{leaves(writer)}: name a generate or annotate stage"
         )
     elif (maker := _maker(run_file, writer)) is not None:
-        yield from _lone(stage, maker)
+        yield from _groups(stage, maker)
 
 
 def _maker(run_file: RunFile, writer: StageConfig) -> StageConfig | None:
@@ -155,17 +157,25 @@ def _maker(run_file: RunFile, writer: StageConfig) -> StageConfig | None:
     return writer
 
 
-def _lone(stage: StageConfig, maker: StageConfig) -> Iterator[str]:
-    """Samples that a stage compares with each other, and that were made one by one."""
+def _groups(stage: StageConfig, maker: StageConfig) -> Iterator[str]:
+    """Groups that are smaller than the stage says, and too small for its algorithm."""
     algorithm, made = stage.algorithm, maker.algorithm
-    if stage.kind != "train" or algorithm is None or made is None:
+    if stage.kind != "train" or algorithm is None or made is None or made.samples_from != "policy":
         return
-    if compares_samples(algorithm) and made.rows_per_prompt == 1 and made.samples_from == "policy":
+    if compares_samples(algorithm) and made.rows_per_prompt == 1:
         yield (
             f".trajectories: stage '{maker.name}' makes one sample of a prompt, and algorithm "
             f"'{algorithm.name}' compares a prompt's samples: set samples_per_prompt there to 2 or "
             "more"
         )
+    elif (count := made.samples_per_prompt) < algorithm.samples_per_prompt:
+        try:
+            check(replace(algorithm, samples_per_prompt=count))
+        except ValueError as error:
+            yield (
+                f".trajectories: stage '{maker.name}' makes {count} samples of a prompt, and not "
+                f"{algorithm.samples_per_prompt} as said here; with {count}: {error}"
+            )
 
 
 def _merge(stage: StageConfig) -> Iterator[str]:

@@ -21,7 +21,7 @@ from manta.actors.device_turns import DeviceTurns
 from manta.actors.histogram import Histogram, histogram_of
 from manta.actors.router_figures import RouterFigures
 from manta.actors.step_work import StepReport
-from manta.algorithms.catalogue import compares_samples
+from manta.algorithms.catalogue import idles_on_equal_rewards
 from manta.envs.records import GroupSummary, Json
 from manta.orchestrator import reward_gap
 from manta.orchestrator.alarms import Alarm, StepAlarms, incomplete_evaluation
@@ -142,9 +142,9 @@ class Recorder:
         self._curriculum = curriculum
         lines = [line.values for line in self._lines() if line.stage == name]
         algorithm = self._stages[name].algorithm
-        compares = algorithm is not None and compares_samples(algorithm)
+        can_idle = algorithm is not None and idles_on_equal_rewards(algorithm)
         told = told_in(self._directory, name) if lines else ()
-        self._learning.enter(lines, told, compares)
+        self._learning.enter(lines, told, can_idle)
         self._step_started = time.perf_counter()
         self._step_cpu = self._clock.cpu_seconds()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from manta.envs.chat_template import POLICY
 from manta.envs.families.family import Family
 from manta.envs.protocols import Answer, Split, TaskSource
@@ -54,8 +56,12 @@ def _task(row: Row, file: Split) -> Task:
     facts: dict[str, float | str] = {"chosen": chosen, "rejected": rejected}
     margin = row.values.get(MARGIN)
     if margin is not None:
-        if isinstance(margin, bool) or not isinstance(margin, int | float):
-            raise ValueError(f"{row.where}: field {MARGIN!r} is {margin!r}, not a number")
+        if (
+            isinstance(margin, bool)
+            or not isinstance(margin, int | float)
+            or not math.isfinite(margin)
+        ):
+            raise ValueError(f"{row.where}: field {MARGIN!r} is {margin!r}, not a finite number")
         facts[MARGIN] = float(margin)
     return Task(
         id=f"preferences/{file}/{row.index}",

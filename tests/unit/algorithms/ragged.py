@@ -14,7 +14,7 @@ from manta.algorithms.aggregate import Denominators, denominators, row_weight
 from manta.algorithms.flatten import flatten
 from manta.algorithms.objective import Objective
 from manta.algorithms.settings import AlgorithmSettings
-from manta.algorithms.tokens import LossTerms
+from manta.algorithms.tokens import LossTerms, TokenBatch
 
 WORDS = 7
 
@@ -77,7 +77,11 @@ class Rows:
         )
 
     def terms(self, algorithm: AlgorithmSettings, update: Denominators) -> LossTerms:
-        batch = flatten(
+        batch = self.batch(algorithm, update)
+        return Objective(algorithm, report_entropy=True).loss(batch, self.statistics())
+
+    def batch(self, algorithm: AlgorithmSettings, update: Denominators) -> TokenBatch:
+        return flatten(
             algorithm,
             self.counts_R,
             self.columns,
@@ -88,7 +92,6 @@ class Rows:
             vocabulary_T=(0.7 * self.logits_TV.detach()).log_softmax(-1).mean(-1),
             selected_T=self.selected_T if algorithm.chooses_tokens else None,
         )
-        return Objective(algorithm, report_entropy=True).loss(batch, self.statistics())
 
     def statistics(self) -> dict[str, Tensor]:
         log_TV = self.logits_TV.log_softmax(-1)

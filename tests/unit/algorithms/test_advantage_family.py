@@ -329,3 +329,15 @@ def test_rewards_that_do_not_fit_are_refused_by_group() -> None:
         group_stage(PRESETS["pass_at_k"], rewards, groups)
     with pytest.raises(ValueError, match=r"groups \[7\] are negative"):
         group_stage(PRESETS["max_rl"], rewards, groups)
+
+
+def test_a_component_that_no_row_of_a_step_has_is_like_one_that_each_row_lacks() -> None:
+    known = step(1)
+    weighed = dataclasses.replace(of("decoupled"), component_weights={"a": 1.0, "judge": 0.5})
+    absent = torch.full_like(known.rewards_N, math.nan)
+    lacking = known._replace(components={**known.components, "judge": absent})
+    found, expected = (ADVANTAGES["decoupled"](weighed, each) for each in (known, lacking))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"names \['judge'\], the rewards have the components"):
+        other = dataclasses.replace(weighed, component_weights={"judge": 0.5})
+        ADVANTAGES["decoupled"](other, known)

@@ -278,7 +278,24 @@ def kl(name: str, **told: object) -> AlgorithmSettings:
         (filtered("max_variance", keep=4, process="x"), "max_variance has process x, which it"),
         (filtered("max_variance", keep=8), "keeps 8 of samples_per_prompt"),
         (changed("dr_grpo", filters=(FOUR, BAND)), "accuracy_band stands after max_variance"),
-        (changed("pass_at_k", filters=(FOUR,)), "advantage pass_at_k estimates what random"),
+        (changed("pass_at_k", filters=(FOUR,)), "advantage pass_at_k goes by how many of a"),
+        (changed("grpo_lead", filters=(FOUR,)), "difficulty_weighted goes by how many of a"),
+        (changed("grpo_lambda", filters=(FOUR,)), "length_penalized goes by how many of a"),
+        (changed("gdpo", filters=(ZERO,)), "zero_variance looks at the whole reward"),
+        (filtered("accuracy_band", low=0.41, high=0.45), "of 8 samples no number is such a share"),
+        (changed("dr_grpo", advantage="decoupled", std_epsilon=0.0), "std_epsilon is 0.0"),
+        (changed("dr_grpo", advantage="difficulty_weighted", std_epsilon=0.0), "std_epsilon is"),
+        *(
+            (
+                changed(
+                    name,
+                    proximal="learner",
+                    off_policy=OffPolicySettings(correction="mask", low=0.5, high=5.0),
+                ),
+                f"off_policy.level is token, and the loss {name} is of whole rows: set it to",
+            )
+            for name in ("gspo", "gmpo")
+        ),
     ],
 )
 def test_contradictions_are_refused(settings: AlgorithmSettings, message: str) -> None:

@@ -14,6 +14,7 @@ from manta.algorithms.group_stage import NONE_KEPT, group_stage
 from manta.algorithms.objective import Objective
 from manta.algorithms.presets import PRESETS
 from manta.algorithms.settings import AlgorithmSettings
+from manta.envs.hindsight import class_of
 from tests.unit.algorithms.ragged import Rows
 
 COUNTS = [5, 0, 3, 6, 1, 2, 4, 4]
@@ -153,3 +154,13 @@ def test_weights_that_would_not_be_numbers_are_refused() -> None:
     # What is not imitated need not have a weight
     few = dataclasses.replace(cold, keep_above=5.0)
     assert group_stage(few, REWARDS, GROUPS).coefficients["keep"].tolist() == [0.0] * 8
+
+
+@pytest.mark.parametrize("border", [0.1, 0.3, 0.6, 0.7, 0.8])
+def test_a_reward_at_the_border_is_not_above_it(border: float) -> None:
+    rewards, groups = torch.tensor([border, border + 0.01]), torch.tensor([0, 0])
+    kept = changed("rejection_sampling", keep_above=border)
+    assert group_stage(kept, rewards, groups).coefficients["keep"].tolist() == [0, 1]
+    labelled = changed("kto", desirable_above=border)
+    assert group_stage(labelled, rewards, groups).coefficients["label"].tolist() == [0, 1]
+    assert [class_of(reward, (border,)) for reward in rewards.tolist()] == [0, 1]

@@ -298,3 +298,20 @@ def test_a_row_s_ratio_does_not_lose_what_bounds_of_3e_4_look_at() -> None:
     behaviour = dataclasses.replace(PRESETS["gspo"], proximal="behaviour")
     found = at(rows, behaviour, torch.zeros(num))
     assert found.maxima["ratio_max"].item() - 1 == pytest.approx(3.5e-4, abs=2e-7)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("log_ratio", [-200.0, 200.0])
+def test_a_ratio_that_float32_does_not_know_spoils_nothing(name: str, log_ratio: float) -> None:
+    rows = Rows.random([4, 2, 6], seed=3)
+    start_T = rows.statistics()["logprob"].float()
+    moved_T = start_T.clone()
+    moved_T[4:6] += log_ratio
+    rows = dataclasses.replace(
+        rows, behaviour_T=start_T, proximal_T=start_T, reference_T=start_T,
+        selected_T=torch.ones(12, dtype=torch.bool),
+    )  # fmt: skip
+    found = at(rows, CASES[name][0], moved_T.requires_grad_())
+    (gradient_T,) = torch.autograd.grad(found.loss, moved_T)
+    assert gradient_T.isfinite().all()
+    assert math.isfinite(found.loss.item()) and math.isfinite(found.sums["ratio_mean"])

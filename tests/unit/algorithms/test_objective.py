@@ -275,3 +275,22 @@ def test_missing_log_probs_are_named() -> None:
     sampled = dataclasses.replace(bare, behaviour_T=rows.behaviour_T)
     with pytest.raises(ValueError, match="no reference log-probs"):
         Objective(PRESETS["grpo"]).loss(sampled, rows.statistics())
+
+
+def test_the_kl_to_the_reference_is_estimated_from_sampled_tokens_alone() -> None:
+    rows = Rows.random([4, 2, 6], seed=5)
+    batch = rows.batch(FULL, rows.update)
+    figures = ("kl_reference", "kl_reference_k1", "kl_reference_k3")
+    whole = Objective(FULL).loss(batch, rows.statistics()).sums
+    behaviour_T = batch.behaviour_T
+    assert behaviour_T is not None and all(whole[name] != 0 for name in figures)
+    given_T = behaviour_T.clone()
+    given_T[4:6] = math.nan
+    of_some = dataclasses.replace(batch, behaviour_T=given_T)
+    some = Objective(FULL).seen(of_some, rows.statistics())
+    left_out = dataclasses.replace(batch, mean_T=batch.mean_T.clone())
+    left_out.mean_T[4:6] = 0.0
+    expected = Objective(FULL).seen(left_out, rows.statistics())
+    assert {name: some[name] for name in figures[1:]} == {n: expected[n] for n in figures[1:]}
+    nobody = dataclasses.replace(batch, behaviour_T=None)
+    assert not set(figures) & Objective(FULL).seen(nobody, rows.statistics()).keys()

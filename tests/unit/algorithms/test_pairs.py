@@ -64,6 +64,11 @@ def test_pairs_whose_rewards_differ_by_a_margin() -> None:
     assert listed_at("all", 0.55) == [(2, 0), (3, 0), (3, 1)]
     assert listed_at("best_worst", 1.0) == [(3, 0)]
     assert listed_at("best_worst", 1.01) == listed_at("all", 1.01) == []
+    for high, low in ((0.9, 0.8), (0.4, 0.3), (0.7, 0.6), (100.1, 100.0)):
+        rewards = torch.tensor([low, high, low, low])
+        assert listed_at("best_worst", 0.1) == [(1, 0)], "as written, though float32 is finer"
+        assert listed_at("best_worst", 0.1001) == []
+    rewards = torch.tensor([0.0, 0.1, 0.6, 1.0])
     by_hand = [(i, j) for i in range(4) for j in range(4) if rewards[i] > rewards[j]]
     assert listed_at("all", 0.0) == by_hand
 

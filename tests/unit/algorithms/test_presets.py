@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from manta.algorithms.catalogue import compares_samples
+from manta.algorithms.catalogue import compares_samples, idles_on_equal_rewards
 from manta.algorithms.contradictions import check
 from manta.algorithms.part_settings import (
     CovarianceSettings,
@@ -195,3 +195,8 @@ def test_which_presets_compare_the_samples_of_a_prompt() -> None:
     compare = {name for name, preset in PRESETS.items() if compares_samples(preset)}
     assert {"grpo", "dapo", "rloo", "gspo", "dpo", "reward_model", "pacs"} <= compare
     assert not {"sft", "ppo", "reinforce", "reinforce_plus_plus", "mapo", "xpo"} & compare
+    idle = {name for name, preset in PRESETS.items() if idles_on_equal_rewards(preset)}
+    assert {"grpo", "dr_grpo", "rloo", "gspo", "pacs", "spo"} <= idle < compare
+    replaced = {"dapo", "tis", "clip_cov", "online_dpo", "dpo", "reward_model"}
+    taught = {"grao", "grpo_lambda", "gdpo", "prime"}
+    assert not (replaced | taught) & idle

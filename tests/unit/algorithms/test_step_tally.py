@@ -117,3 +117,11 @@ def test_numbers_of_any_size_have_a_bin() -> None:
     assert log_histogram.quantile(histogram, 0.01) == pytest.approx(-1e3)
     assert log_histogram.quantile(histogram, 0.5) == 0.0
     assert log_histogram.quantile(histogram, 1.0) == pytest.approx(1e3)
+
+
+def test_a_weight_that_no_number_holds_the_square_of_leaves_one_sample() -> None:
+    tally, everything_T = StepTally(), torch.ones(4, dtype=torch.bool)
+    current_T = torch.tensor([-1.0, -1, -1, -1])
+    behaviour_T = torch.tensor([-400.0, -1, -1, -1])
+    tally.add_ratios(None, current_T, behaviour_T, everything_T)
+    assert tally.distributions(alone).figures["ess"] == pytest.approx(0.25)

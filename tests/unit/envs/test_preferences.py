@@ -85,7 +85,11 @@ def test_parquet_and_a_file_of_its_own_for_evaluation(tmp_path: Path) -> None:
         ),
         (
             {"prompt": "p", "chosen": "a", "rejected": "b", "margin": "much"},
-            "field 'margin' is 'much', not a number",
+            "field 'margin' is 'much', not a finite number",
+        ),
+        (
+            {"prompt": "p", "chosen": "a", "rejected": "b", "margin": float("nan")},
+            "field 'margin' is nan, not a finite number",
         ),
     ],
 )

@@ -76,8 +76,10 @@ def test_samples_that_a_filter_leaves_out_stay_in_the_plan_and_carry_no_loss() -
 def test_a_reward_that_is_none_is_named_before_it_is_an_advantage(bad: float) -> None:
     groups = [summary(GroupId(0, i, 0), (0.5, 1.0 if i == 0 else bad)) for i in range(2)]
     told = rf"task {groups[1].task_id}, sample 1 of group .*: its reward is {bad}, from components"
-    with pytest.raises(ValueError, match=told):
-        assemble(1, groups, GRPO)
+    for algorithm in (GRPO, DPO, replace(PRESETS["rejection_sampling"], samples_per_prompt=2)):
+        assert filter_reason(algorithm, groups[1]) is None, "it is refused, and not passed over"
+        with pytest.raises(ValueError, match=told):
+            assemble(1, groups, algorithm)
 
 
 def test_imitation_reads_no_rewards() -> None:
@@ -181,6 +183,8 @@ def test_groups_without_a_pair_are_filtered_by_name() -> None:
         "no_pair: no two samples that can train have rewards that differ by 0.2 or more"
     )
     assert assemble(1, [varied], picky).pair_P2.shape == (0, 2)
+    rounded = summary(GroupId(0, 0, 0), (0.9, 0.8))
+    assert filter_reason(replace(DPO, pair_margin=0.1), rounded) is None
     silent = replace(varied, num_tokens=np.array([2, 0], np.int32))
     assert filter_reason(DPO, silent) is not None
     assert assemble(1, [silent, varied], DPO).pair_P2.tolist() == [[3, 2]]

@@ -166,7 +166,7 @@ def test_groups_that_teach_nothing(right: float, wrong: float, cause: str, advic
     assert cause in alarm.cause and advice in alarm.advice
     assert idle_groups(History(lines[:15])) is None
     distils = LearningAlarms()
-    distils.enter(compares=False)
+    distils.enter(can_idle=False)
     assert [alarm for line in lines for alarm in distils.line(line)] == []
 
 

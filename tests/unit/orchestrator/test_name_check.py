@@ -46,6 +46,9 @@ REFUSED = [
     ("stages.sample.algorithm=reinforce",
      "stages[3].trajectories: stage 'sample' makes one sample of a prompt, and algorithm 'grpo' "
      "compares a prompt's samples"),
+    ("stages.learn.algorithm={name: raft, samples_per_prompt: 8, keep_best: 2}",
+     "stages[3].trajectories: stage 'sample' makes 2 samples of a prompt, and not 8 as said here; "
+     "with 2: algorithm 'raft': keep_best is 2 of 2 samples"),
     ("stages.rl.start_from=stage:wram", "stages[4].start_from: there is no stage 'wram' before "
      "this one; did you mean 'warm'?"),
     ("stages.rl.start_from=stage:both", "stages[4].start_from: stage 'both' comes later"),
