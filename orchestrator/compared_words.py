@@ -16,10 +16,24 @@ from manta.orchestrator.stage_words import times as _times
 
 def compared_told(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     """Of a loss that couples rows."""
-    if algorithm.is_paired:
-        return _pairs(run_file, stage, algorithm)
     if algorithm.loss == "pacs":
         return _questions(algorithm)
+    told = _pairs if algorithm.is_paired else _labels
+    return told(run_file, stage, algorithm) + _unbounded(stage, algorithm)
+
+
+def _unbounded(stage: StageConfig, algorithm: AlgorithmSettings) -> str:
+    """What several updates on the same fresh samples do to a policy that no ratio holds."""
+    updates = stage.updates_per_step * stage.epochs_per_step
+    if updates == 1 or not stage.samples_to_train or algorithm.reward_model is not None:
+        return ""
+    return (
+        f"; note: no ratio bounds how far the {updates} updates of a step take the policy from its "
+        "samples, one learns more"
+    )
+
+
+def _labels(run_file: RunFile, stage: StageConfig, algorithm: AlgorithmSettings) -> str:
     point = {
         "samples": "the KL to it, estimated from the samples",
         "other_class": "the mean log-ratio of the other class",

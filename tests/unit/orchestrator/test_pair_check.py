@@ -147,6 +147,16 @@ def test_the_plan_says_pairs(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["online_dpo", "kto"])
+def test_the_plan_says_that_nothing_bounds_a_second_update(tmp_path: Path, name: str) -> None:
+    fresh = f"stages.rl.algorithm={{name: {name}, samples_from: policy, samples_per_prompt: 4}}"
+    note = "; note: no ratio bounds how far the 2 updates of a step take the policy from its"
+    twice = "stages.rl.updates_per_step=2"
+    assert note in plan(load(tmp_path, fresh, twice))[4]
+    assert "note" not in plan(load(tmp_path, fresh))[4]
+    assert "note" not in plan(of_pairs(tmp_path, "stages.rl.algorithm=dpo", twice))[4]
+
+
 def test_the_plan_says_labels_what_is_imitated_and_the_teacher(tmp_path: Path) -> None:
     assert plan(of_pairs(tmp_path, "stages.rl.algorithm=kto"))[4] == (
         "labels: a sample is desirable if its reward is above 0.5; every one counts, desirable "
