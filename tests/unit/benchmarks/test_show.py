@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.__main__ import names, show
-from benchmarks.report import Figure, write
+from benchmarks.report import RESULTS, Figure, write
 
 
 def test_every_result_is_shown_and_a_broken_bar_is_told(tmp_path: Path) -> None:
@@ -31,5 +31,6 @@ def test_without_results_it_says_how_to_get_them(tmp_path: Path) -> None:
 
 
 def test_the_benchmarks_are_the_files_that_write_a_result() -> None:
-    assert {"engine", "vs_trl", "driver_cpu"} <= set(names())
-    assert "report" not in names()
+    assert {"engine", "vs_trl", "driver", "driver_cpu", "algorithms"} <= set(names())
+    assert not {"report", "__main__", "bare_calls"} & set(names())
+    assert {path.stem for path in RESULTS.glob("*.json")} <= set(names())
