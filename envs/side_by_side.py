@@ -19,9 +19,14 @@ async def ending(*tasks: asyncio.Future[Any]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in tasks:
+        left = [task for task in tasks if not task.done()]
+        for task in left:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if left:
+            await asyncio.gather(*left, return_exceptions=True)
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()  # has been looked at
 
 
 async def until_enough(

@@ -9,6 +9,7 @@ run's own are `manta.orchestrator.run`'s.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -74,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # argparse leaves positionals behind that follow an option: eval RUN --checkpoint PATH KEY=VALUE
     if any(each.startswith("-") for each in rest) or (rest and not _takes_overrides(chosen)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    # Workers find plug-ins in the working directory, so the command has to find them there too
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
     try:
         if chosen.command == "export":
             return _export(chosen.run_dir, chosen.folder)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from manta.envs.protocols import Services
 from manta.envs.records import Task, Trajectory
+from manta.envs.rewards.scope import at_once
 
 
 class ArtifactReward(ABC):
@@ -17,5 +18,6 @@ class ArtifactReward(ABC):
     def judge(self, task: Task, artifact: str) -> float | None:
         """The component's value; None where it does not apply."""
 
+    @at_once
     async def score(self, task: Task, trajectory: Trajectory, services: Services) -> float | None:
         return self.judge(task, trajectory.artifact)

@@ -7,6 +7,7 @@ from manta.envs.protocols import Services
 from manta.envs.records import Detail, Json, Span, Task, Trajectory
 from manta.envs.registry import build
 from manta.envs.rewards.artifact import ArtifactReward
+from manta.envs.rewards.scope import at_once
 from manta.envs.rewards.version import version_of
 
 
@@ -30,6 +31,7 @@ class ByTurn:
         self._rule = made
         self.version = version_of("by_turn", {"rule": made.version}, type(self))
 
+    @at_once
     async def score(self, task: Task, trajectory: Trajectory, services: Services) -> Detail | None:
         turns = [turn for turn in trajectory.turns if turn.role == POLICY and turn.start < turn.end]
         spans = []

@@ -25,7 +25,7 @@ from manta.envs.protocols import (
 )
 from manta.envs.records import Detail, Score, Task, Trajectory
 from manta.envs.rewards.formula import Formula
-from manta.envs.rewards.scope import rewards_within, scope_of
+from manta.envs.rewards.scope import answers_at_once, rewards_within, scope_of
 from manta.envs.rewards.within import LARGEST, check_detail, whose, within
 from manta.envs.side_by_side import side_by_side
 
@@ -89,6 +89,7 @@ class Composition:
             for name, reward in components.items()
             if scopes[name] == "trajectory"
         }
+        self._at_once = {name for name, each in components.items() if answers_at_once(each)}
         self._group = {
             name: cast(GroupReward, reward)
             for name, reward in components.items()
@@ -108,15 +109,19 @@ class Composition:
     async def score_group(
         self, task: Task, trajectories: Sequence[Trajectory], services: Services
     ) -> tuple[Score, ...]:
-        """Scores by every trajectory- and group-scope component, all at work side by side."""
-        waits = {
-            name: self._by_trajectory(name, reward, task, trajectories, services)
+        """Scores by every trajectory- and group-scope component; those that wait for something are
+        at work side by side."""
+        calls = {
+            name: partial(self._by_trajectory, name, reward, task, trajectories, services)
             for name, reward in self._trajectory.items()
         } | {
-            name: self._by_group(name, reward, task, trajectories, services)
+            name: partial(self._by_group, name, reward, task, trajectories, services)
             for name, reward in self._group.items()
         }
-        columns = dict(zip(waits, await side_by_side(list(waits.values())), strict=True))
+        columns = {name: await call() for name, call in calls.items() if name in self._at_once}
+        waits = {name: call() for name, call in calls.items() if name not in self._at_once}
+        if waits:
+            columns |= dict(zip(waits, await side_by_side(list(waits.values())), strict=True))
         return tuple(
             self._score(trajectory, {name: values[i] for name, values in columns.items()})
             for i, trajectory in enumerate(trajectories)
@@ -194,14 +199,16 @@ class Composition:
         trajectories: Sequence[Trajectory],
         services: Services,
     ) -> Values:
-        found = await side_by_side(
-            [
-                self._call(
-                    name, f"task {task.id}", partial(reward.score, task, trajectory, services)
-                )
-                for trajectory in trajectories
-            ]
-        )
+        calls = [
+            partial(
+                self._call, name, f"task {task.id}", partial(reward.score, task, each, services)
+            )
+            for each in trajectories
+        ]
+        if name in self._at_once:
+            found = [await call() for call in calls]
+        else:
+            found = await side_by_side([call() for call in calls])
         return [
             v if isinstance(v, Broken) else self._checked(name, v, trajectory)
             for v, trajectory in zip(found, trajectories, strict=True)
@@ -247,7 +254,10 @@ class Composition:
         start = time.perf_counter()
         broken: Broken | None = None
         try:
-            return await asyncio.wait_for(score(), self.deadline_seconds)
+            if name in self._at_once:
+                return await score()
+            async with asyncio.timeout(self.deadline_seconds):
+                return await score()
         except TimeoutError:
             broken = Broken(f"{name}: no answer within {self.deadline_seconds:g} s")
         except WorldBroke as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from manta.envs.protocols import Services
 from manta.envs.records import Task, Trajectory
+from manta.envs.rewards.scope import at_once
 from manta.envs.rewards.version import version_of
 
 
@@ -20,6 +21,7 @@ class Length:
         self._limit = limit
         self.version = version_of("length", {"target": target, "limit": limit}, type(self))
 
+    @at_once
     async def score(self, task: Task, trajectory: Trajectory, services: Services) -> float:
         num_tokens = int(trajectory.loss_mask.sum())
         share = (self._limit - num_tokens) / (self._limit - self._target)

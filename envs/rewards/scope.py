@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from manta.envs.protocols import Scope
 
 METHODS: dict[str, Scope] = {
@@ -28,6 +31,21 @@ def scope_of(name: str, component: object) -> Scope:
             "rule and parameters"
         )
     return METHODS[found[0]]
+
+
+Score = TypeVar("Score", bound=Callable[..., object])
+_AT_ONCE = "answers_at_once"
+
+
+def at_once(score: Score) -> Score:
+    """Marks a `score` that awaits nothing: it costs no task of its own, and has no deadline, which
+    could not end it anyway. One that takes its place in a subclass has to say so itself."""
+    setattr(score, _AT_ONCE, True)
+    return score
+
+
+def answers_at_once(component: object) -> bool:
+    return getattr(getattr(component, "score", None), _AT_ONCE, False) is True
 
 
 def rewards_within(component: object) -> bool:

@@ -13,8 +13,9 @@ from manta.envs.rewards.distinct import Distinct
 from manta.envs.rewards.exact import Exact
 from manta.envs.rewards.format import Format
 from manta.envs.rewards.formula import Formula
+from manta.envs.rewards.length import Length
 from manta.envs.rewards.rarity import Rarity
-from manta.envs.rewards.scope import scope_of
+from manta.envs.rewards.scope import answers_at_once, at_once, scope_of
 from tests.unit.envs.scripted import said, task
 
 SERVICES = Services()
@@ -105,6 +106,35 @@ async def test_components_and_formula() -> None:
     assert composition.usage()["correct"].calls == 3
     assert composition.usage()["distinct"].calls == 1
     assert composition.usage()["format"].seconds > 0
+
+
+class Who:
+    """Notes whose task asks."""
+
+    version = "who#1"
+
+    def __init__(self) -> None:
+        self.asked_by: list[asyncio.Task[None] | None] = []
+
+    @at_once
+    async def score(self, task: Task, trajectory: Trajectory, services: Services) -> float:
+        self.asked_by.append(asyncio.current_task())
+        return 1.0
+
+
+class WaitingExact(Exact):
+    async def score(self, task: Task, trajectory: Trajectory, services: Services) -> float | None:
+        await asyncio.sleep(60)
+        return 1.0
+
+
+async def test_what_awaits_nothing_costs_no_task_what_overrides_it_keeps_its_deadline() -> None:
+    who, waiting = Who(), WaitingExact()
+    scores = await score(compose("who", who=who, waiting=waiting), "7", "8")
+    assert who.asked_by == [asyncio.current_task()] * 2
+    assert {each.note for each in scores} == {"waiting: no answer within 0.05 s"}
+    assert all(map(answers_at_once, (who, Exact(), Format("."), Length(1, 2))))
+    assert not any(map(answers_at_once, (waiting, Judge(), Distinct())))
 
 
 async def test_what_does_not_apply_is_absent_and_no_fault() -> None:

@@ -74,6 +74,30 @@ def test_mistakes_exit_2_with_one_message(
     assert captured.out == ""
 
 
+PLUG_IN = """
+from manta.envs.rewards.artifact import ArtifactReward
+
+class Polite(ArtifactReward):
+    version = "polite#1"
+
+    def judge(self, task, artifact):
+        return float("please" in artifact)
+"""
+
+
+def test_plug_ins_are_found_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    components = "reward.components={polite: {reward: 'polite_plug_in:Polite'}}"
+    words = ["check", write(tmp_path), "reward.formula=polite", components, "evaluate=null"]
+    assert main(words) == 2
+    assert "there is no module 'polite_plug_in'" in capsys.readouterr().err
+    (tmp_path / "polite_plug_in.py").write_text(PLUG_IN, encoding="utf-8")
+    assert main(words) == 0
+
+
 def test_a_missing_file_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "absent.yaml"]) == 2
     assert capsys.readouterr().err == "manta train: absent.yaml: there is no such run file\n"
