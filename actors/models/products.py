@@ -18,6 +18,8 @@ from torch.nn import functional
 
 _FEWEST_ROWS = 16
 """Below this MKL starts faster."""
+_MANY_ROWS, _COARSE, _FINE = 512, 32, 16
+"""Numbers of rows are rounded up to a multiple."""
 
 
 def linear(input_XD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) -> Tensor:
@@ -38,6 +40,7 @@ def transposed_times(left_MN: Tensor, right_MD: Tensor) -> Tensor:
     """`left.T @ right`, [N, D]; no gradients flow. It may be a transposed view."""
     if not _goes_wide(left_MN):
         return left_MN.t() @ right_MD
+    left_MN, right_MD = filled(left_MN), filled(right_MD)
     # oneDNN is faster with the longer side as rows.
     if left_MN.shape[1] > right_MD.shape[1]:
         return _wide(right_MD.t(), left_MN.t()).t()
@@ -77,8 +80,19 @@ def _goes_wide(tensor: Tensor) -> bool:
 
 
 def _wide(input_XD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    product = torch.ops.mkldnn._linear_pointwise(input_XD, weight_ND, bias_N, "none", [], "")
-    return cast(Tensor, product)
+    rows_MD = input_XD.reshape(-1, input_XD.shape[-1])
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(
+        filled(rows_MD), weight_ND, bias_N, "none", [], ""
+    )
+    return product[: len(rows_MD)].view(*input_XD.shape[:-1], len(weight_ND))
+
+
+def filled(rows_MD: Tensor) -> Tensor:
+    """With rows of zeros behind them, up to a size that others have too: oneDNN makes a kernel for
+    each, which takes as long as a product of a thousand rows of width 128, and keeps many."""
+    count = len(rows_MD)
+    missing = -count % (_COARSE if count >= _MANY_ROWS else _FINE)
+    return functional.pad(rows_MD, (0, 0, 0, missing)) if missing else rows_MD
 
 
 class LinearLayer(nn.Linear):

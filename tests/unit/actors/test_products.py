@@ -13,13 +13,17 @@ from torch.nn import functional
 from manta.actors.models.products import (
     LinearLayer,
     WideLinear,
+    filled,
     linear,
     times,
     transposed_times,
     widen_linears,
 )
 
-SHAPES = [((3, 5), 4), ((2, 40, 24), 7), ((2, 40, 7), 24), ((1, 16, 8), 8)]
+SHAPES = [
+    *(((3, 5), 4), ((2, 40, 24), 7), ((2, 40, 7), 24), ((1, 16, 8), 8)),
+    *(((2, 41, 24), 7), ((1, 17, 8), 24), ((530, 8), 8)),
+]
 
 
 def gradients(output: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
@@ -44,7 +48,9 @@ def test_values_and_gradients(way, with_bias: bool, shape: tuple[int, ...], widt
     )
 
 
-@pytest.mark.parametrize(("rows", "left", "right"), [(3, 4, 5), (64, 24, 8), (64, 8, 24)])
+@pytest.mark.parametrize(
+    ("rows", "left", "right"), [(3, 4, 5), (64, 24, 8), (64, 8, 24), (61, 24, 8), (61, 8, 24)]
+)
 def test_products_of_gradients(rows: int, left: int, right: int) -> None:
     a, b, c = torch.randn(rows, left), torch.randn(left, right), torch.randn(rows, right)
     torch.testing.assert_close(times(a, b), a @ b, rtol=1e-5, atol=1e-5)
@@ -65,3 +71,10 @@ def test_a_layer_of_another_dtype_computes_in_it() -> None:
     layer = LinearLayer(8, 4).to(torch.bfloat16)
     inputs = torch.randn(32, 8, dtype=torch.bfloat16)
     assert torch.equal(layer(inputs), functional.linear(inputs, layer.weight, layer.bias))
+
+
+def test_few_sizes_stand_for_all() -> None:
+    sizes = {count: len(filled(torch.ones(count, 1))) for count in range(16, 2048)}
+    assert len(set(sizes.values())) < 100
+    assert all(count <= size <= count + 31 for count, size in sizes.items())
+    assert filled(torch.ones(17, 2)).sum() == 34, "with zeros"
