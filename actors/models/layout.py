@@ -21,6 +21,9 @@ from manta.actors.rows import Row
 
 _WORTH_SHARING = 0.05
 """Share of the tokens that sharing must save: two pieces cost attention more than one."""
+_ROUNDED_FROM, _MULTIPLE = 512, 32
+"""Sequences of that many tokens are filled up to a multiple, so that products of matrices have
+sizes that came before (`manta.actors.models.products.filled`), and need no copies for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,9 @@ def side_by_side(rows: Sequence[Row]) -> Layout:
 
 def in_one_sequence(rows: Sequence[Row]) -> Layout:
     """Rows without padding: [1, N]. What several rows begin with comes first, each beginning once,
-    then what is left of every row; equally long pieces are neighbours. If all rows are equally long
-    and share nothing, or there is only one, nothing is to be gained: side by side."""
+    then what is left of every row; equally long pieces are neighbours, and tokens that nothing
+    looks at fill up a long sequence. If all rows are equally long and share nothing, or there is
+    only one, nothing is to be gained: side by side."""
     needed = [_needed(row) for row in rows]
     beginnings = [row.beginning if row.num_tokens else None for row in rows]
     shared = _shared(beginnings, sum(needed))
@@ -67,7 +71,9 @@ def in_one_sequence(rows: Sequence[Row]) -> Layout:
             pieces.append(rows[i].token_ids[skipped[i] : needed[i]])
             documents.append(Document(len(pieces[-1]), after[i]))
             end += len(pieces[-1])
-    lying = Documents(documents)
+    filler = -end % _MULTIPLE if end >= _ROUNDED_FROM else 0
+    pieces.append(np.zeros(filler, np.int32))
+    lying = Documents([*documents, *[Document(1)] * filler])
     predictors = _predictors(rows, starts)
     for positions, of_beginning in zip(predictors, after, strict=True):
         if of_beginning is not None:

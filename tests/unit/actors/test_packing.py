@@ -135,6 +135,19 @@ def test_holes_in_what_is_trained_do_not_matter_to_what_is_shared() -> None:
     torch.testing.assert_close(found["logprob"], expected["logprob"], rtol=1e-6, atol=2e-6)
 
 
+def test_a_long_sequence_is_filled_up_with_tokens_that_nothing_looks_at() -> None:
+    model, rows = tiny_model(), with_likely(rows_of_lengths([10 + i % 9 for i in range(61)]))
+    documents = in_one_sequence(rows).documents
+    assert documents is not None
+    *others, last = documents.lengths()
+    assert sum([*others, last]) % 32 == 0 and last == 1, "no row is as short"
+    found, expected = evaluate(model, rows, WANTS, 0.9), alone(model, rows)
+    torch.testing.assert_close(found["logprob"], expected["logprob"], rtol=1e-6, atol=2e-6)
+    wanted = gradient(model, expected)
+    got = gradient(model, evaluate(model, rows, WANTS, 0.9))
+    assert float((got - wanted).norm() / wanted.norm()) < 1e-5
+
+
 def test_little_to_share_is_not_worth_it() -> None:
     rows = samples_of_prompts((1,), ((60, 60),))
     assert in_one_sequence(rows).documents is None
