@@ -6,8 +6,8 @@ is not run again. Losses of pairs and labels learn from fresh samples too. What 
 given, and which have no stage, is in `benchmarks.algorithms_runs`. Nothing is tuned by preset: what
 the table says under a learning rate that serves GRPO well says little of which one is best, and
 much of whether each of them learns. The samples are those that train: a preset that leaves groups
-out draws others in their place. pass@8, entropy and length are those of the last tenth of the
-training steps.
+out draws others in their place. pass@8 is of held-out prompts at temperature 1, entropy and length
+are those of the last tenth of the training steps.
 
     taskset -c 2,3 python -m benchmarks.algorithms [--seeds N] [--steps N] [--only PRESET ...]
         [--keep FOLDER]
@@ -30,7 +30,7 @@ import yaml
 
 from benchmarks import manta_side
 from benchmarks.algorithms_picture import draw
-from benchmarks.algorithms_runs import presets, run_file, stage_name
+from benchmarks.algorithms_runs import exam_name, presets, run_file, stage_name
 from benchmarks.report import RESULTS, Figure, write
 from manta.orchestrator.metrics import (
     ACCURACY,
@@ -44,7 +44,7 @@ from manta.orchestrator.metrics import (
 CLAIM = "Every preset gains held-out accuracy over its warm start, on every seed, equal samples"
 LEAST_GAIN = 0.1
 PRESETS_PER_RUN = 6
-PASS_AT_8 = "pass_at/8"
+PASS_AT_8 = "eval/pass_at/8"
 TRAINING_ACCURACY = "reward/correct"
 FEW_STEPS = 5
 
@@ -94,14 +94,16 @@ def finished(folder: Path, seed: int) -> dict[str, Learnt]:
         stages = {line.stage for line in lines}
         for name in presets():
             if stage_name(name) in stages:
-                found[name] = learnt([line for line in lines if line.stage == stage_name(name)])
+                found[name] = learnt(name, lines)
     return found
 
 
-def learnt(lines: Sequence[MetricsLine]) -> Learnt:
-    """What the lines of one stage say."""
-    accuracies = [line.values[ACCURACY] for line in lines if ACCURACY in line.values]
-    trained = [line.values for line in lines if "time/step" in line.values]
+def learnt(preset: str, lines: Sequence[MetricsLine]) -> Learnt:
+    """What the lines of its stage and of its exam say."""
+    own = [line.values for line in lines if line.stage == stage_name(preset)]
+    [exam] = [line.values for line in lines if line.stage == exam_name(preset)]
+    accuracies = [values[ACCURACY] for values in own if ACCURACY in values]
+    trained = [values for values in own if "time/step" in values]
     last = trained[-max(1, len(trained) // 10) :]
 
     def at_last(name: str) -> float:
@@ -110,7 +112,7 @@ def learnt(lines: Sequence[MetricsLine]) -> Learnt:
     return Learnt(
         accuracies[0],
         accuracies[-1],
-        at_last(PASS_AT_8),
+        exam[PASS_AT_8],
         at_last(ENTROPY),
         at_last(LENGTH),
         _samples_until(trained),
@@ -201,7 +203,7 @@ def main() -> None:
     (RESULTS / "algorithms.md").write_text(markdown(found), encoding="utf-8")
     draw(
         {
-            name: [(run.before, run.after, run.pass_at_8, run.entropy) for run in runs]
+            name: [(run.before, run.after, run.pass_at_8, run.entropy, run.seconds) for run in runs]
             for name, runs in found.items()
         },
         RESULTS / "algorithms.png",

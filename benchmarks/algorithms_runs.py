@@ -21,6 +21,12 @@ LEARNING_RATE = 2e-4
 ROWS_PER_CALL = 256
 """Samples that travel together, in groups of one or of many."""
 MAX_NEW_TOKENS = 8
+EXAM: Mapping[str, Json] = {
+    "prompts": 256,
+    "samples_per_prompt": 8,
+    "temperature": 1.0,
+    "metric": "correct",
+}
 NUM_TASKS = 10_000
 """No fewer than there are sums of two digits."""
 _ROOT = Path(__file__).parent.parent
@@ -146,12 +152,17 @@ def stage_name(preset: str) -> str:
     return preset.replace("_", "-")
 
 
+def exam_name(preset: str) -> str:
+    return f"{stage_name(preset)}-exam"
+
+
 def stages(name: str, steps: int) -> list[dict[str, Json]]:
-    """That of the preset; before it, where it compares samples with those of the reference, one
-    that writes one of every task."""
+    """That of the preset, and its exam; before it, where it compares samples with those of the
+    reference, one that writes one of every task."""
     own = stage(name, steps)
+    exam: dict[str, Json] = {"name": exam_name(name), "kind": "evaluate", "evaluate": dict(EXAM)}
     if PRESETS[name].companion != "written":
-        return [own]
+        return [own, exam]
     written: dict[str, Json] = {
         "name": f"{own['name']}-reference",
         "kind": "generate",
@@ -160,7 +171,7 @@ def stages(name: str, steps: int) -> list[dict[str, Json]]:
         "steps": math.ceil(NUM_TASKS / SAMPLES_PER_STEP),
         "prompts_per_step": SAMPLES_PER_STEP,
     }
-    return [written, {**own, "companions_from": f"stage:{written['name']}"}]
+    return [written, {**own, "companions_from": f"stage:{written['name']}"}, exam]
 
 
 def stage(name: str, steps: int) -> dict[str, Json]:

@@ -346,6 +346,11 @@ def _evaluate(evaluate: EvaluateConfig, reward: RewardConfig | None) -> Iterator
             yield f".evaluate.{name}: is {value}, must be at least 1"
     if evaluate.temperature < 0:
         yield f".evaluate.temperature: is {evaluate.temperature:g}, must be at least 0"
+    if evaluate.temperature == 0 and evaluate.samples_per_prompt > 1:
+        yield (
+            f".evaluate.samples_per_prompt: is {evaluate.samples_per_prompt}, and at temperature 0 "
+            "all samples of a prompt are the same: set it to 1, or evaluate.temperature above 0"
+        )
     if reward is None:
         yield ".reward: evaluation needs a reward whose component it counts"
     elif evaluate.metric not in reward.components:

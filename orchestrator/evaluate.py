@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import ray
@@ -14,6 +14,7 @@ from manta.envs.records import Float32, GroupId, GroupSummary
 from manta.orchestrator.attempts import Attempts, lost_with
 from manta.orchestrator.config import EvaluateConfig
 from manta.orchestrator.environment_pool import EnvironmentPool
+from manta.orchestrator.outcomes import pass_at
 
 _TASKS_PER_CALL = 64
 
@@ -23,7 +24,8 @@ class Evaluation:
     """`accuracy`: share of samples whose `metric` component is above 0.5 (absent: it is not).
     `gold_logprob`: mean log-prob per token of the gold answers, if asked for. `gold_reward`: mean
     and standard deviation of the reward's gold component, where it names one. `num_broken`: tasks
-    that could not be made in any attempt, and count in nothing else here."""
+    that could not be made in any attempt, and count in nothing else here. `pass_at`: by its name
+    (`pass_at/8`), where there are several samples of a task (`manta.orchestrator.outcomes`)."""
 
     accuracy: float
     reward: float
@@ -33,6 +35,18 @@ class Evaluation:
     reward_std: float = 0.0
     gold_reward: tuple[float, float] | None = None
     num_broken: int = 0
+    pass_at: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def told(self) -> str:
+        """In words."""
+        most = list(self.pass_at.items())[-1:]
+        return ", ".join(
+            [
+                f"held-out accuracy {self.accuracy:.1%}",
+                *(f"{name.replace('_at/', '@')} {value:.1%}" for name, value in most),
+            ]
+        )
 
 
 class NothingEvaluated(RuntimeError):
@@ -83,6 +97,7 @@ async def evaluate(
         reward_std=float(np.std(rewards)),
         gold_reward=None if held_against is None else _moments(_component(summaries, held_against)),
         num_broken=len(broken),
+        pass_at=pass_at(summaries, settings.metric) if settings.samples_per_prompt > 1 else {},
     )
 
 

@@ -57,13 +57,23 @@ def _variance(taken: Sequence[GroupSummary]) -> dict[str, float]:
     return {ZERO_VARIANCE: sum(flat) / len(flat)} if flat else {}
 
 
-def _right(taken: Sequence[GroupSummary], right: str) -> dict[str, float]:
+def pass_at(groups: Sequence[GroupSummary], right: str) -> dict[str, float]:
+    """`pass_at/K`, as of `outcome_metrics`."""
+    return _pass_at_each(_counts(groups, right))
+
+
+def _counts(groups: Sequence[GroupSummary], right: str) -> Counter[tuple[int, int]]:
+    """How many groups have so many samples with the component, and so many right ones."""
     counts: Counter[tuple[int, int]] = Counter()
-    for group in taken:
+    for group in groups:
         values = group.components.get(right)
         if values is not None:
             # NaN is above nothing
             counts[int((~np.isnan(values)).sum()), int((values > RIGHT).sum())] += 1
+    return counts
+
+
+def _pass_at_each(counts: Counter[tuple[int, int]]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     k, largest = 1, max((num for num, _ in counts), default=0)
     while k <= largest:
@@ -72,6 +82,12 @@ def _right(taken: Sequence[GroupSummary], right: str) -> dict[str, float]:
         ]
         metrics[f"pass_at/{k}"] = sum(t * p for t, p in found) / sum(t for t, _ in found)
         k *= 2
+    return metrics
+
+
+def _right(taken: Sequence[GroupSummary], right: str) -> dict[str, float]:
+    counts = _counts(taken, right)
+    metrics = _pass_at_each(counts)
     several = {each: times for each, times in counts.items() if each[0] > 1}
     if total := sum(several.values()):
         metrics[ALL_RIGHT] = sum(t for (num, good), t in several.items() if good == num) / total

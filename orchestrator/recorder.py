@@ -210,7 +210,8 @@ class Recorder:
         }
         if evaluation.gold_logprob is not None:
             metrics["eval/gold_logprob"] = evaluation.gold_logprob
-        text = f"held-out accuracy {evaluation.accuracy:.1%}"
+        metrics |= {f"eval/{name}": value for name, value in evaluation.pass_at.items()}
+        text = evaluation.told
         if evaluation.gold_reward is not None:
             mean, std = evaluation.gold_reward
             metrics |= {reward_gap.GOLD: mean, reward_gap.GOLD_STD: std}

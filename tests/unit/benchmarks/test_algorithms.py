@@ -31,23 +31,25 @@ def test_every_preset_is_in_a_run_that_can_start(tmp_path: Path) -> None:
 
 
 def test_a_stage_is_read_from_its_evaluations_and_its_last_tenth() -> None:
-    def line(step: int, **values: float) -> MetricsLine:
+    def line(step: int, stage: str = "grpo", **values: float) -> MetricsLine:
         named = {name.replace("__", "/"): value for name, value in values.items()}
-        return MetricsLine("grpo", step, float(step), named)
+        return MetricsLine(stage, step, float(step), named)
 
     steps = [
         line(i, time__step=2.0, learner__entropy=float(i), samples=8.0, reward__correct=i / 20)
         for i in range(1, 21)
     ]
-    lines = [line(0, eval__accuracy=0.25), *steps, line(20, eval__accuracy=0.5)]
-    learnt = algorithms.learnt(lines)
+    exam = line(20, "grpo-exam", eval__accuracy=0.375, eval__pass_at__8=0.875)
+    lines = [line(0, eval__accuracy=0.25), *steps, line(20, eval__accuracy=0.5), exam]
+    learnt = algorithms.learnt("grpo", lines)
     assert (learnt.gain, learnt.seconds, learnt.entropy) == (0.25, 40.0, pytest.approx(19.5))
     assert learnt.samples_needed == 7 * 8, "steps 3 to 7 are 0.1 above steps 1 to 5"
-    assert learnt.pass_at_8 != learnt.pass_at_8, "not measured is not a number"
+    assert learnt.pass_at_8 == 0.875
+    assert learnt.length != learnt.length, "not measured is not a number"
     least = algorithms.figures({"grpo": [learnt]})[0]
     assert least.holds()
     shown = algorithms.markdown({"grpo": [learnt, learnt], "ppo": [replace(learnt, after=0.75)]})
-    assert [line.split(" | ")[:4] for line in shown.splitlines()[2:]] == [
-        ["| `ppo`", "75.0%", "+50.0 to +50.0", ""],
-        ["| `grpo`", "50.0%", "+25.0 to +25.0", ""],
+    assert [line.split(" | ")[:6] for line in shown.splitlines()[2:]] == [
+        ["| `ppo`", "75.0%", "+50.0 to +50.0", "87.5%", "19.50", ""],
+        ["| `grpo`", "50.0%", "+25.0 to +25.0", "87.5%", "19.50", ""],
     ], "the best one first, and nothing where nothing was measured"

@@ -47,6 +47,19 @@ async def test_there_may_be_fewer_tasks_than_asked_for() -> None:
     assert found.gold_logprob == -2.0
 
 
+async def test_several_samples_of_a_task_say_how_often_one_is_right() -> None:
+    right = {0: (1.0, 0.0, 0.0, 0.0), 1: (0.0,) * 4, 2: (1.0, 1.0, 0.0, 0.0)}
+    pool = Pool(lambda a: summary(a.id, (0.0,) * 4, {"correct": right[a.id.position]}))
+    settings = EvaluateConfig(prompts=3, samples_per_prompt=4, temperature=1.0)
+    found = await evaluate(pool, lane(), settings, num_tasks=3)  # type: ignore[arg-type]
+    assert found.pass_at == {
+        "pass_at/1": pytest.approx(0.25),
+        "pass_at/2": pytest.approx((1 / 2 + 0 + 5 / 6) / 3),
+        "pass_at/4": pytest.approx(2 / 3),
+    }
+    assert found.told == "held-out accuracy 25.0%, pass@4 66.7%"
+
+
 async def test_groups_that_all_went_with_workers_are_another_life_s_to_make() -> None:
     pool = Pool(lambda a: Broken(a.id, "gone", is_lost=True))
     with pytest.raises(EvaluationLost) as lost:
