@@ -69,12 +69,15 @@ class AdvantageKind:
     """`needs_group`: a prompt's samples are compared with each other, so that a sample alone has
     none. `reads`: as of `LossKind`. `companions`: what it can take beside the samples; where that
     lacks `none`, it needs one. `reads_within`: rewards within a row count, and tokens of a row
-    differ in their advantages."""
+    differ in their advantages. `counts_right`: it estimates from a prompt's samples how often the
+    prompt is solved. `parts_equals`: samples of equal rewards may have other advantages."""
 
     needs_group: bool
     reads: tuple[str, ...] = ()
     companions: tuple[str, ...] = ("none",)
     reads_within: bool = False
+    counts_right: bool = False
+    parts_equals: bool = False
 
 
 ADVANTAGE_KINDS: Mapping[str, AdvantageKind] = {
@@ -83,16 +86,21 @@ ADVANTAGE_KINDS: Mapping[str, AdvantageKind] = {
     "gae": AdvantageKind(False, ("gamma", "gae_lambda"), reads_within=True),
     "leave_one_out": AdvantageKind(True),
     "length_weighted": AdvantageKind(True),
-    "decoupled": AdvantageKind(True, ("component_weights", "std_epsilon")),
-    "pass_at_k": AdvantageKind(True, ("pass_k", "std_epsilon")),
-    "max_likelihood": AdvantageKind(True),
+    "decoupled": AdvantageKind(True, ("component_weights", "std_epsilon"), parts_equals=True),
+    "pass_at_k": AdvantageKind(True, ("pass_k", "std_epsilon"), counts_right=True),
+    "max_likelihood": AdvantageKind(True, counts_right=True),
     "win_rate": AdvantageKind(True, ("divide_by_std", "std_epsilon")),
     "greedy_baseline": AdvantageKind(False, companions=("greedy",)),
     "alignment": AdvantageKind(
         True, ("divide_by_std", "std_epsilon", "imitation_coef", "alignment_coef"), ("given",)
     ),
-    "length_penalized": AdvantageKind(True, ("penalized_share", "length_penalty", "std_epsilon")),
-    "difficulty_weighted": AdvantageKind(True, ("difficulty", "std_epsilon")),
+    "length_penalized": AdvantageKind(
+        True,
+        ("penalized_share", "length_penalty", "std_epsilon"),
+        counts_right=True,
+        parts_equals=True,
+    ),
+    "difficulty_weighted": AdvantageKind(True, ("difficulty", "std_epsilon"), counts_right=True),
     "return_to_go": AdvantageKind(False, ("gamma", "credit"), reads_within=True),
     "turn_mixed": AdvantageKind(
         True, ("gamma", "turn_weight", "mixed_over", "std_epsilon"), reads_within=True
@@ -123,14 +131,14 @@ def compares_samples(settings: AlgorithmSettings) -> bool:
 
 def idles_on_equal_rewards(settings: AlgorithmSettings) -> bool:
     """Does a prompt whose samples have equal rewards train, and teach nothing? Losses of pairs and
-    the filter `zero_variance` put another one in its place; a given answer beside the samples,
-    what is paid for length and rewards of tokens make equal ones differ."""
+    the filter `zero_variance` put another one in its place; a given answer beside the samples and
+    rewards of tokens make equal ones differ, as some advantages do."""
     return (
         compares_samples(settings)
         and not settings.is_paired
         and all(told.name != "zero_variance" for told in settings.filters)
         and settings.companion == "none"
-        and settings.advantage not in ("length_penalized", "decoupled")
+        and not ADVANTAGE_KINDS[settings.advantage].parts_equals
         and settings.implicit_reward is None
     )
 

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from manta.algorithms.catalogue import FILTER_READS
+from manta.algorithms.catalogue import ADVANTAGE_KINDS, FILTER_READS
 from manta.algorithms.part_settings import GROUP_FILTERS, FilterSettings
 from manta.algorithms.settings import AlgorithmSettings
-
-_BY_SHARE = ("pass_at_k", "max_likelihood", "length_penalized", "difficulty_weighted")
-"""Advantages that estimate from a prompt's samples how often it is solved."""
 
 
 def filter_problems(settings: AlgorithmSettings) -> Iterator[str]:
@@ -73,7 +70,7 @@ def _of_samples(settings: AlgorithmSettings, told: FilterSettings) -> Iterator[s
             f"the filter {told.name} keeps {told.keep} of samples_per_prompt "
             f"({settings.samples_per_prompt}): set keep to 2 or more, and below samples_per_prompt"
         )
-    if settings.advantage in _BY_SHARE:
+    if ADVANTAGE_KINDS[settings.advantage].counts_right:
         yield (
             f"advantage {settings.advantage} goes by how many of a prompt's samples are right, and "
             f"the filter {told.name} chooses samples by reward: change one of the two"

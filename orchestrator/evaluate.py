@@ -38,15 +38,14 @@ class Evaluation:
     pass_at: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def passes(self) -> list[str]:
+        """`pass@8 75.0%` and the like, the largest K last."""
+        return [f"{name.replace('_at/', '@')} {value:.1%}" for name, value in self.pass_at.items()]
+
+    @property
     def told(self) -> str:
         """In words."""
-        most = list(self.pass_at.items())[-1:]
-        return ", ".join(
-            [
-                f"held-out accuracy {self.accuracy:.1%}",
-                *(f"{name.replace('_at/', '@')} {value:.1%}" for name, value in most),
-            ]
-        )
+        return ", ".join([f"held-out accuracy {self.accuracy:.1%}", *self.passes[-1:]])
 
 
 class NothingEvaluated(RuntimeError):

@@ -63,8 +63,8 @@ def evaluate(run_file: RunFile, checkpoint: str | None) -> int:
         f"accuracy {found.accuracy:.1%} over {found.num_samples} samples of the held-out tasks of "
         f"stage {stage.name}, reward {found.reward:.3f}, {found.mean_tokens:.1f} tokens an answer"
     )
-    for name, value in found.pass_at.items():
-        console.print(f"{name.replace('_at/', '@')} {value:.1%}")
+    for passed in found.passes:
+        console.print(passed)
     if found.num_broken:
         console.print(str(incomplete_evaluation(found.num_broken)), soft_wrap=True)
     if found.gold_logprob is not None:

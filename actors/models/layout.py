@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 
 from manta.actors.models.documents import Document, Documents
+from manta.actors.models.products import MANY_ROWS, missing_rows
 from manta.actors.rows import Row
 
 _WORTH_SHARING = 0.05
 """Share of the tokens that sharing must save: two pieces cost attention more than one."""
-_ROUNDED_FROM, _MULTIPLE = 512, 32
-"""Sequences of that many tokens are filled up to a multiple, so that products of matrices have
-sizes that came before (`manta.actors.models.products.filled`), and need no copies for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,8 @@ def in_one_sequence(rows: Sequence[Row]) -> Layout:
             pieces.append(rows[i].token_ids[skipped[i] : needed[i]])
             documents.append(Document(len(pieces[-1]), after[i]))
             end += len(pieces[-1])
-    filler = -end % _MULTIPLE if end >= _ROUNDED_FROM else 0
+    # So that products of the states have sizes that came before, and need no copies for that
+    filler = missing_rows(end) if end >= MANY_ROWS else 0
     pieces.append(np.zeros(filler, np.int32))
     lying = Documents([*documents, *[Document(1)] * filler])
     predictors = _predictors(rows, starts)

@@ -18,8 +18,9 @@ from torch.nn import functional
 
 _FEWEST_ROWS = 16
 """Below this MKL starts faster."""
-_MANY_ROWS, _COARSE, _FINE = 512, 32, 16
-"""Numbers of rows are rounded up to a multiple."""
+MANY_ROWS = 512
+_COARSE, _FINE = 32, 16
+"""Numbers of rows are rounded up to a multiple: of the former where there are `MANY_ROWS`."""
 
 
 def linear(input_XD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) -> Tensor:
@@ -90,9 +91,13 @@ def _wide(input_XD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) -> 
 def filled(rows_MD: Tensor) -> Tensor:
     """With rows of zeros behind them, up to a size that others have too: oneDNN makes a kernel for
     each, which takes as long as a product of a thousand rows of width 128, and keeps many."""
-    count = len(rows_MD)
-    missing = -count % (_COARSE if count >= _MANY_ROWS else _FINE)
+    missing = missing_rows(len(rows_MD))
     return functional.pad(rows_MD, (0, 0, 0, missing)) if missing else rows_MD
+
+
+def missing_rows(count: int) -> int:
+    """How many rows `filled` puts behind so many."""
+    return -count % (_COARSE if count >= MANY_ROWS else _FINE)
 
 
 class LinearLayer(nn.Linear):
