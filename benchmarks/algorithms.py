@@ -43,7 +43,7 @@ from manta.orchestrator.metrics import (
 
 CLAIM = "Every preset gains held-out accuracy over its warm start, on every seed, equal samples"
 LEAST_GAIN = 0.1
-PRESETS_PER_RUN = 6
+PRESETS_PER_RUN = 12
 PASS_AT_8 = "eval/pass_at/8"
 TRAINING_ACCURACY = "reward/correct"
 FEW_STEPS = 5

@@ -18,6 +18,8 @@ WARM = "warm-start"
 SAMPLES_PER_STEP = 1024
 SAMPLES_PER_PROMPT = 16
 LEARNING_RATE = 2e-4
+"""At its height. It falls to 0 over the stage: held constant, the last step is as noisy as every
+other, and of one seed's warm start of 40% `clip_cov` made 45% where it makes 76%."""
 ROWS_PER_CALL = 256
 """Samples that travel together, in groups of one or of many."""
 MAX_NEW_TOKENS = 8
@@ -29,6 +31,10 @@ EXAM: Mapping[str, Json] = {
 }
 NUM_TASKS = 10_000
 """No fewer than there are sums of two digits."""
+WRITTEN_PER_STEP = 256
+EPOCHS = 5
+"""In 50 steps of a loss that compares samples with written ones, where half of the prompts have no
+pair: no written sample comes twice."""
 _ROOT = Path(__file__).parent.parent
 
 NO_STAGE = ("sft", "dpo", "reward_model")
@@ -158,7 +164,7 @@ def exam_name(preset: str) -> str:
 
 def stages(name: str, steps: int) -> list[dict[str, Json]]:
     """That of the preset, and its exam; before it, where it compares samples with those of the
-    reference, one that writes one of every task."""
+    reference, one that writes some of every task."""
     own = stage(name, steps)
     exam: dict[str, Json] = {"name": exam_name(name), "kind": "evaluate", "evaluate": dict(EXAM)}
     if PRESETS[name].companion != "written":
@@ -167,9 +173,9 @@ def stages(name: str, steps: int) -> list[dict[str, Json]]:
         "name": f"{own['name']}-reference",
         "kind": "generate",
         "model": f"stage:{WARM}",
-        "algorithm": "reinforce",
-        "steps": math.ceil(NUM_TASKS / SAMPLES_PER_STEP),
-        "prompts_per_step": SAMPLES_PER_STEP,
+        "algorithm": {"name": "grpo", "samples_per_prompt": EPOCHS},
+        "steps": math.ceil(NUM_TASKS / WRITTEN_PER_STEP),
+        "prompts_per_step": WRITTEN_PER_STEP,
     }
     return [written, {**own, "companions_from": f"stage:{written['name']}"}, exam]
 
@@ -184,6 +190,7 @@ def stage(name: str, steps: int) -> dict[str, Json]:
         "prompts_per_step": SAMPLES_PER_STEP // samples,
         "updates_per_step": 1 if name in ONE_UPDATE else 2,
         "learning_rate": LEARNING_RATE,
+        "decay": "linear",
         **STAGES.get(name, {}),
     }
 
