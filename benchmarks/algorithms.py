@@ -40,19 +40,21 @@ from manta.orchestrator.metrics import (
     MetricsLine,
     read_metrics,
 )
+from manta.orchestrator.outcomes import PASS_AT_1
 
 CLAIM = "Every preset gains held-out accuracy over its warm start, on every seed, equal samples"
 LEAST_GAIN = 0.1
 PRESETS_PER_RUN = 12
 PASS_AT_8 = "eval/pass_at/8"
-TRAINING_ACCURACY = "reward/correct"
+FILTERED_SHARE = "groups/filtered_share"
 FEW_STEPS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """One stage. `samples_needed` is how many it drew until those of `FEW_STEPS` were right by
-    `LEAST_GAIN` more often than those of the first ones. NaN where the run does not know."""
+    """One stage. `samples_needed` is how many it drew, those that were filtered among them, until
+    those of `FEW_STEPS` were right by `LEAST_GAIN` more often than those of the first ones. NaN
+    where the run does not know."""
 
     before: float
     after: float
@@ -121,8 +123,13 @@ def learnt(preset: str, lines: Sequence[MetricsLine]) -> Learnt:
 
 
 def _samples_until(steps: Sequence[Mapping[str, float]]) -> float:
-    drawn = list(accumulate(values.get(SAMPLES, math.nan) for values in steps))
-    right = [values.get(TRAINING_ACCURACY, math.nan) for values in steps]
+    drawn = list(
+        accumulate(
+            values.get(SAMPLES, math.nan) / (1 - values.get(FILTERED_SHARE, 0.0))
+            for values in steps
+        )
+    )
+    right = [values.get(PASS_AT_1, math.nan) for values in steps]
     for end in range(FEW_STEPS, len(steps) + 1):
         if mean(right[end - FEW_STEPS : end]) >= mean(right[:FEW_STEPS]) + LEAST_GAIN:
             return drawn[end - 1]

@@ -35,15 +35,18 @@ def test_a_stage_is_read_from_its_evaluations_and_its_last_tenth() -> None:
         named = {name.replace("__", "/"): value for name, value in values.items()}
         return MetricsLine(stage, step, float(step), named)
 
+    dropped = {"groups__filtered_share": 0.5}
     steps = [
-        line(i, time__step=2.0, learner__entropy=float(i), samples=8.0, reward__correct=i / 20)
+        line(
+            i, time__step=2.0, learner__entropy=float(i), samples=8.0, pass_at__1=i / 20, **dropped
+        )
         for i in range(1, 21)
     ]
     exam = line(20, "grpo-exam", eval__accuracy=0.375, eval__pass_at__8=0.875)
     lines = [line(0, eval__accuracy=0.25), *steps, line(20, eval__accuracy=0.5), exam]
     learnt = algorithms.learnt("grpo", lines)
     assert (learnt.gain, learnt.seconds, learnt.entropy) == (0.25, 40.0, pytest.approx(19.5))
-    assert learnt.samples_needed == 7 * 8, "steps 3 to 7 are 0.1 above steps 1 to 5"
+    assert learnt.samples_needed == 7 * 16, "steps 3 to 7 are 0.1 above steps 1 to 5"
     assert learnt.pass_at_8 == 0.875
     assert learnt.length != learnt.length, "not measured is not a number"
     least = algorithms.figures({"grpo": [learnt]})[0]
