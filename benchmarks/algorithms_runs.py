@@ -78,8 +78,8 @@ ONE_UPDATE = (
     *("online_dpo", "madpo", "xpo", "ipo", "simpo", "kto"),
 )
 """Those that are made for one update a step, and those of pairs and labels, in which no ratio
-bounds a second one; the others make two. With two `kto` fell from 28% of the sums to none within 35
-steps, and `online_dpo` rose to 37% in 50 where one took it to 55% in 30."""
+bounds a second one; the others make two. With two, at a constant rate, `kto` fell from 28% of the
+sums to none within 35 steps, and `online_dpo` rose to 37% in 50 where one took it to 55% in 30."""
 
 TEACHER: Mapping[str, Json] = {
     "name": "teacher",
