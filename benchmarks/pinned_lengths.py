@@ -76,8 +76,8 @@ class PinnedLengths(Family):
     def gold(self, task: Task) -> str:
         raise ValueError("pinned lengths have no right answers")
 
-    def validate(self, limit: int | None = None) -> None:
-        """There are no gold answers to score."""
+    def validate(self, task: Task) -> None:
+        """There is no gold answer to score."""
 
     def budgets(self, task: Task, num_samples: int, max_new_tokens: int) -> tuple[int, ...]:
         """Raises ValueError where the run asks for other samples than the table holds."""

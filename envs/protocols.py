@@ -72,11 +72,8 @@ class Env(Protocol):
         """The most new tokens of each sample, all turns together, in 1..max_new_tokens."""
         ...
 
-    def validate(self, limit: int | None = None) -> None:
-        """Scores the gold answers of the first `limit` tasks of each split (None: of all).
-
-        Raises ValueError naming the first task whose gold answer is not scored 1.
-        """
+    def validate(self, task: Task) -> None:
+        """Raises ValueError naming the task where it has a gold answer that is not scored 1."""
         ...
 
 

@@ -206,6 +206,7 @@ class _Walk:
         for index in _indices(count):
             try:
                 task = source.task(index)
+                env.validate(task)
                 prompt = max(len(each.prompt_ids(task)) for each in self._renderers)
                 texts = _texts(env, task, answers)
                 spell = self._renderers[0].answer_ids

@@ -83,8 +83,8 @@ def test_sorting_options(options: dict[str, int], message: str) -> None:
 @pytest.mark.parametrize("numbers", [2, 4, 6])
 def test_countdown_tasks_have_their_solution(numbers: int) -> None:
     env = Countdown(numbers=numbers, train_size=200, eval_size=50)
-    env.validate()
     for task in tasks(env.source("eval")):
+        env.validate(task)
         assert isinstance(task.reference, dict)
         assert 1 <= task.reference["target"] <= 100  # type: ignore[operator]
         assert len(task.reference["numbers"]) == numbers  # type: ignore[arg-type]
@@ -122,7 +122,7 @@ def test_gsm8k_holds_out_the_last_rows(tmp_path: Path) -> None:
     assert task.prompt == "Question: How many 3?\nAnswer: "
     assert task.reference == "1003"
     assert env.gold(task) == "It is 3.\n#### 1,003"
-    env.validate()
+    env.validate(task)
 
 
 def test_gsm8k_with_an_eval_file_and_chat_prompts(tmp_path: Path) -> None:
@@ -153,13 +153,14 @@ def test_validate_names_the_task_whose_gold_answer_fails(tmp_path: Path) -> None
 
     path = write(tmp_path / "a.jsonl", [f"#### {i}" for i in range(4)])
     env = Misread(path, eval_size=1)
-    env.validate(limit=2)
-    with pytest.raises(ValueError, match=r"task gsm8k/train/2 \(train 2\): its gold answer"):
-        env.validate()
+    env.validate(env.source("train").task(1))
+    with pytest.raises(ValueError, match="task gsm8k/train/2: its gold answer '#### 9' is scored"):
+        env.validate(env.source("train").task(2))
 
 
 def test_gsm8k_on_the_real_rows() -> None:
     env = Gsm8k(str(shared_data("gsm8k-train.jsonl")))
-    env.validate()
+    for task in tasks(env.source("train")):
+        env.validate(task)
     assert (len(env.source("train")), len(env.source("eval"))) == (3744, 256)
     assert env.source("train").task(0).reference == "72"

@@ -58,7 +58,7 @@ def test_rows_become_tasks_with_two_answers(tmp_path: Path) -> None:
     assert source.task(1).facts["margin"] == 0.5
     assert source.task(2).prompt == (Message("user", "Hello"),)
     assert env.source("eval").task(0).prompt == "held out"
-    env.validate()
+    env.validate(source.task(0))
 
 
 def test_parquet_and_a_file_of_its_own_for_evaluation(tmp_path: Path) -> None:
@@ -149,8 +149,10 @@ def test_real_solutions_with_verdicts(tmp_path: Path) -> None:
     rows = [pair for line in lines for pair in pairs_of(json.loads(line))]
     assert len(rows) > 300
     env = env_of(tmp_path, rows)
-    env.validate()
-    assert len(env.source("train")) == len(rows) - 1
+    source = env.source("train")
+    assert len(source) == len(rows) - 1
+    for index in range(len(source)):
+        env.validate(source.task(index))
 
 
 def pairs_of(row: dict[str, object]) -> list[dict[str, object]]:

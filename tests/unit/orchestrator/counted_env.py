@@ -7,6 +7,7 @@ from typing import ClassVar
 from manta.envs.families.family import Family
 from manta.envs.protocols import Split, TaskSource
 from manta.envs.records import Task
+from manta.envs.rewards.exact import Exact
 from manta.envs.sources.generator import GeneratedSource
 
 
@@ -15,7 +16,11 @@ class Counted(Family):
 
     asked: ClassVar[list[int]] = []
 
-    def __init__(self, size: int, eval_size: int = 2, has_gold: bool = True) -> None:
+    def __init__(
+        self, size: int, eval_size: int = 2, has_gold: bool = True, reference: str = "22"
+    ) -> None:
+        self.verifier = Exact()
+        self._reference = reference
         self._sizes = {"train": size, "eval": eval_size}
         self._has_gold = has_gold
 
@@ -30,4 +35,4 @@ class Counted(Family):
     def _task(self, split: Split, index: int) -> Task:
         if split == "train":
             self.asked.append(index)
-        return Task(f"counted/{split}/{index}", "1" * (1 + index % 3), "1", "counted")
+        return Task(f"counted/{split}/{index}", "1" * (1 + index % 3), self._reference, "counted")

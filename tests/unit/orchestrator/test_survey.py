@@ -47,6 +47,15 @@ def test_an_environment_without_gold_answers_cannot_be_given(tmp_path: Path) -> 
     assert not any(problem.startswith("stages[1]") for problem in problems)
 
 
+def test_a_gold_answer_that_is_not_right_is_told(tmp_path: Path) -> None:
+    problems = survey.look(load(tmp_path, ENV.replace("}", ", reference: '3'}") % 9)).problems
+    assert problems[0] == (
+        "stages[0].env: task counted/train/0: its gold answer '22' is scored 0.0, not 1, against "
+        "the reference '3': correct the task or drop it from the data"
+    )
+    assert problems[3] == "stages[0].env: 8 more tasks are broken", "three are shown"
+
+
 def test_gold_likelihood_needs_the_held_out_gold_answers(tmp_path: Path) -> None:
     no_gold = ENV.replace("}", ", has_gold: false}") % 2
     told = survey.look(load(tmp_path, no_gold, "evaluate.gold_likelihood=true")).problems
