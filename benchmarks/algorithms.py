@@ -40,13 +40,12 @@ from manta.orchestrator.metrics import (
     MetricsLine,
     read_metrics,
 )
-from manta.orchestrator.outcomes import PASS_AT_1
+from manta.orchestrator.outcomes import FILTERED_SHARE, PASS_AT_1
 
 CLAIM = "Every preset gains held-out accuracy over its warm start, on every seed, equal samples"
 LEAST_GAIN = 0.1
 PRESETS_PER_RUN = 12
 PASS_AT_8 = "eval/pass_at/8"
-FILTERED_SHARE = "groups/filtered_share"
 FEW_STEPS = 5
 
 

@@ -76,9 +76,6 @@ class PinnedLengths(Family):
     def gold(self, task: Task) -> str:
         raise ValueError("pinned lengths have no right answers")
 
-    def validate(self, task: Task) -> None:
-        """There is no gold answer to score."""
-
     def budgets(self, task: Task, num_samples: int, max_new_tokens: int) -> tuple[int, ...]:
         """Raises ValueError where the run asks for other samples than the table holds."""
         lengths = self._table.lengths[int(task.facts["index"])].tolist()

@@ -61,9 +61,6 @@ class SizedAnswers(Family):
     def gold(self, task: Task) -> str:
         raise ValueError("answers of a set size are neither right nor wrong")
 
-    def validate(self, task: Task) -> None:
-        """There is no gold answer to score."""
-
     def budgets(self, task: Task, num_samples: int, max_new_tokens: int) -> tuple[int, ...]:
         return (self._tokens,) * num_samples
 

@@ -24,6 +24,7 @@ from manta.orchestrator.metrics import ZERO_VARIANCE
 from manta.orchestrator.step_groups import LeftOut
 
 PASS_AT_1: Final = "pass_at/1"
+FILTERED_SHARE: Final = "groups/filtered_share"
 ALL_RIGHT: Final = "groups/all_right_share"
 ALL_WRONG: Final = "groups/all_wrong_share"
 
@@ -116,7 +117,7 @@ def _filtered(
     }
     if metrics:
         total = len(groups) + len(left_out)
-        metrics["groups/filtered_share"] = dropped.total() / max(1, total)
+        metrics[FILTERED_SHARE] = dropped.total() / max(1, total)
     for name in names:
         if name not in GROUP_FILTERS:
             count = sum(each.left_out.get(name, 0) for each in found)
