@@ -153,7 +153,8 @@ def figures(found: Mapping[str, Sequence[Learnt]]) -> list[Figure]:
 
 
 def markdown(found: Mapping[str, Sequence[Learnt]]) -> str:
-    """A table of means over the seeds, the best accuracy first."""
+    """A table of means over the seeds, the best accuracy first. A cell stays empty where one of the
+    seeds did not get there."""
 
     def line(name: str, runs: Sequence[Learnt]) -> str:
         gains = [run.gain for run in runs]
@@ -182,7 +183,9 @@ def _said(value: float, form: str) -> str:
 
 
 def _mean(name: str, what: str, values: Sequence[float], unit: str = "") -> Figure:
-    return Figure(f"{name}: {what}", mean(values), unit, None, None, "higher", values)
+    known = [None if math.isnan(value) else value for value in values]
+    value = None if None in known else mean(values)
+    return Figure(f"{name}: {what}", value, unit, None, None, "higher", known)
 
 
 def main() -> None:

@@ -28,21 +28,24 @@ class Figure:
 
     `bar` and `aim` are None for a number that only informs. `samples` are the raw measurements
     behind `value`, one entry per repetition; where two sides are compared, each entry holds both,
-    in the order in which they ran.
+    in the order in which they ran. A repetition that did not get to what is measured has None, and
+    `value` is None where one of them did not.
     """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     bar: float | None
     aim: float | None
     better: Literal["higher", "lower"]
-    samples: Sequence[float | Sequence[float]]
+    samples: Sequence[float | Sequence[float] | None]
 
     def holds(self) -> bool | None:
         """Whether the bar is reached; None without a bar."""
         if self.bar is None:
             return None
+        if self.value is None:
+            return False
         return self.value >= self.bar if self.better == "higher" else self.value <= self.bar
 
 
@@ -67,7 +70,7 @@ def write(
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{benchmark}.json"
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     Console().print(table(claim, figures))
     return path
 
@@ -82,13 +85,19 @@ def table(title: str, figures: Sequence[Figure]) -> Table:
         sign = ">=" if figure.better == "higher" else "<="
         drawn.add_row(
             figure.name,
-            f"{figure.value:,.4g}" if abs(figure.value) < 1000 else f"{figure.value:,.0f}",
+            _said(figure.value),
             figure.unit,
             "" if figure.bar is None else f"{sign} {figure.bar:g}",
             "" if figure.aim is None else f"{figure.aim:g}",
             "" if holds is None else ("yes" if holds else "NO"),
         )
     return drawn
+
+
+def _said(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def hardware(cores: int) -> dict[str, str | int | float]:

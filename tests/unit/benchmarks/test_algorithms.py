@@ -49,8 +49,9 @@ def test_a_stage_is_read_from_its_evaluations_and_its_last_tenth() -> None:
     assert learnt.samples_needed == 7 * 16, "steps 3 to 7 are 0.1 above steps 1 to 5"
     assert learnt.pass_at_8 == 0.875
     assert learnt.length != learnt.length, "not measured is not a number"
-    least = algorithms.figures({"grpo": [learnt]})[0]
-    assert least.holds()
+    made = {figure.name: figure for figure in algorithms.figures({"grpo": [learnt]})}
+    assert made["grpo: least gain"].holds()
+    assert (made["grpo: length"].value, made["grpo: length"].samples) == (None, [None])
     shown = algorithms.markdown({"grpo": [learnt, learnt], "ppo": [replace(learnt, after=0.75)]})
     assert [line.split(" | ")[:6] for line in shown.splitlines()[2:]] == [
         ["| `ppo`", "75.0%", "+50.0 to +50.0", "87.5%", "19.50", ""],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,17 @@ def test_every_result_is_shown_and_a_broken_bar_is_told(tmp_path: Path) -> None:
     assert "first: is fast" in text
     assert "second: is prompt" in text
     assert "NO" in text
+
+
+def test_what_a_repetition_did_not_reach_is_no_number(tmp_path: Path) -> None:
+    partly = Figure("samples needed", None, "", None, None, "lower", [512.0, None])
+    write("first", "learns", [partly], [], 2, tmp_path)
+    console = Console(record=True, width=120)
+    assert show(tmp_path, console), "without a bar it only informs"
+    assert "samples needed" in console.export_text()
+    assert Figure("time", None, "s", 3.0, None, "lower", [None]).holds() is False
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write("second", "is JSON", [replace(partly, value=math.nan)], [], 2, tmp_path)
 
 
 def test_without_results_it_says_how_to_get_them(tmp_path: Path) -> None:
