@@ -91,6 +91,7 @@ class StepAlarms:
         self._is_colocated = is_colocated
         self._stage = ""
         self._steps: deque[Mapping[str, float]] = deque(maxlen=max(WINDOW, IDLE_STEPS))
+        self._learner_shares: deque[float | None] = deque(maxlen=IDLE_STEPS)
         self._told: set[str] = set()
 
     def step(self, stage: str, metrics: Mapping[str, float]) -> list[Alarm]:
@@ -98,9 +99,11 @@ class StepAlarms:
         if stage != self._stage:
             self._stage = stage
             self._steps.clear()
+            self._learner_shares.clear()
             self._told.clear()
         found = [each for each in (self._slow(metrics),) if each is not None]
         self._steps.append(metrics)
+        self._learner_shares.append(_learner_idle(metrics))
         found += [each for each in (self._idle(), self._learner_idle()) if each is not None]
         found += self._queues()
         kinds = {each.kind for each in found}
@@ -141,8 +144,7 @@ class StepAlarms:
         )
 
     def _learner_idle(self) -> Alarm | None:
-        shares = [_learner_idle(each) for each in list(self._steps)[-IDLE_STEPS:]]
-        known = [share for share in shares if share is not None]
+        known = [share for share in self._learner_shares if share is not None]
         if len(known) < IDLE_STEPS or min(known) < IDLE_LEARNER:
             return None
         return Alarm(

@@ -52,7 +52,9 @@ class StepGroups:
         return tuple((index[g.finished.block], g.finished.place) for g in self.members)
 
     def without_older(self, oldest: int | None) -> StepGroups:
-        """The same groups without the tokens of weights before step `oldest`."""
+        """The same groups without the tokens of weights before step `oldest` (None: all stay)."""
+        if oldest is None:
+            return self
         return StepGroups(
             tuple(
                 replace(
