@@ -49,12 +49,12 @@ class AgePolicy:
 NO_LIMIT = AgePolicy()
 
 
-def without_older(summary: GroupSummary, oldest: int | None) -> GroupSummary:
-    """`summary` without the trained tokens of weights before step `oldest` (None: as it is)."""
+def without_older(summary: GroupSummary, oldest: int) -> GroupSummary:
+    """`summary` without the trained tokens of weights before step `oldest`."""
     young = {
         version: count_n
         for version, count_n in summary.tokens_by_version.items()
-        if oldest is None or version.step >= oldest
+        if version.step >= oldest
     }
     if len(young) == len(summary.tokens_by_version):
         return summary

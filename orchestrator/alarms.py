@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise, takewhile
 from typing import Final
 
 import numpy as np
@@ -91,7 +91,6 @@ class StepAlarms:
         self._is_colocated = is_colocated
         self._stage = ""
         self._steps: deque[Mapping[str, float]] = deque(maxlen=max(WINDOW, IDLE_STEPS))
-        self._learner_shares: deque[float | None] = deque(maxlen=IDLE_STEPS)
         self._told: set[str] = set()
 
     def step(self, stage: str, metrics: Mapping[str, float]) -> list[Alarm]:
@@ -99,11 +98,9 @@ class StepAlarms:
         if stage != self._stage:
             self._stage = stage
             self._steps.clear()
-            self._learner_shares.clear()
             self._told.clear()
         found = [each for each in (self._slow(metrics),) if each is not None]
         self._steps.append(metrics)
-        self._learner_shares.append(_learner_idle(metrics))
         found += [each for each in (self._idle(), self._learner_idle()) if each is not None]
         found += self._queues()
         kinds = {each.kind for each in found}
@@ -144,12 +141,14 @@ class StepAlarms:
         )
 
     def _learner_idle(self) -> Alarm | None:
-        known = [share for share in self._learner_shares if share is not None]
-        if len(known) < IDLE_STEPS or min(known) < IDLE_LEARNER:
+        # The newest first: as a rule it ends the look
+        shares = map(_learner_idle, islice(reversed(self._steps), IDLE_STEPS))
+        idle = list(takewhile(lambda share: share >= IDLE_LEARNER, shares))
+        if len(idle) < IDLE_STEPS:
             return None
         return Alarm(
             "learner idle",
-            f"the learner was idle for over {min(known):.0%} of each of {IDLE_STEPS} steps",
+            f"the learner was idle for over {min(idle):.0%} of each of {IDLE_STEPS} steps",
             "it waits for samples",
             "use more engines (rollout.workers) or environment workers, or raise "
             "rollout.max_staleness",
@@ -266,10 +265,11 @@ def incomplete_evaluation(broken: int) -> Alarm:
     )
 
 
-def _learner_idle(metrics: Mapping[str, float]) -> float | None:
+def _learner_idle(metrics: Mapping[str, float]) -> float:
+    """Share of the step; 0 where nothing tells."""
     busy = [metrics[name] for name in metrics if name.startswith("time/learner/")]
     if not busy or metrics.get(STEP, 0.0) <= 0:
-        return None
+        return 0.0
     return 1 - min(1.0, sum(busy) / metrics[STEP])
 
 

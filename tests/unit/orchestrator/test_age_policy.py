@@ -48,6 +48,7 @@ def test_trained_tokens_are_counted_by_the_version_that_sampled_them() -> None:
 def test_the_driver_counts_what_the_ranks_train(step: int) -> None:
     policy = AgePolicy(1, "mask_tokens")
     oldest = policy.oldest_that_trains(step)
+    assert oldest is not None
     assert oldest == step - 2
     groups = aged_groups()
     summaries = [without_older(summarise(group), oldest) for group in groups]
